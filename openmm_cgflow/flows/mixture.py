@@ -1,0 +1,169 @@
+"""The multimodal density of soft variables: an autoregressive mixture of (wrapped) normal distributions.
+
+Every conditional distribution function is analytic and smooth to all orders, so that the negative log-density is a
+free energy whose gradient may be used as a force, and the density is at the same time a bijection: the distribution
+functions map the variables to a uniform latent and back.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from openmm_cgflow.flows.networks import MLP, fourier_features
+
+__all__ = ["MixtureDensity"]
+
+# The images of a wrapped normal that are summed. With scales below MAX_CIRCULAR_SCALE, what is left out is < 1e-16.
+_DENSITY_IMAGES = (-1, 0, 1)
+_CDF_IMAGES = (-2, -1, 0, 1, 2)
+MAX_CIRCULAR_SCALE = 1.0
+_SQRT_2 = math.sqrt(2.0)
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class MixtureDensity(nn.Module):
+    """`q(y | context) = prod_k q(y_k | y_<k, context)`, each factor a mixture of normals, wrapped where `y_k` is an angle.
+
+    Circular variables come first, in radians of their own period, in [-pi, pi); one uniform component keeps their
+    density positive everywhere. The others live on the real line at about unit scale.
+
+    Arguments:
+        n_circular: number of circular variables.
+        n_linear: number of variables on the real line.
+        n_context: width of the context.
+        components: number of mixture components of each factor.
+        hidden: width of the conditioning networks.
+        harmonics: Fourier pairs by which a circular variable is shown to later factors.
+        min_scale: smallest standard deviation of a component.
+    """
+
+    def __init__(
+        self,
+        n_circular: int,
+        n_linear: int = 0,
+        n_context: int = 0,
+        components: int = 16,
+        hidden: int = 64,
+        harmonics: int = 4,
+        min_scale: float = 0.03,
+    ) -> None:
+        super().__init__()
+        self.n_circular, self.n = n_circular, n_circular + n_linear
+        self.components, self.harmonics, self.min_scale = components, harmonics, min_scale
+        self.register_buffer("circular", torch.arange(n_circular), persistent=False)
+        self.conditioners = nn.ModuleList()
+        for k in range(self.n):
+            before = 2 * harmonics * min(k, n_circular) + max(0, k - n_circular)
+            self.conditioners.append(MLP(before + n_context, 3 * components + 1, hidden, bias=self._start(k)))
+
+    def _start(self, k: int) -> Tensor:
+        """Parameters of a nearly uniform factor: logits (the last one of the uniform component), means, raw scales."""
+        half = math.pi if k < self.n_circular else 2.0
+        step = 2 * half / self.components
+        means = -half + step * (torch.arange(self.components) + 0.5)
+        scale = min(max(1.2 * step, 0.3), 0.9)
+        raw = self._raw_scale(torch.tensor(scale), k).expand(self.components)
+        return torch.cat([torch.zeros(self.components), means, raw, torch.tensor([-4.0])])
+
+    def _raw_scale(self, scale: Tensor, k: int) -> Tensor:
+        if k < self.n_circular:
+            return torch.logit((scale - self.min_scale) / (MAX_CIRCULAR_SCALE - self.min_scale))
+        return torch.log(scale - self.min_scale)
+
+    def _parameters_of(self, k: int, before: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights `(batch, components + 1)`, means and scales `(batch, components)` of factor `k`."""
+        features = fourier_features(before, self.circular[: min(k, self.n_circular)], self.harmonics)
+        raw = self.conditioners[k](torch.cat([features, context], dim=1))
+        logits, means, scales, uniform = raw.split([self.components] * 3 + [1], dim=1)
+        if k < self.n_circular:
+            scales = self.min_scale + (MAX_CIRCULAR_SCALE - self.min_scale) * torch.sigmoid(scales)
+            logits = torch.cat([logits, uniform.clamp(min=-12.0)], dim=1)
+        else:
+            scales = self.min_scale + torch.exp(scales.clamp(max=4.0))
+            logits = torch.cat([logits, torch.full_like(uniform, -math.inf)], dim=1)
+        return torch.log_softmax(logits, dim=1), means, scales
+
+    def _log_prob_of(self, k: int, y: Tensor, parameters: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        log_weights, means, scales = parameters
+        deviation = y.unsqueeze(1) - means
+        if k >= self.n_circular:
+            terms = log_weights[:, :-1] - 0.5 * (deviation / scales) ** 2 - torch.log(scales) - _LOG_SQRT_2PI
+            return torch.logsumexp(terms, dim=1)
+        nearest = torch.remainder(deviation + math.pi, 2 * math.pi) - math.pi
+        images = torch.tensor(_DENSITY_IMAGES, dtype=y.dtype, device=y.device) * (2 * math.pi)
+        exponents = -0.5 * ((nearest.unsqueeze(-1) + images) / scales.unsqueeze(-1)) ** 2
+        terms = log_weights[:, :-1] + torch.logsumexp(exponents, dim=-1) - torch.log(scales) - _LOG_SQRT_2PI
+        uniform = log_weights[:, -1:] - math.log(2 * math.pi)
+        return torch.logsumexp(torch.cat([terms, uniform], dim=1), dim=1)
+
+    def _cdf_of(self, k: int, y: Tensor, parameters: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        log_weights, means, scales = parameters
+        weights = torch.exp(log_weights)
+        deviation = y.unsqueeze(1) - means
+        if k >= self.n_circular:
+            return (weights[:, :-1] * torch.special.ndtr(deviation / scales)).sum(1)
+        total = weights[:, -1] * (y + math.pi) / (2 * math.pi)
+        for image in _CDF_IMAGES:
+            shift = 2 * math.pi * image
+            upper = torch.special.ndtr((deviation + shift) / scales)
+            lower = torch.special.ndtr((-math.pi - means + shift) / scales)
+            total = total + (weights[:, :-1] * (upper - lower)).sum(1)
+        return total
+
+    def log_prob(self, y: Tensor, context: Tensor) -> Tensor:
+        """Log-density `(batch,)` of `y (batch, n)` given `context (batch, n_context)`."""
+        total = y.new_zeros(y.shape[0])
+        for k in range(self.n):
+            total = total + self._log_prob_of(k, y[:, k], self._parameters_of(k, y[:, :k], context))
+        return total
+
+    @torch.no_grad()
+    def sample(self, context: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Independent samples `(batch, n)`, one for each row of `context (batch, n_context)`; no gradients."""
+        batch = context.shape[0]
+        y = context.new_zeros(batch, 0)
+        for k in range(self.n):
+            log_weights, means, scales = self._parameters_of(k, y, context)
+            chosen = torch.multinomial(log_weights.exp(), 1, generator=generator)
+            component = chosen.clamp(max=self.components - 1)
+            noise = torch.randn(batch, 1, generator=generator, dtype=y.dtype, device=y.device)
+            value = means.gather(1, component) + scales.gather(1, component) * noise
+            if k < self.n_circular:
+                flat = 2 * math.pi * torch.rand(batch, 1, generator=generator, dtype=y.dtype, device=y.device)
+                value = torch.where(chosen == self.components, flat, value)
+                value = torch.remainder(value + math.pi, 2 * math.pi) - math.pi
+            y = torch.cat([y, value], dim=1)
+        return y
+
+    def to_latent(self, y: Tensor, context: Tensor) -> Tensor:
+        """The uniform latent `(batch, n)` in [0, 1] of `y`; its log-determinant is `log_prob(y, context)`."""
+        columns = [self._cdf_of(k, y[:, k], self._parameters_of(k, y[:, :k], context)) for k in range(self.n)]
+        return torch.stack(columns, dim=1) if columns else y
+
+    def from_latent(self, latent: Tensor, context: Tensor) -> Tensor:
+        """The inverse of `to_latent`, by bisection; gradients with respect to parameters and latent are exact.
+
+        They come from the implicit function theorem: one Newton step around the solution, whose value changes nothing.
+        """
+        y = latent.new_zeros(latent.shape[0], 0)
+        for k in range(self.n):
+            parameters = self._parameters_of(k, y, context)
+            with torch.no_grad():
+                root = self._bisect(k, latent[:, k], parameters)
+                density = torch.exp(self._log_prob_of(k, root, parameters))
+            value = root - (self._cdf_of(k, root, parameters) - latent[:, k]) / density
+            y = torch.cat([y, value.unsqueeze(1)], dim=1)
+        return y
+
+    def _bisect(self, k: int, target: Tensor, parameters: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        _, means, scales = parameters
+        if k < self.n_circular:
+            low, high = torch.full_like(target, -math.pi), torch.full_like(target, math.pi)
+        else:
+            low, high = (means - 12 * scales).amin(1), (means + 12 * scales).amax(1)
+        for _ in range(60 if target.dtype == torch.float64 else 30):
+            middle = 0.5 * (low + high)
+            below = self._cdf_of(k, middle, parameters) < target
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return 0.5 * (low + high)

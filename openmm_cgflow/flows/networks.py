@@ -1,0 +1,59 @@
+"""The small networks that condition the flow, and what they are fed with."""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MLP", "fourier_features"]
+
+
+class MLP(nn.Module):
+    """A perceptron with SiLU activations whose last layer starts at zero.
+
+    It starts as the constant `bias`, so that a flow built from it starts as the map that its author chose.
+    With `n_in = 0` it is a learnable constant.
+
+    Arguments:
+        n_in: number of inputs.
+        n_out: number of outputs.
+        hidden: width of each hidden layer.
+        depth: number of hidden layers.
+        bias: start value of the outputs, `(n_out,)`; zeros if not given.
+    """
+
+    def __init__(self, n_in: int, n_out: int, hidden: int, depth: int = 2, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.n_in = n_in
+        widths = [n_in] + [hidden] * depth if n_in else []
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(width_in, width_out), nn.SiLU()]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(widths[-1] if widths else 1, n_out)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        if bias is not None:
+            self.head.bias.data.copy_(bias)
+        if not n_in:
+            self.head.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs `(batch, n_out)` for inputs `(batch, n_in)`."""
+        return self.head(self.body(x)) if self.n_in else self.head.bias.expand(x.shape[0], -1)
+
+
+def fourier_features(y: Tensor, circular: Tensor, harmonics: int) -> Tensor:
+    """What a network sees of soft variables: smooth, and periodic where they are.
+
+    Arguments:
+        y: `(batch, n)`, circular entries in radians of their own period (2 pi once around), others about unit scale.
+        circular: indices of the circular entries, `(n_circular,)`; they must come first.
+        harmonics: number of sine and cosine pairs for each of them.
+
+    Returns:
+        `(batch, 2 * harmonics * n_circular + n - n_circular)`
+    """
+    n_circular = circular.numel()
+    angles = y[:, :n_circular]
+    multiples = torch.arange(1, harmonics + 1, device=y.device, dtype=y.dtype)
+    phases = (angles.unsqueeze(-1) * multiples).flatten(1)
+    return torch.cat([torch.sin(phases), torch.cos(phases), y[:, n_circular:]], dim=1)

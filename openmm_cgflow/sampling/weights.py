@@ -1,0 +1,72 @@
+"""What importance weights say about themselves."""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["clip_log_weights", "effective_sample_size", "log_mean_exp", "pareto_k"]
+
+
+def log_mean_exp(log_weights: Tensor) -> tuple[float, float]:
+    """`log mean exp` of log-weights `(n,)` and its standard error, by the delta method.
+
+    Returns:
+        the logarithm and its error; the error is infinite when every weight is zero.
+    """
+    n = log_weights.numel()
+    value = torch.logsumexp(log_weights, 0).item() - math.log(n)
+    if not math.isfinite(value):
+        return value, math.inf
+    relative = torch.exp(log_weights.double() - value)
+    return value, (relative.std().item() / math.sqrt(n)) if n > 1 else math.inf
+
+
+def effective_sample_size(log_weights: Tensor) -> float:
+    """Kish's effective sample size over n, in (0, 1], of log-weights `(n,)`; 0 when every weight is zero."""
+    log_weights = log_weights.double()
+    top = 2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0)
+    value = (torch.exp(top) / log_weights.numel()).item()
+    return value if math.isfinite(value) else 0.0
+
+
+def clip_log_weights(log_weights: Tensor, fraction: float = 1e-4) -> Tensor:
+    """Log-weights with the largest `fraction` of them (at least one) lowered to the largest of the rest."""
+    n_clipped = min(max(1, math.ceil(fraction * log_weights.numel())), log_weights.numel() - 1)
+    ceiling = torch.topk(log_weights, n_clipped + 1).values[-1]
+    return torch.minimum(log_weights, ceiling)
+
+
+def pareto_k(log_weights: Tensor) -> float:
+    """Shape of the generalised Pareto distribution of the largest weights (Vehtari et al., arXiv 1507.02646).
+
+    Below 0.5 the weights have a finite variance; above 0.7 estimates from them are not to be trusted. The tail are the
+    largest `min(n / 5, 3 sqrt(n))` weights; the fit is that of Zhang and Stephens (2009), with the weak prior of the paper.
+
+    Returns:
+        k-hat; NaN for fewer than 25 finite weights.
+    """
+    finite = log_weights[torch.isfinite(log_weights)].double()
+    n = log_weights.numel()
+    n_tail = math.ceil(min(0.2 * n, 3 * math.sqrt(n)))
+    if finite.numel() < max(25, n_tail + 1):
+        return math.nan
+    ordered = torch.sort(finite).values
+    ordered = ordered - ordered[-1]
+    excess = torch.exp(ordered[-n_tail:]) - torch.exp(ordered[-n_tail - 1])
+    return _generalised_pareto_shape(excess.clamp(min=1e-300))
+
+
+def _generalised_pareto_shape(excess: Tensor) -> float:
+    """Empirical-Bayes estimate of the shape from ordered excesses `(n,)`, smallest first."""
+    n = excess.numel()
+    n_grid = 30 + int(math.sqrt(n))
+    quartile = excess[int(n / 4 + 0.5) - 1]
+    grid = torch.arange(1, n_grid + 1, dtype=excess.dtype)
+    theta = 1 / excess[-1] + (1 - torch.sqrt(n_grid / (grid - 0.5))) / (3 * quartile)
+    shape = torch.log1p(-theta[:, None] * excess).mean(1)
+    profile = n * (torch.log(-theta / shape) - shape - 1)
+    weights = torch.softmax(profile, 0)
+    best = (weights * theta).sum()
+    k = torch.log1p(-best * excess).mean().item()
+    return (n * k + 10 * 0.5) / (n + 10)

@@ -1,0 +1,25 @@
+"""Training a flow on a potential: Laplace start, reverse KL, reweighted maximum likelihood."""
+
+from openmm_cgflow.training.budget import Budget
+from openmm_cgflow.training.laplace import LaplaceMixture, laplace
+from openmm_cgflow.training.objectives import joint_reverse_kl, negative_log_likelihood, stiff_reverse_kl
+from openmm_cgflow.training.parallel import Parallel, available_cores
+from openmm_cgflow.training.reporter import Metrics, Reporter
+from openmm_cgflow.training.target import BoltzmannTarget
+from openmm_cgflow.training.trainer import Trainer, TrainSettings
+
+__all__ = [
+    "BoltzmannTarget",
+    "Budget",
+    "LaplaceMixture",
+    "Metrics",
+    "Parallel",
+    "Reporter",
+    "TrainSettings",
+    "Trainer",
+    "available_cores",
+    "joint_reverse_kl",
+    "laplace",
+    "negative_log_likelihood",
+    "stiff_reverse_kl",
+]

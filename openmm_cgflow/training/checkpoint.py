@@ -1,0 +1,45 @@
+"""A training's state as tensors and plain values, from which it goes on as if it had not been interrupted."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openmm_cgflow.training.reporter import Metrics
+from openmm_cgflow.training.trainer import Trainer
+
+__all__ = ["load_state", "save_state"]
+
+
+def save_state(trainer: Trainer, history: list[Metrics]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by name, and the rest as JSON-able values."""
+    tensors = {f"flow.{name}": t for name, t in trainer.flow.state_dict().items()}
+    tensors |= {f"average.{name}": t for name, t in trainer.average.state_dict().items()}
+    tensors["generator"] = trainer.generator.get_state()
+    if trainer.optimizer is not None:
+        for index, state in trainer.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(t) for name, t in state.items()}
+    header = {"stage": trainer.stage, "dropped": trainer.dropped, "evaluations": trainer.target.evaluations}
+    header |= {"seconds": trainer.budget.elapsed, "history": [asdict(row) for row in history]}
+    return tensors, header
+
+
+def load_state(trainer: Trainer, tensors: dict[str, Tensor], header: dict[str, Any]) -> list[Metrics]:
+    """Set the trainer to the saved state; returns the rows of its history."""
+    for name, module in (("flow", trainer.flow), ("average", trainer.average)):
+        module.load_state_dict({k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")})
+    trainer.generator.set_state(tensors["generator"])
+    trainer.stage, trainer.dropped = header["stage"], header["dropped"]
+    trainer.target.potential.evaluations = header["evaluations"]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = tensor
+    if state:
+        trainer.make_optimizer()
+        assert trainer.optimizer is not None
+        groups = trainer.optimizer.state_dict()["param_groups"]
+        trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return [Metrics(**row) for row in header["history"]]

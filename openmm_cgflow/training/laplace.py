@@ -1,0 +1,131 @@
+"""A start that costs almost nothing: a Gaussian of the stiff variables around the minimum at fixed soft ones."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openmm_cgflow.training.parallel import Parallel
+from openmm_cgflow.training.target import BoltzmannTarget
+
+__all__ = ["LaplaceMixture", "laplace"]
+
+
+@dataclass(frozen=True)
+class LaplaceMixture:
+    """Gaussians `N(minimum_i, factor_i factor_i^T)` of the stiff coordinates at given values of the soft ones.
+
+    Attributes:
+        minima: `(points, dof)` coordinates, the soft ones as given.
+        factors: `(points, n_stiff, n_stiff)` lower-triangular factors of the covariances, in coordinate units.
+        log_partition: `(points,)` log of the integral over the stiff coordinates, by Laplace's formula.
+        stiff: `(n_stiff,)` indices of the stiff coordinates among the `dof`.
+    """
+
+    minima: Tensor
+    factors: Tensor
+    log_partition: Tensor
+    stiff: Tensor
+
+    def sample(self, chosen: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One sample `(batch, dof)` of each `chosen (batch,)` Gaussian."""
+        noise = torch.randn(chosen.numel(), self.stiff.numel(), 1, generator=generator, dtype=self.minima.dtype)
+        q = self.minima[chosen].clone()
+        q[:, self.stiff] += (self.factors[chosen] @ noise).squeeze(2)
+        return q
+
+    def log_prob(self, q: Tensor, chosen: Tensor) -> Tensor:
+        """Log-density `(batch,)` of the stiff coordinates of `q (batch, dof)` under the `chosen (batch,)` Gaussians."""
+        deviation = (q - self.minima[chosen])[:, self.stiff].unsqueeze(2)
+        factor = self.factors[chosen]
+        white = torch.linalg.solve_triangular(factor, deviation, upper=False).squeeze(2)
+        return torch.distributions.Normal(0.0, 1.0).log_prob(white).sum(1) - _log_diagonal(factor)
+
+
+def _log_diagonal(factor: Tensor) -> Tensor:
+    return torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(-1)
+
+
+def laplace(
+    target: BoltzmannTarget,
+    points: Tensor,
+    stiff: Tensor,
+    scale: Tensor,
+    parallel: Parallel,
+    iterations: int = 40,
+    step: float = 0.5,
+) -> LaplaceMixture:
+    """Minimise the action over the stiff coordinates at each point and take its curvature there.
+
+    The curvature is that of central differences over half a thermal width, which averages over the anharmonicity that a
+    sample sees, and its eigenvalues are kept within a factor 30 of those at the first point.
+
+    Arguments:
+        target: gives the action and its gradient.
+        points: `(points, dof)` start values; the first should be near a minimum (the user's own structure).
+        stiff: `(n_stiff,)` indices of the coordinates to minimise over.
+        scale: `(dof,)` rough thermal widths.
+        parallel: over which the evaluations are spread.
+        iterations: of the minimisation.
+        step: of the differences, in thermal widths.
+    """
+    factor = torch.diag(scale[stiff])
+    first = _minimise(target, points[:1], stiff, factor, parallel, 2 * iterations)
+    for _ in range(2):  # the second time in units of the first curvature
+        factor = _factors(target, first, stiff, factor, parallel, step)[0]
+        first = _minimise(target, first, stiff, factor, parallel, iterations)
+    start = points.clone()
+    start[:, stiff] = first[:, stiff]
+    start[0] = first[0]
+    minima = _minimise(target, start, stiff, factor, parallel, iterations)
+    factors = _factors(target, minima, stiff, factor, parallel, step)
+    action = parallel.map(lambda q: (target.action(q).detach(),), minima)[0]
+    n = stiff.numel()
+    log_partition = -action + _log_diagonal(factors) + 0.5 * n * torch.log(torch.tensor(2 * torch.pi))
+    return LaplaceMixture(minima, factors, log_partition, stiff)
+
+
+def _minimise(
+    target: BoltzmannTarget, points: Tensor, stiff: Tensor, factor: Tensor, parallel: Parallel, iterations: int
+) -> Tensor:
+    """Descend with the preconditioner `factor factor^T`; each point has its own trust radius, and never goes up."""
+    q = points.clone()
+    action, gradient = parallel.map(target.action_and_gradient, q)
+    radius = torch.full_like(action, 3.0)
+    for _ in range(iterations):
+        downhill = -gradient[:, stiff] @ factor  # in whitened units
+        length = downhill.norm(dim=1)
+        move = downhill * torch.clamp(radius / length.clamp(min=1e-12), max=1.0).unsqueeze(1)
+        trial = q.clone()
+        trial[:, stiff] += move @ factor.T
+        trial_action, trial_gradient = parallel.map(target.action_and_gradient, trial)
+        better = trial_action <= action
+        moved = move.norm(dim=1)
+        radius = torch.where(better, torch.maximum(radius, 1.5 * moved), 0.3 * torch.minimum(radius, moved))
+        q = torch.where(better.unsqueeze(1), trial, q)
+        gradient = torch.where(better.unsqueeze(1), trial_gradient, gradient)
+        action = torch.where(better, trial_action, action)
+    return q
+
+
+def _factors(
+    target: BoltzmannTarget, minima: Tensor, stiff: Tensor, factor: Tensor, parallel: Parallel, step: float
+) -> Tensor:
+    """Lower-triangular factors `(points, n, n)` of the inverse curvature, measured along the columns of `factor`."""
+    n = stiff.numel()
+    steps = step * factor.T  # row j: the j-th whitened direction
+
+    def curvature(q: Tensor) -> tuple[Tensor]:
+        moves = q.new_zeros(2 * n, q.shape[1])
+        moves[:n, stiff], moves[n:, stiff] = steps, -steps
+        shifted = (q.unsqueeze(1) + moves).flatten(0, 1)
+        gradient = target.action_and_gradient(shifted)[1][:, stiff].reshape(q.shape[0], 2, n, n)
+        white = (gradient[:, 0] - gradient[:, 1]) @ factor / (2 * step)
+        return (0.5 * (white + white.transpose(1, 2)),)
+
+    hessian = parallel.map(curvature, minima, chunk=max(1, 2048 // (2 * n)))[0]
+    values, vectors = torch.linalg.eigh(hessian.double())
+    inverse = vectors @ torch.diag_embed(1 / values.clamp(1 / 30, 30.0)) @ vectors.transpose(1, 2)
+    covariance = factor.double() @ inverse @ factor.double().T
+    # The reversed order of a Cholesky factor of the inverse is not needed: the covariance itself is factored.
+    return torch.linalg.cholesky(covariance).to(minima.dtype)

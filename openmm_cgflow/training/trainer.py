@@ -1,0 +1,267 @@
+"""Training from energies alone: Laplace start, brief reverse KL, then reweighted maximum likelihood on own samples."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from openmm_cgflow.errors import TrainingError
+from openmm_cgflow.flows import JointFlow
+from openmm_cgflow.sampling import effective_sample_size, log_mean_exp
+from openmm_cgflow.training.budget import Budget
+from openmm_cgflow.training.laplace import LaplaceMixture, laplace
+from openmm_cgflow.training.objectives import negative_log_likelihood, stiff_reverse_kl
+from openmm_cgflow.training.parallel import Parallel
+from openmm_cgflow.training.reporter import Metrics, Reporter
+from openmm_cgflow.training.target import BoltzmannTarget
+
+__all__ = ["TrainSettings", "Trainer"]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a flow is trained.
+
+    Attributes:
+        points: values of the soft variables at which the Laplace start is made.
+        flattening: free energies of the start are divided by this, so that the proposal covers barriers.
+        fit_steps: maximum-likelihood steps on the Laplace start.
+        batch: rows of a step.
+        kl_share: share of the budget at which the reverse KL stage ends.
+        buffer: own samples between refreshes.
+        buffer_steps: steps on each buffer.
+        learning_rates: of the fit, the reverse KL and the refinement.
+        average: decay of the running average of the parameters that is returned.
+        clip: share of the largest weights that is levelled before resampling.
+    """
+
+    points: int = 1024
+    flattening: float = 4.0
+    fit_steps: int = 400
+    batch: int = 1024
+    kl_share: float = 0.3
+    buffer: int = 20_000
+    buffer_steps: int = 40
+    learning_rates: tuple[float, float, float] = (2e-3, 1e-3, 5e-4)
+    average: float = 0.998
+    clip: float = 1e-3
+
+
+class Trainer:
+    """Trains a flow on a target in four stages; every one can be interrupted and goes on where it was.
+
+    Arguments:
+        flow: trained in place.
+        target: what to sample.
+        settings: how.
+        seed: of everything random.
+    """
+
+    def __init__(
+        self, flow: JointFlow, target: BoltzmannTarget, settings: TrainSettings | None = None, seed: int = 0
+    ) -> None:
+        self.flow, self.target, self.settings = flow, target, settings or TrainSettings()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.average = copy.deepcopy(flow)
+        self.stage = "laplace"
+        self.dropped = 0
+        self.frames: Tensor | None = None
+        n_slow, n_bead, n_rotor, n_atom = flow.sizes
+        index = torch.arange(sum(flow.sizes))
+        self.soft = torch.cat([index[:n_slow], index[n_slow + n_bead : n_slow + n_bead + n_rotor]])
+        self.stiff = torch.cat([index[n_slow : n_slow + n_bead], index[n_slow + n_bead + n_rotor :]])
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    # -- the stages -------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        budget: Budget,
+        reporter: Reporter,
+        parallel: Parallel,
+        save: Callable[..., None],
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Go through the stages that are left, until the budget is spent or somebody interrupts.
+
+        Arguments:
+            budget: what it may cost.
+            reporter: is told the figures.
+            parallel: over which work is spread.
+            save: called often, and with `force=True` at the end of each stage.
+            interrupted: whether to end now.
+        """
+        self.budget, self.reporter, self.parallel, self.save = budget, reporter, parallel, save
+        self.interrupted = interrupted
+        if self.stage == "laplace":
+            mixture = self._laplace()
+            self._fit(mixture)
+            self.average.load_state_dict(self.flow.state_dict())
+            self._enter("reverse_kl")
+        if self.stage == "reverse_kl":
+            self._reverse_kl()
+            self.average.load_state_dict(self.flow.state_dict())
+            self._enter("refine")
+        self._refine()
+        self.flow.load_state_dict(self.average.state_dict())
+
+    def _enter(self, stage: str) -> None:
+        self.stage, self.optimizer = stage, None
+        self.save(force=True)
+
+    def _laplace(self) -> LaplaceMixture:
+        points = self._soft_points(self.settings.points)
+        mixture = laplace(self.target, points, self.stiff, self.target.coordinates.scale.float(), self.parallel)
+        if not bool(torch.isfinite(mixture.log_partition).any()):
+            raise TrainingError("every energy of the Laplace start is infinite or NaN; check the System at your positions.")
+        self._report("laplace")
+        return mixture
+
+    def _soft_points(self, n: int) -> Tensor:
+        """The reference, and a low-discrepancy set over the soft variables with everything else as in the reference."""
+        coordinates = self.target.coordinates
+        points = coordinates.reference.float().expand(n, -1).clone()
+        if self.soft.numel():
+            sobol = torch.quasirandom.SobolEngine(self.soft.numel(), scramble=True, seed=self._seed())
+            period = coordinates.period[self.soft].float()
+            points[1:, self.soft] += (sobol.draw(n - 1).to(points) - 0.5) * period
+        return points
+
+    def _seed(self) -> int:
+        return int(torch.randint(2**31, (1,), generator=self.generator))
+
+    def _fit(self, mixture: LaplaceMixture) -> None:
+        """Maximum likelihood on samples of the Laplace start, its free energies flattened; no energies needed."""
+        self._set_factors(mixture)
+        log_weights = mixture.log_partition / self.settings.flattening
+        weights = torch.softmax(torch.where(torch.isfinite(log_weights), log_weights, -math.inf), 0)
+        for i in range(self.settings.fit_steps):
+            if self._fraction() >= 1:
+                break
+            chosen = torch.multinomial(weights, self.settings.batch, replacement=True, generator=self.generator)
+            q = mixture.sample(chosen, self.generator)
+            loss = self._step(
+                self._rate(0, i / self.settings.fit_steps), lambda rows: negative_log_likelihood(self.flow, rows), q
+            )
+            if (i + 1) % 50 == 0:
+                self._report("fit", loss=loss)
+
+    @torch.no_grad()
+    def _set_factors(self, mixture: LaplaceMixture) -> None:
+        """Start the Gaussian factors from the median curvature of the start's points."""
+        n_bead = self.flow.sizes[1]
+        scale = self.target.coordinates.scale[self.stiff].float()
+        covariance = mixture.factors @ mixture.factors.transpose(1, 2) / (scale[:, None] * scale)
+        best = torch.topk(mixture.log_partition, max(1, len(covariance) // 4)).indices
+        factor = torch.linalg.cholesky(covariance[best].mean(0))
+        beads, atoms = self.flow.bead_flow.stiff, self.flow.atom_flow.stiff
+        beads.set_factor(factor[:n_bead, :n_bead])
+        atoms.set_factor(factor[n_bead:, n_bead:])
+        n_features = self.flow.bead_flow.slow.n_features
+        atoms.linear.weight[:, n_features : n_features + n_bead] = factor[n_bead:, :n_bead]
+
+    def _reverse_kl(self) -> None:
+        """Reverse KL of the stiff variables at soft ones drawn from the flattened density."""
+        start, end = self._fraction(), self.settings.kl_share
+        rows = 0
+        while self._fraction() < end:
+            with torch.no_grad():
+                q, _ = self.flow.sample(self.settings.batch, self.generator)
+            latent = torch.cat(self.flow.draw_latents(q, self.generator), dim=1)
+            loss = self._step(
+                self._rate(1, (self._fraction() - start) / max(end - start, 1e-9)),
+                lambda soft, z: stiff_reverse_kl(self.flow, self.target, 1.0, soft, z),
+                q[:, self.soft],
+                latent,
+            )
+            rows += 1
+            if rows % 20 == 0:
+                self._report("reverse_kl", loss=loss, beta=1.0)
+                self.save()
+
+    def _refine(self) -> None:
+        """Reweighted maximum likelihood on buffers of own samples."""
+        settings = self.settings
+        start = self._fraction()
+        while self._fraction() < 1:
+            q, log_weights = self._draw_buffer(settings.buffer)
+            weights = torch.softmax(self._level(log_weights), 0)
+            losses = []
+            for _ in range(settings.buffer_steps):
+                rows = self._choose(q, weights)
+                rate = self._rate(2, (self._fraction() - start) / max(1 - start, 1e-9))
+                losses.append(self._step(rate, lambda rows: negative_log_likelihood(self.flow, rows), rows))
+                self._average()
+            ess, log_z = effective_sample_size(log_weights), log_mean_exp(log_weights)[0]
+            self._report("refine", loss=sum(losses) / len(losses), ess=ess, logZ=log_z, beta=1.0)
+            self.save()
+
+    def _choose(self, q: Tensor, weights: Tensor) -> Tensor:
+        """Rows of a step: drawn by their weights, a quarter of them from the user's own frames where there are any."""
+        n_frames = 0 if self.frames is None else self.settings.batch // 4
+        chosen = torch.multinomial(weights, self.settings.batch - n_frames, replacement=True, generator=self.generator)
+        if self.frames is None:
+            return q[chosen]
+        index = torch.randint(len(self.frames), (n_frames,), generator=self.generator)
+        return torch.cat([q[chosen], self.frames[index]])
+
+    @torch.no_grad()
+    def _draw_buffer(self, n: int) -> tuple[Tensor, Tensor]:
+        q, log_prob = self.flow.sample(n, self.generator)
+        action = self.parallel.map(lambda rows: (self.target.action(rows),), q)[0]
+        log_weights = -action - log_prob
+        finite = torch.isfinite(log_weights)
+        self.dropped += int((~finite).sum())
+        if not bool(finite.any()):
+            raise TrainingError(f"all {n} samples have infinite or NaN energies; the flow has diverged: train again with another seed.")
+        return q, torch.where(finite, log_weights, -math.inf)
+
+    def _level(self, log_weights: Tensor) -> Tensor:
+        """Log-weights with the largest share of them lowered to the smallest of these."""
+        n_clipped = max(1, math.ceil(self.settings.clip * log_weights.numel()))
+        return torch.minimum(log_weights, torch.topk(log_weights, n_clipped).values[-1])
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def _fraction(self) -> float:
+        return 1.0 if self.interrupted() else self.budget.fraction(self.target.evaluations)
+
+    def _rate(self, stage: int, progress: float) -> float:
+        """Half a cosine from the stage's learning rate to a hundredth of it."""
+        highest = self.settings.learning_rates[stage]
+        return highest * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress)))))
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.flow.parameters() if p.requires_grad]
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """A fresh optimizer over the flow's parameters."""
+        self.optimizer = torch.optim.Adam(self._parameters(), betas=(0.9, 0.99), fused=True)
+        return self.optimizer
+
+    def _step(self, rate: float, loss: Callable[..., Tensor], *rows: Tensor) -> float:
+        parameters = self._parameters()
+        optimizer = self.optimizer or self.make_optimizer()
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        value, gradients = self.parallel.gradients(loss, parameters, *rows)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = nn.utils.clip_grad_norm_(parameters, 20.0)
+        if math.isfinite(value) and bool(torch.isfinite(norm)):
+            optimizer.step()
+        else:
+            self.dropped += rows[0].shape[0]
+        return value
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        for mean, parameter in zip(self.average.parameters(), self.flow.parameters(), strict=True):
+            mean.lerp_(parameter, 1 - self.settings.average)
+
+    def _report(self, stage: str, **figures: float) -> None:
+        row = Metrics(stage, self.budget.elapsed, self.target.evaluations, dropped=self.dropped, **figures)
+        self.reporter.add(row, self._fraction())
