@@ -238,14 +238,14 @@ class CGFlow:
         return Samples(x, log_weights, u, log_prob, slow, self._kelvin, self.topology, tuple(self.slow_names))
 
     def _sample_chunk(self, n: int, generator: torch.Generator, parallel: Parallel) -> tuple[Tensor, ...]:
-        q, log_prob = self.flow.sample(n, generator)
+        def draw(noise: Tensor) -> tuple[Tensor, ...]:
+            with torch.no_grad():  # each thread has its own gradient mode
+                q, log_prob = self.flow.sample_from(noise)
+                x, logdet = self.coordinates.to_cartesian(q)
+                u = self.potential.energy(x) / self.target.kT
+            return q, log_prob, x - x.mean(1, keepdim=True), logdet, u
 
-        def judge(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            x, logdet = self.coordinates.to_cartesian(rows)
-            u = self.potential.energy(x) / self.target.kT
-            return x - x.mean(1, keepdim=True), logdet, u
-
-        x, logdet, u = parallel.map(judge, q)
+        q, log_prob, x, logdet, u = parallel.map(draw, self.flow.draw_noise(n, generator))
         log_weights = logdet.double() - u.double() - log_prob.double()
         fine = torch.isfinite(log_weights) & self.coordinates.in_domain(q)
         return x, torch.where(fine, log_weights, -torch.inf), u, log_prob, q[:, : self.coordinates.sizes[0]]

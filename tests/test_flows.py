@@ -90,7 +90,8 @@ def test_linear_mixture_is_normalised():
 def test_mixture_samples_follow_its_own_distribution_function():
     density = shake(MixtureDensity(n_circular=2, components=5))
     n = 20_000
-    y = density.sample(torch.zeros(n, 0, dtype=torch.float64), torch.Generator().manual_seed(3))
+    noise = density.draw_noise(n, torch.Generator().manual_seed(3), torch.zeros(1, dtype=torch.float64))
+    y = density.sample(noise, noise[:, :0])
     latent = density.to_latent(y, y[:, :0])
     ranks = torch.sort(latent, dim=0).values
     steps = (torch.arange(n, dtype=torch.float64)[:, None] + 0.5) / n

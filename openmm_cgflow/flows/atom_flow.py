@@ -28,15 +28,11 @@ class AtomFlow(nn.Module):
         """Rotors and stiff coordinates."""
         return atoms[:, : self.rotors.n], atoms[:, self.rotors.n :]
 
-    def log_prob(self, atoms: Tensor, context: Tensor) -> Tensor:
-        """Log-density `(batch,)` of `atoms` given the beads' context."""
-        rotors, _ = self.split(atoms)
-        return self.rotors.log_prob(rotors, context) + self.log_prob_stiff(atoms, context)
-
-    def log_prob_stiff(self, atoms: Tensor, context: Tensor) -> Tensor:
-        """`log q(stiff | rotors, beads)`, `(batch,)`."""
+    def log_prob(self, atoms: Tensor, context: Tensor, gaussian: bool = False) -> Tensor:
+        """Log-density `(batch,)` of `atoms` given the beads' context; `gaussian` leaves the couplings out."""
         rotors, stiff = self.split(atoms)
-        return self.stiff.log_prob(stiff, torch.cat([context, self.rotors.features(rotors)], dim=1))[0]
+        rotor_context = torch.cat([context, self.rotors.features(rotors)], dim=1)
+        return self.rotors.log_prob(rotors, context) + self.stiff.log_prob(stiff, rotor_context, gaussian)[0]
 
     def place(self, rotors: Tensor, latent: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Atom coordinates for `rotors` and a normal `latent (batch, n_stiff)`, and `log q(stiff | rotors, beads)`."""

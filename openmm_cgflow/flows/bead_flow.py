@@ -57,9 +57,13 @@ class SoftVariables(nn.Module):
         """Log-density `(batch,)` of `q (batch, n)` in its own units."""
         return self.density.log_prob(self.scaled(q), context) + torch.log(self.factor).sum()
 
-    def sample(self, context: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """What `sample` makes samples of, `(batch, 2 n)`."""
+        return self.density.draw_noise(batch, generator, self.centre)
+
+    def sample(self, noise: Tensor, context: Tensor) -> Tensor:
         """Samples `(batch, n)`, without gradients."""
-        return self.unscaled(self.density.sample(context, generator))
+        return self.unscaled(self.density.sample(noise, context))
 
     def to_latent(self, q: Tensor, context: Tensor) -> Tensor:
         """The uniform latent of `q`."""
@@ -98,15 +102,15 @@ class BeadFlow(nn.Module):
         slow, stiff = self.split(beads)
         return self.log_prob_slow(slow) + self.log_prob_stiff(slow, stiff)[0]
 
-    def log_prob_stiff(self, slow: Tensor, stiff: Tensor) -> tuple[Tensor, Tensor]:
+    def log_prob_stiff(self, slow: Tensor, stiff: Tensor, gaussian: bool = False) -> tuple[Tensor, Tensor]:
         """`log q(stiff | slow)`, and the context that the atoms are conditioned on."""
         features = self.slow.features(slow)
-        log_prob, whitened = self.stiff.log_prob(stiff, features)
+        log_prob, whitened = self.stiff.log_prob(stiff, features, gaussian)
         return log_prob, torch.cat([features, whitened], dim=1)
 
-    def sample_slow(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """`n` samples `(n, n_slow)` of the slow variables."""
-        return self.slow.sample(self.slow.centre.new_zeros(n, 0), generator)
+    def sample_slow(self, noise: Tensor) -> Tensor:
+        """Samples `(batch, n_slow)` of the slow variables, from noise that `slow.draw_noise` drew."""
+        return self.slow.sample(noise, noise[:, :0])
 
     def place(self, slow: Tensor, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Bead coordinates for `slow` and a normal `latent (batch, n_stiff)`, differentiable.

@@ -25,6 +25,7 @@ class FlowSettings:
         bead_couplings: coupling layers of the beads' stiff coordinates.
         atom_couplings: coupling layers of the atoms' stiff coordinates.
         hidden: width of the coupling networks.
+        rank: number of matrices of which the atoms' covariance is mixed.
         seed: of the choice of masks and start weights.
     """
 
@@ -35,6 +36,7 @@ class FlowSettings:
     bead_couplings: int = 4
     atom_couplings: int = 8
     hidden: int = 128
+    rank: int = 32
     seed: int = 0
 
     def as_dict(self) -> dict[str, int]:
@@ -79,7 +81,7 @@ class JointFlow(nn.Module):
                 soft_centre, periods[0], 0, settings.components, settings.slow_hidden, settings.harmonics
             )
             bead_stiff = StiffDensity(
-                centre[1], widths[1], slow.n_features, settings.bead_couplings, settings.hidden // 2, settings.seed
+                centre[1], widths[1], slow.n_features, settings.bead_couplings, settings.hidden // 2, seed=settings.seed
             )
             bead_flow = BeadFlow(slow, bead_stiff)
             rotors = SoftVariables(
@@ -87,7 +89,7 @@ class JointFlow(nn.Module):
             )
             context = bead_flow.n_context + rotors.n_features
             atom_stiff = StiffDensity(
-                centre[3], widths[3], context, settings.atom_couplings, settings.hidden, settings.seed
+                centre[3], widths[3], context, settings.atom_couplings, settings.hidden, settings.rank, settings.seed
             )
         return cls(bead_flow, AtomFlow(rotors, atom_stiff))
 
@@ -95,29 +97,51 @@ class JointFlow(nn.Module):
         """Beads and atoms of rows `q (batch, dof)`."""
         return q[:, : self.n_beads], q[:, self.n_beads :]
 
-    def log_prob(self, q: Tensor) -> Tensor:
-        """Log-density `(batch,)` of `q (batch, dof)` with respect to the internal coordinates."""
+    def log_prob(self, q: Tensor, gaussian: bool = False) -> Tensor:
+        """Log-density `(batch,)` of `q (batch, dof)` with respect to the internal coordinates.
+
+        Arguments:
+            q: internal coordinates.
+            gaussian: leave the couplings out; the same, and faster, as long as they are the identity.
+        """
         beads, atoms = self.split(q)
         slow, stiff = self.bead_flow.split(beads)
-        log_prob, context = self.bead_flow.log_prob_stiff(slow, stiff)
-        return self.bead_flow.log_prob_slow(slow) + log_prob + self.atom_flow.log_prob(atoms, context)
+        log_prob, context = self.bead_flow.log_prob_stiff(slow, stiff, gaussian)
+        return self.bead_flow.log_prob_slow(slow) + log_prob + self.atom_flow.log_prob(atoms, context, gaussian)
+
+    def log_prob_soft(self, q: Tensor) -> Tensor:
+        """`log q(slow) + log q(rotors | beads)`, `(batch,)`, of `q (batch, dof)`."""
+        beads, atoms = self.split(q)
+        slow, stiff = self.bead_flow.split(beads)
+        with torch.no_grad():
+            _, context = self.bead_flow.log_prob_stiff(slow, stiff, gaussian=True)
+        rotors, _ = self.atom_flow.split(atoms)
+        return self.bead_flow.log_prob_slow(slow) + self.atom_flow.rotors.log_prob(rotors, context)
+
+    def draw_noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """What `sample_from` makes `n` samples of: `(n, 2 n_slow + 2 n_rotor + n_bead + n_atom)`."""
+        slow = self.bead_flow.slow.draw_noise(n, generator)
+        rotors = self.atom_flow.rotors.draw_noise(n, generator)
+        return torch.cat([slow, rotors, *self.draw_latents(slow, generator)], dim=1)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """`n` independent samples `(n, dof)` and their log-densities `(n,)`."""
-        slow = self.bead_flow.sample_slow(n, generator)
-        q, log_prob = self.sample_given_slow(slow, generator)
-        return q, log_prob + self.bead_flow.log_prob_slow(slow)
+        return self.sample_from(self.draw_noise(n, generator))
 
     @torch.no_grad()
-    def sample_given_slow(self, slow: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """One sample `(batch, dof)` for each row of `slow (batch, n_slow)`, and `log q(q | slow)`."""
-        bead_latent, atom_latent = self.draw_latents(slow, generator)
+    def sample_from(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples `(batch, dof)` made of noise, and their log-densities `(batch,)`; no gradients."""
+        n_slow, n_bead, n_rotor, n_atom = self.sizes
+        slow_noise, rotor_noise, bead_latent, atom_latent = torch.split(
+            noise, [2 * n_slow, 2 * n_rotor, n_bead, n_atom], dim=1
+        )
+        slow = self.bead_flow.sample_slow(slow_noise)
         beads, log_prob, context = self.bead_flow.place(slow, bead_latent)
-        rotors = self.atom_flow.rotors.sample(context, generator)
+        rotors = self.atom_flow.rotors.sample(rotor_noise, context)
         atoms, log_prob_atoms = self.atom_flow.place(rotors, atom_latent, context)
         log_prob = log_prob + log_prob_atoms + self.atom_flow.rotors.log_prob(rotors, context)
-        return torch.cat([beads, atoms], dim=1), log_prob
+        return torch.cat([beads, atoms], dim=1), log_prob + self.bead_flow.log_prob_slow(slow)
 
     def place_stiff(
         self, slow: Tensor, rotors: Tensor, bead_latent: Tensor, atom_latent: Tensor

@@ -118,19 +118,28 @@ class MixtureDensity(nn.Module):
             total = total + self._log_prob_of(k, y[:, k], self._parameters_of(k, y[:, :k], context))
         return total
 
+    def draw_noise(self, batch: int, generator: torch.Generator | None = None, like: Tensor | None = None) -> Tensor:
+        """What `sample` makes `batch` samples of: `(batch, 2 n)`, uniform and normal halves."""
+        dtype = torch.float32 if like is None else like.dtype
+        uniform = torch.rand(batch, self.n, generator=generator, dtype=dtype)
+        return torch.cat([uniform, torch.randn(batch, self.n, generator=generator, dtype=dtype)], dim=1)
+
     @torch.no_grad()
-    def sample(self, context: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Independent samples `(batch, n)`, one for each row of `context (batch, n_context)`; no gradients."""
-        batch = context.shape[0]
-        y = context.new_zeros(batch, 0)
+    def sample(self, noise: Tensor, context: Tensor) -> Tensor:
+        """Independent samples `(batch, n)`, one for each row of noise and of `context (batch, n_context)`; no gradients.
+
+        A component is chosen by the uniform noise, and moved to by the normal one.
+        """
+        uniform, normal = noise[:, : self.n], noise[:, self.n :]
+        y = noise[:, :0]
         for k in range(self.n):
             log_weights, means, scales = self._parameters_of(k, y, context)
-            chosen = torch.multinomial(log_weights.exp(), 1, generator=generator)
+            cumulative = torch.cumsum(log_weights.exp(), dim=1)
+            chosen = (uniform[:, k : k + 1] * cumulative[:, -1:] >= cumulative[:, :-1]).sum(1, keepdim=True)
             component = chosen.clamp(max=self.components - 1)
-            noise = torch.randn(batch, 1, generator=generator, dtype=y.dtype, device=y.device)
-            value = means.gather(1, component) + scales.gather(1, component) * noise
+            value = means.gather(1, component) + scales.gather(1, component) * normal[:, k : k + 1]
             if k < self.n_circular:
-                flat = 2 * math.pi * torch.rand(batch, 1, generator=generator, dtype=y.dtype, device=y.device)
+                flat = 2 * math.pi * torch.special.ndtr(normal[:, k : k + 1])
                 value = torch.where(chosen == self.components, flat, value)
                 value = torch.remainder(value + math.pi, 2 * math.pi) - math.pi
             y = torch.cat([y, value], dim=1)

@@ -29,8 +29,8 @@ class MLP(nn.Module):
             layers += [nn.Linear(width_in, width_out), nn.SiLU()]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(widths[-1] if widths else 1, n_out)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head.weight.data.zero_()
+        self.head.bias.data.zero_()
         if bias is not None:
             self.head.bias.data.copy_(bias)
         if not n_in:

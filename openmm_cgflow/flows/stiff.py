@@ -59,10 +59,11 @@ class SinhArcsinhCoupling(nn.Module):
 
 
 class StiffDensity(nn.Module):
-    """`q(f | context)`: `f = mean(context) + scale * L w`, where `w` is a standard normal latent under couplings.
+    """`q(f | context)`: `f = reference + scale * (mean + L y)`, `B y = w`, `w` a standard normal latent under couplings.
 
-    `L` is lower triangular, so that any leading block of variables has its own density. Whitened variables `w` are near
-    standard normal, and are what other densities should be conditioned on.
+    The mean and `B` are networks of the context; `L` is a constant. Both matrices are lower triangular with a positive
+    diagonal, so that any leading block of variables has its own density. The whitened variables `w` are near standard
+    normal, and are what other densities should be conditioned on.
 
     Arguments:
         reference: `(n,)` start value of the mean.
@@ -70,11 +71,19 @@ class StiffDensity(nn.Module):
         n_context: width of the context.
         couplings: number of coupling layers.
         hidden: width of their networks.
+        rank: number of matrices of which the context mixes `B`.
         seed: of the choice of masks.
     """
 
     def __init__(
-        self, reference: Tensor, scale: Tensor, n_context: int, couplings: int = 8, hidden: int = 128, seed: int = 0
+        self,
+        reference: Tensor,
+        scale: Tensor,
+        n_context: int,
+        couplings: int = 8,
+        hidden: int = 128,
+        rank: int = 32,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.n = reference.numel()
@@ -82,9 +91,12 @@ class StiffDensity(nn.Module):
         self.register_buffer("scale", scale.clone())
         self.bend = MLP(n_context, self.n, hidden)
         self.linear = nn.Linear(n_context, self.n, bias=False)
-        nn.init.zeros_(self.linear.weight)
+        self.linear.weight.data.zero_()
         self.log_diagonal = nn.Parameter(torch.zeros(self.n))
         self.strictly_lower = nn.Parameter(torch.zeros(self.n, self.n))
+        self.mixing = MLP(n_context, rank, hidden, bias=0.1 * torch.randn(rank))
+        self.mixing.head.weight.data.normal_(std=hidden**-0.5)
+        self.mixed = nn.Parameter(torch.zeros(rank, self.n * self.n))
         self.couplings = nn.ModuleList()
         for mask in _masks(self.n, couplings, seed):
             self.couplings.append(SinhArcsinhCoupling(mask, n_context, hidden))
@@ -104,20 +116,45 @@ class StiffDensity(nn.Module):
         """The mean `(batch, n)`, from `reference` in units of `scale`: a network plus a linear term."""
         return self.bend(context) + self.linear(context)
 
+    def _bends(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What makes `B`: shares `(batch, rank)` of the matrices, the matrices `(rank, n, n)`, and the log-diagonal."""
+        shares = torch.tanh(self.mixing(context))
+        matrices = self.mixed.reshape(self.mixed.shape[0], self.n, self.n)
+        log_diagonal = shares @ torch.diagonal(matrices, dim1=1, dim2=2)
+        return shares, torch.tril(matrices, -1), 2 * torch.tanh(0.5 * log_diagonal)
+
     def _log_scale(self) -> Tensor:
         return self.log_diagonal.sum() + torch.log(self.scale).sum()
 
-    def whiten(self, f: Tensor, context: Tensor, mean: Tensor | None = None) -> Tensor:
-        """The whitened variables `w (batch, n)` of `f (batch, n)`."""
-        mean = self.mean(context) if mean is None else mean
-        centred = (f - self.reference) / self.scale - mean
-        return torch.linalg.solve_triangular(self.factor, centred.T, upper=False).T
+    def whiten(self, f: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The whitened variables `w (batch, n)` of `f (batch, n)`, and `log |det dw/df|`."""
+        centred = (f - self.reference) / self.scale - self.mean(context)
+        y = torch.linalg.solve_triangular(self.factor, centred.T, upper=False).T
+        shares, matrices, log_diagonal = self._bends(context)
+        # B is never formed here: each matrix is applied to y, which is less work for a small rank.
+        mixed = (y @ matrices.flatten(0, 1).T).reshape(y.shape[0], shares.shape[1], self.n)
+        w = torch.exp(log_diagonal) * y + torch.bmm(shares.unsqueeze(1), mixed).squeeze(1)
+        return w, log_diagonal.sum(1) - self._log_scale()
 
-    def _colour(self, w: Tensor, mean: Tensor) -> Tensor:
-        return self.reference + self.scale * (mean + w @ self.factor.T)
+    def colour(self, w: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse of `whiten`: `f`, and `log |det df/dw|`."""
+        shares, matrices, log_diagonal = self._bends(context)
+        bent = (shares @ matrices.flatten(1)).reshape(w.shape[0], self.n, self.n) + torch.diag_embed(torch.exp(log_diagonal))
+        y = torch.linalg.solve_triangular(bent, w.unsqueeze(2), upper=False).squeeze(2) if self.n else w
+        f = self.reference + self.scale * (self.mean(context) + y @ self.factor.T)
+        return f, self._log_scale() - log_diagonal.sum(1)
 
-    def log_prob(self, f: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-density `(batch,)` of `f (batch, n)`, and its whitened variables."""
+    def log_prob(self, f: Tensor, context: Tensor, gaussian: bool = False) -> tuple[Tensor, Tensor]:
+        """Log-density `(batch,)` of `f (batch, n)`, and its whitened variables.
+
+        Arguments:
+            f: values.
+            context: what they are conditioned on.
+            gaussian: leave the couplings out, as if they were the identity.
+        """
+        if gaussian:
+            whitened, logdet = self.whiten(f, context)
+            return self.log_prob_latent(whitened) + logdet, whitened
         latent, whitened, logdet = self.to_latent(f, context)
         return self.log_prob_latent(latent) + logdet, whitened
 
@@ -132,8 +169,7 @@ class StiffDensity(nn.Module):
 
     def to_latent(self, f: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The normal latent `(batch, n)` of `f`, the whitened variables, and `log |det dlatent/df|`."""
-        whitened = self.whiten(f, context)
-        logdet = -self._log_scale().expand(f.shape[0])
+        whitened, logdet = self.whiten(f, context)
         latent = whitened
         for coupling in reversed(self.couplings):
             latent, change = coupling.inverse(latent, context)
@@ -142,12 +178,13 @@ class StiffDensity(nn.Module):
 
     def from_latent(self, latent: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`f (batch, n)` of a normal latent, its whitened variables, and `log |det df/dlatent|`."""
-        logdet = self._log_scale().expand(latent.shape[0])
+        logdet = torch.zeros_like(latent[:, 0]) if self.n else latent.sum(1)
         whitened = latent
         for coupling in self.couplings:
             whitened, change = coupling(whitened, context)
             logdet = logdet + change
-        return self._colour(whitened, self.mean(context)), whitened, logdet
+        f, change = self.colour(whitened, context)
+        return f, whitened, logdet + change
 
 
 def _masks(n: int, layers: int, seed: int) -> list[Tensor]:

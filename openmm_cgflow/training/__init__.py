@@ -6,15 +6,19 @@ from openmm_cgflow.training.objectives import joint_reverse_kl, negative_log_lik
 from openmm_cgflow.training.parallel import Parallel, available_cores
 from openmm_cgflow.training.reporter import Metrics, Reporter
 from openmm_cgflow.training.target import BoltzmannTarget
+from openmm_cgflow.training.tempering import AdaptiveTempering, GeometricTempering, Tempering
 from openmm_cgflow.training.trainer import Trainer, TrainSettings
 
 __all__ = [
+    "AdaptiveTempering",
     "BoltzmannTarget",
     "Budget",
+    "GeometricTempering",
     "LaplaceMixture",
     "Metrics",
     "Parallel",
     "Reporter",
+    "Tempering",
     "TrainSettings",
     "Trainer",
     "available_cores",

@@ -6,7 +6,7 @@ from torch import Tensor
 from openmm_cgflow.flows import JointFlow
 from openmm_cgflow.training.target import BoltzmannTarget
 
-__all__ = ["clip_action", "joint_reverse_kl", "negative_log_likelihood", "stiff_reverse_kl"]
+__all__ = ["clip_action", "joint_reverse_kl", "negative_log_likelihood", "negative_log_soft", "stiff_reverse_kl"]
 
 
 def clip_action(action: Tensor, ceiling: Tensor) -> Tensor:
@@ -59,6 +59,11 @@ def joint_reverse_kl(flow: JointFlow, target: BoltzmannTarget, beta: float, late
     return _mean_divergence(flow.log_prob_latent(latent) - logdet, target.action(q, beta))
 
 
-def negative_log_likelihood(flow: JointFlow, q: Tensor) -> Tensor:
-    """Mean of `-log q` of rows `(batch, dof)` that were drawn by their weights."""
-    return -flow.log_prob(q).mean()
+def negative_log_likelihood(flow: JointFlow, q: Tensor, gaussian: bool = False) -> Tensor:
+    """Mean of `-log q` of rows `(batch, dof)` that were drawn by their weights; `gaussian` leaves the couplings out."""
+    return -flow.log_prob(q, gaussian).mean()
+
+
+def negative_log_soft(flow: JointFlow, q: Tensor) -> Tensor:
+    """Mean of `-log q` of the soft variables alone, of rows `(batch, dof)` that were drawn by their weights."""
+    return -flow.log_prob_soft(q).mean()

@@ -44,7 +44,7 @@ class Parallel:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def map(self, function: Callable[..., tuple[Tensor, ...]], *batches: Tensor, chunk: int = 2048) -> tuple[Tensor, ...]:
+    def map(self, function: Callable[..., tuple[Tensor, ...]], *batches: Tensor, chunk: int = 1024) -> tuple[Tensor, ...]:
         """`function` of row chunks of `batches`, joined along the rows again.
 
         Arguments:

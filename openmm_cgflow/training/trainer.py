@@ -13,10 +13,16 @@ from openmm_cgflow.flows import JointFlow
 from openmm_cgflow.sampling import effective_sample_size, log_mean_exp
 from openmm_cgflow.training.budget import Budget
 from openmm_cgflow.training.laplace import LaplaceMixture, laplace
-from openmm_cgflow.training.objectives import negative_log_likelihood, stiff_reverse_kl
+from openmm_cgflow.training.objectives import (
+    joint_reverse_kl,
+    negative_log_likelihood,
+    negative_log_soft,
+    stiff_reverse_kl,
+)
 from openmm_cgflow.training.parallel import Parallel
 from openmm_cgflow.training.reporter import Metrics, Reporter
 from openmm_cgflow.training.target import BoltzmannTarget
+from openmm_cgflow.training.tempering import Tempering
 
 __all__ = ["TrainSettings", "Trainer"]
 
@@ -31,23 +37,29 @@ class TrainSettings:
         fit_steps: maximum-likelihood steps on the Laplace start.
         batch: rows of a step.
         kl_share: share of the budget at which the reverse KL stage ends.
+        soft_buffers: buffers on which the soft densities are trained alone.
         buffer: own samples between refreshes.
         buffer_steps: steps on each buffer.
         learning_rates: of the fit, the reverse KL and the refinement.
         average: decay of the running average of the parameters that is returned.
         clip: share of the largest weights that is levelled before resampling.
+        least_ess: weights are raised to a power below one until this share of them is effective.
+        tempering: instead of the Laplace start, joint reverse KL at these inverse temperatures, as the paper does.
     """
 
     points: int = 1024
     flattening: float = 4.0
     fit_steps: int = 400
     batch: int = 1024
-    kl_share: float = 0.3
+    kl_share: float = 0.0
+    soft_buffers: int = 20
     buffer: int = 20_000
     buffer_steps: int = 40
     learning_rates: tuple[float, float, float] = (2e-3, 1e-3, 5e-4)
     average: float = 0.998
     clip: float = 1e-3
+    least_ess: float = 0.1
+    tempering: Tempering | None = None
 
 
 class Trainer:
@@ -66,7 +78,7 @@ class Trainer:
         self.flow, self.target, self.settings = flow, target, settings or TrainSettings()
         self.generator = torch.Generator().manual_seed(seed)
         self.average = copy.deepcopy(flow)
-        self.stage = "laplace"
+        self.stage = "laplace" if self.settings.tempering is None else "tempering"
         self.dropped = 0
         self.frames: Tensor | None = None
         n_slow, n_bead, n_rotor, n_atom = flow.sizes
@@ -96,20 +108,25 @@ class Trainer:
         """
         self.budget, self.reporter, self.parallel, self.save = budget, reporter, parallel, save
         self.interrupted = interrupted
+        if self.stage == "tempering":
+            self._temper()
+            self._enter("refine")
         if self.stage == "laplace":
             mixture = self._laplace()
             self._fit(mixture)
-            self.average.load_state_dict(self.flow.state_dict())
             self._enter("reverse_kl")
         if self.stage == "reverse_kl":
             self._reverse_kl()
-            self.average.load_state_dict(self.flow.state_dict())
+            self._enter("soft")
+        if self.stage == "soft":
+            self._fit_soft()
             self._enter("refine")
         self._refine()
         self.flow.load_state_dict(self.average.state_dict())
 
     def _enter(self, stage: str) -> None:
         self.stage, self.optimizer = stage, None
+        self.average.load_state_dict(self.flow.state_dict())
         self.save(force=True)
 
     def _laplace(self) -> LaplaceMixture:
@@ -144,7 +161,7 @@ class Trainer:
             chosen = torch.multinomial(weights, self.settings.batch, replacement=True, generator=self.generator)
             q = mixture.sample(chosen, self.generator)
             loss = self._step(
-                self._rate(0, i / self.settings.fit_steps), lambda rows: negative_log_likelihood(self.flow, rows), q
+                self._rate(0, i / self.settings.fit_steps), lambda rows: negative_log_likelihood(self.flow, rows, gaussian=True), q
             )
             if (i + 1) % 50 == 0:
                 self._report("fit", loss=loss)
@@ -182,22 +199,69 @@ class Trainer:
                 self._report("reverse_kl", loss=loss, beta=1.0)
                 self.save()
 
+    def _temper(self) -> None:
+        """Joint reverse KL of all variables while the temperature comes down, as in arXiv 2504.20940."""
+        schedule = self.settings.tempering
+        assert schedule is not None
+        arrived = False
+        while not arrived and self._fraction() < 1:
+            arrived = schedule.beta >= 1
+            for _ in range(schedule.steps):
+                latent = self.flow.draw_joint_latent(self.settings.batch, self.generator)
+                beta = schedule.beta
+                loss = self._step(
+                    self.settings.learning_rates[1],
+                    lambda rows, beta=beta: joint_reverse_kl(self.flow, self.target, beta, rows),
+                    latent,
+                )
+            self._report("tempering", loss=loss, beta=schedule.beta)
+            if not arrived:
+                with torch.no_grad():
+                    q, log_prob = self.flow.sample(self.settings.batch, self.generator)
+                    u, logdet = self.parallel.map(self.target.parts, q)
+                schedule.advance(u, log_prob - logdet)
+            self.save()
+
+    def _fit_soft(self) -> None:
+        """Reweighted maximum likelihood of the soft densities alone, which is cheap and mends most of the weights."""
+        soft = [*self.flow.bead_flow.slow.parameters(), *self.flow.atom_flow.rotors.parameters()]
+        frozen = [p for p in self._parameters() if not any(p is s for s in soft)]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for i in range(self.settings.soft_buffers):
+            self._learn_from_buffer(self._rate(0, i / self.settings.soft_buffers), "soft", negative_log_soft)
+            if self._fraction() >= 1:
+                break
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
     def _refine(self) -> None:
-        """Reweighted maximum likelihood on buffers of own samples."""
-        settings = self.settings
+        """Reweighted maximum likelihood of everything on buffers of own samples."""
         start = self._fraction()
         while self._fraction() < 1:
-            q, log_weights = self._draw_buffer(settings.buffer)
-            weights = torch.softmax(self._level(log_weights), 0)
-            losses = []
-            for _ in range(settings.buffer_steps):
-                rows = self._choose(q, weights)
-                rate = self._rate(2, (self._fraction() - start) / max(1 - start, 1e-9))
-                losses.append(self._step(rate, lambda rows: negative_log_likelihood(self.flow, rows), rows))
-                self._average()
-            ess, log_z = effective_sample_size(log_weights), log_mean_exp(log_weights)[0]
-            self._report("refine", loss=sum(losses) / len(losses), ess=ess, logZ=log_z, beta=1.0)
+            progress = (self._fraction() - start) / max(1 - start, 1e-9)
+            self._learn_from_buffer(self._rate(2, progress), "refine", negative_log_likelihood)
             self.save()
+
+    def _learn_from_buffer(self, rate: float, stage: str, objective: Callable[[JointFlow, Tensor], Tensor]) -> None:
+        settings = self.settings
+        q, log_weights = self._draw_buffer(settings.buffer)
+        weights, power = self._soften(log_weights)
+        losses = []
+        for _ in range(settings.buffer_steps):
+            rows = self._choose(q, weights)
+            losses.append(self._step(rate, lambda part: objective(self.flow, part), rows))
+            self._average()
+        ess, log_z = effective_sample_size(log_weights), log_mean_exp(log_weights)[0]
+        self._report(stage, loss=sum(losses) / len(losses), ess=ess, logZ=log_z, beta=power)
+
+    def _soften(self, log_weights: Tensor) -> tuple[Tensor, float]:
+        """Normalised weights raised to the largest power, at most 1, that leaves a share of them effective."""
+        levelled = self._level(log_weights)
+        power = 1.0
+        while power > 1e-3 and effective_sample_size(power * levelled) < self.settings.least_ess:
+            power *= 0.9
+        return torch.softmax(power * levelled, 0), power
 
     def _choose(self, q: Tensor, weights: Tensor) -> Tensor:
         """Rows of a step: drawn by their weights, a quarter of them from the user's own frames where there are any."""
@@ -210,14 +274,18 @@ class Trainer:
 
     @torch.no_grad()
     def _draw_buffer(self, n: int) -> tuple[Tensor, Tensor]:
-        q, log_prob = self.flow.sample(n, self.generator)
-        action = self.parallel.map(lambda rows: (self.target.action(rows),), q)[0]
-        log_weights = -action - log_prob
+        q, log_weights = self.parallel.map(self._weigh, self.flow.draw_noise(n, self.generator))
         finite = torch.isfinite(log_weights)
         self.dropped += int((~finite).sum())
         if not bool(finite.any()):
             raise TrainingError(f"all {n} samples have infinite or NaN energies; the flow has diverged: train again with another seed.")
         return q, torch.where(finite, log_weights, -math.inf)
+
+    def _weigh(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples made of noise and their log-weights; called in threads, each of which has its own gradient mode."""
+        with torch.no_grad():
+            q, log_prob = self.flow.sample_from(noise)
+            return q, -self.target.action(q) - log_prob
 
     def _level(self, log_weights: Tensor) -> Tensor:
         """Log-weights with the largest share of them lowered to the smallest of these."""

@@ -1,0 +1,356 @@
+"""The bijection between Cartesian positions and internal coordinates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import openmm
+import torch
+from torch import Tensor
+
+from openmm_cgflow.coordinates.barriers import torsion_profiles
+from openmm_cgflow.coordinates.bead_layout import bead_layout
+from openmm_cgflow.coordinates.beads import SlowTorsion, plan_beads
+from openmm_cgflow.coordinates.checks import check_inputs
+from openmm_cgflow.coordinates.constraints import fixed_bonds
+from openmm_cgflow.coordinates.geometry import cos_of_square, cross, dot, length, sinc_of_square
+from openmm_cgflow.coordinates.layout import ATOM, BEAD, ROTOR, SLOW, TWO_PI, Layout, build_layout
+from openmm_cgflow.coordinates.rotors import Relabelling
+from openmm_cgflow.coordinates.symmetry import symmetric_centres
+from openmm_cgflow.coordinates.zmatrix import build_zmatrix
+from openmm_cgflow.errors import InvalidInputError
+
+__all__ = ["InternalCoordinates"]
+
+
+class InternalCoordinates(torch.nn.Module):
+    """Bonds, angles and torsions of a Z-matrix, with exact log-determinants.
+
+    q is laid out in four blocks: slow torsions | other bead coordinates | rotors | all others (see `sizes`).
+        The gauge: the
+    first placed atom at the origin, the second on the x axis, the third in the xy plane. Linear angles are
+    described by two
+    planar coordinates `(pi - angle) (cos torsion, sin torsion)`. A symmetric rotor (CH3) is described by the
+    mean angle of
+    its three leaves, `t1 + (d2 + d3) / 3` with `d2, d3` their torsions relative to the first (unit Jacobian).
+
+    Constrained bonds are constants: the density is one on the constraint surface, in the measure of the remaining
+    coordinates (their `2 log r` is kept; no Fixman term).
+
+    Attributes:
+        reference: `(dof,)` q of the input positions.
+        period: `(dof,)` 2 pi for circular coordinates, 2 pi / 3 for symmetric rotors, 0 for others.
+        scale: `(dof,)` rough thermal widths.
+        low, high: `(dof,)` the domain, see `in_domain`.
+    """
+
+    reference: Tensor
+    period: Tensor
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+    _window: Tensor
+    _inverse_window: Tensor
+    _middle: Tensor
+    _constants: Tensor
+    _slots: Tensor
+    _primary_slots: Tensor
+    _mean_slots: Tensor
+    _order: Tensor
+    _inverse_order: Tensor
+    _bonded_to: Tensor
+    _angle_with: Tensor
+    _torsion_with: Tensor
+    _siblings: Tensor
+    _is_sibling: Tensor
+    _is_linear: Tensor
+    _sources: Tensor
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+        entries = layout.coordinates
+        for name in ("reference", "period", "scale", "low", "high"):
+            self._keep(name, [getattr(c, name) for c in entries], torch.float64)
+        # what is subtracted to wrap: the width of the window, and where its middle is
+        window = [(c.period or TWO_PI) if c.torsion else 0.0 for c in entries]
+        self._keep("_window", window, torch.float64)
+        self._keep("_inverse_window", [1 / w if w else 0.0 for w in window], torch.float64)
+        self._keep("_middle", [c.middle for c in entries], torch.float64)
+        self._keep("_constants", [*layout.constants, 0.0], torch.float64)
+        self._build_indices()
+
+    def _keep(self, name: str, values: Sequence, dtype: torch.dtype = torch.int64) -> None:
+        self.register_buffer(name, torch.tensor(values, dtype=dtype), persistent=False)
+
+    def _build_indices(self) -> None:
+        layout, n = self.layout, len(self.layout.order)
+        self._keep("_slots", [*layout.bond_slots, *layout.angle_slots, *layout.torsion_slots])
+        self._keep("_primary_slots", layout.primary_slots)
+        self._keep("_mean_slots", [slot for pair in zip(*layout.mean_slots, strict=True) for slot in pair])
+        self._keep("_order", layout.order)
+        self._keep("_inverse_order", sorted(range(n), key=lambda k: layout.order[k]))
+        bonded_to = [0, 0, *(refs[0] for refs in layout.refs)]
+        angle_with = [1, *(refs[1] for refs in layout.refs)]
+        self._keep("_bonded_to", bonded_to)
+        self._keep("_angle_with", angle_with)
+        self._keep("_torsion_with", [refs[2] for refs in layout.refs])
+        start, self._levels = 0, []
+        for level, count in enumerate(layout.levels):
+            refs = layout.refs[start : start + count]
+            self._keep(f"_refs{level}", [r[0] for r in refs] + [r[1] for r in refs] + [r[2] for r in refs])
+            self._levels.append((start, count))
+            start += count
+        self._keep("_siblings", [row - 3 for row in layout.siblings])
+        self._keep("_is_sibling", [[float(row != k + 3)] for k, row in enumerate(layout.siblings)], torch.float64)
+        linear = set(layout.linear)
+        self._keep("_is_linear", [[k + 3 in linear] for k in range(n - 3)], torch.bool)
+        self._keep("_sources", self._find_sources())
+        self._relabelling = Relabelling(layout) if layout.triples else None
+
+    def _find_sources(self) -> list[int]:
+        """Where each entry of q is found among the measured bonds, angles and torsions, one after the other."""
+        slots = [*self.layout.bond_slots, *self.layout.angle_slots, *self.layout.torsion_slots]
+        where = {slot: k for k, slot in enumerate(slots)}
+        return [where[slot] for slot in range(self.dof)]
+
+    # ---- construction
+
+    @classmethod
+    def fromTopology(
+        cls,
+        topology: Any,  # noqa: ANN401
+        system: openmm.System,
+        positions: Any,  # noqa: ANN401
+        beads: Sequence[int] | None = None,
+        slow: Sequence[SlowTorsion] | None = None,
+    ) -> InternalCoordinates:
+        """Internal coordinates of one molecule.
+
+        Args:
+            topology: OpenMM or mdtraj Topology, with bonds.
+            system: its System; decides which bonds turn (torsion barrier below 35 kJ/mol), what is
+                constrained, and which
+                leaves are equivalent.
+            positions: one structure (Quantity, or nm): isomers and chirality are those of this structure.
+            beads: indices of the CG atoms. Atoms that are not bonded to one another are joined by pseudo-bonds.
+            slow: slow torsions, as names (`"phi"`, `"ALA2:psi"`, `"chi1"`, ...) or tuples of four atom
+                indices. The beads are then
+                the atoms that define them and those on the bonds between; other soft torsions among these are slow too.
+                Default of both: every soft torsion, symmetric rotors such as CH3 apart.
+
+        Raises:
+            InvalidInputError: for what cannot be described, see `check_inputs`, `plan_beads` and `fixed_bonds`.
+        """
+        molecule = check_inputs(topology, system, positions)
+        profiles = torsion_profiles(molecule, system)
+        centres = symmetric_centres(molecule, system)
+        plan = plan_beads(molecule, profiles, centres, beads, slow)
+        rows = build_zmatrix(molecule, plan, centres)
+        return cls(build_layout(molecule, plan, rows, centres, fixed_bonds(molecule, system, rows)))
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists that `from_state` rebuilds this from; fit for JSON."""
+        return {"version": 1, **self.layout.to_dict()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> InternalCoordinates:
+        """The inverse of `state`.
+
+        Raises:
+            InvalidInputError: the state is of another version, or incomplete.
+        """
+        values = dict(state)
+        version = values.pop("version", None)
+        if version != 1:
+            raise InvalidInputError(
+                f"internal coordinates of version {version!r}; this release reads version 1: update it"
+            )
+        try:
+            return cls(Layout.from_dict(values))
+        except (KeyError, TypeError) as error:
+            raise InvalidInputError(
+                f"the state of the internal coordinates is incomplete ({error}); save it again"
+            ) from error
+
+    # ---- description
+
+    @property
+    def dof(self) -> int:
+        """Length of q: 3 atoms - 6 - constraints."""
+        return len(self.layout.coordinates)
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms."""
+        return len(self.layout.order)
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Lengths of the blocks: slow, bead, rotor, atom."""
+        blocks = [c.block for c in self.layout.coordinates]
+        return blocks.count(SLOW), blocks.count(BEAD), blocks.count(ROTOR), blocks.count(ATOM)
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each entry of q."""
+        return [c.name for c in self.layout.coordinates]
+
+    @property
+    def bead_atoms(self) -> list[int]:
+        """Atom indices of the beads."""
+        return list(self.layout.beads)
+
+    @property
+    def slow_torsions(self) -> list[tuple[int, int, int, int]]:
+        """The four atoms of each slow torsion, in the order of q."""
+        return [(t[0], t[1], t[2], t[3]) for t in self.layout.slow_torsions]
+
+    def bead_coordinates(self) -> InternalCoordinates:
+        """The coordinates of the beads alone: q is the first two blocks; positions are in the order of `bead_atoms`.
+
+        Raises:
+            InvalidInputError: there are fewer than 4 beads.
+        """
+        return InternalCoordinates(bead_layout(self.layout))
+
+    @property
+    def log_symmetry(self) -> float:
+        """Log of the number of equivalent copies that the domains of symmetric rotors leave out: log 3 each."""
+        return len(self.layout.triples) * math.log(3.0)
+
+    def in_domain(self, q: Tensor) -> Tensor:
+        """Whether q is the input's isomer: bonds > 0, angles in (0, pi), impropers on their side. `(batch,)` bool."""
+        inside = ((q > self.low.to(q.dtype)) & (q < self.high.to(q.dtype))).all(-1)
+        if self.layout.linear:
+            a, b = (q[:, self._planar(part)] for part in (0, 1))
+            inside = inside & ((a * a + b * b) < math.pi**2).all(-1)
+        return inside
+
+    def _planar(self, part: int) -> list[int]:
+        slots = (self.layout.angle_slots[1:], self.layout.torsion_slots)[part]
+        return [slots[row - 3] for row in self.layout.linear]
+
+    # ---- q -> x
+
+    def to_cartesian(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions in the gauge, and `log |det dx/dq|` (rigid motion removed).
+
+        The measure is `prod r^2 sin(angle)` over the Z-matrix. Values outside the domain give finite nonsense: check
+        `in_domain`.
+
+        Args:
+            q: `(batch, dof)`, nm and rad.
+
+        Returns:
+            positions `(batch, atoms, 3)`, nm (a transposed view: the batch is last in memory), and `(batch,)`.
+        """
+        n = self.n_atoms
+        values = torch.cat([q.t(), self._constants.to(q.dtype)[:, None].expand(-1, q.shape[0])])
+        bonds, angles, torsions = values.index_select(0, self._slots).split([n - 1, n - 2, n - 3])
+        torsions = torsions + values.index_select(0, self._primary_slots)
+        if self.layout.triples:
+            both = values.index_select(0, self._mean_slots)
+            torsions = torsions - (both[: n - 3] + both[n - 3 :]) / 3
+        local, log_measure = self._local(bonds, angles, torsions)
+        x = self._seed_positions(bonds, angles)
+        for level, (start, count) in enumerate(self._levels):
+            x = torch.cat([x, self._place(x, getattr(self, f"_refs{level}"), count, local[:, start : start + count])])
+        return x.index_select(0, self._inverse_order).permute(2, 0, 1), log_measure
+
+    def _local(self, bonds: Tensor, angles: Tensor, torsions: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions in the frames of the references, `(3, rows, batch)`, and the log-measure."""
+        sine, minus_cosine = torch.sin(angles), -torch.cos(angles)
+        reach = bonds[2:]
+        along, around = minus_cosine[1:], sine[1:]
+        y, z = around * torch.cos(torsions), around * torch.sin(torsions)
+        if self.layout.linear:
+            a, b = angles[1:], torsions
+            square = a * a + b * b
+            sinc = sinc_of_square(square)
+            along = torch.where(self._is_linear, cos_of_square(square), along)
+            y, z = torch.where(self._is_linear, sinc * a, y), torch.where(self._is_linear, sinc * b, z)
+            sine = torch.cat([sine[:1], torch.where(self._is_linear, sinc, sine[1:])])
+        log_measure = 2 * bonds.abs().log().sum(0) + sine.abs().log().sum(0)
+        return torch.stack([reach * along, reach * y, reach * z]), log_measure
+
+    def _seed_positions(self, bonds: Tensor, angles: Tensor) -> Tensor:
+        zero = torch.zeros_like(bonds[0])
+        first = torch.stack([zero, zero, zero])
+        second = torch.stack([bonds[0], zero, zero])
+        third = torch.stack([bonds[1] * torch.cos(angles[0]), bonds[1] * torch.sin(angles[0]), zero])
+        return torch.stack([first, second, third])
+
+    @staticmethod
+    def _place(x: Tensor, refs: Tensor, count: int, local: Tensor) -> Tensor:
+        """Atoms of one level: `(count, 3, batch)`."""
+        b, c, d = x.index_select(0, refs).split(count)
+        bc = b - c
+        along = bc / length(bc).unsqueeze(1)
+        normal = cross(along, d - c)
+        normal = normal / length(normal).unsqueeze(1)
+        side = cross(normal, along)
+        return b + local[0].unsqueeze(1) * along + local[1].unsqueeze(1) * side + local[2].unsqueeze(1) * normal
+
+    # ---- x -> q
+
+    def to_internal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Internal coordinates of positions in any orientation, and `log |det dx/dq|` (as in `to_cartesian`).
+
+        Leaves of symmetric rotors are relabelled so that the rotor lies in its domain; all else is as given.
+
+        Args:
+            x: `(batch, atoms, 3)`, nm.
+
+        Returns:
+            q `(batch, dof)` and `(batch,)`.
+        """
+        bonds, angles, torsions, sine = self._measure(x)
+        log_measure = 2 * bonds.log().sum(0) + sine.log().sum(0)
+        if self._relabelling is not None:
+            sources = self._relabelling.sources(torsions)
+            torsions = self._relabelling.rows(torsions, sources)
+            angles = torch.cat([angles[:1], self._relabelling.rows(angles[1:], sources)])
+            bonds = torch.cat([bonds[:2], self._relabelling.rows(bonds[2:], sources)])
+        torsions = torsions - torsions.index_select(0, self._siblings) * self._is_sibling.to(x.dtype)
+        q = self._wrap(torch.cat([bonds, angles, torsions]).index_select(0, self._sources))
+        if self._relabelling is not None:
+            q = self._wrap(self._relabelling.add_means(q))
+        return q.t(), log_measure
+
+    def canonical(self, x: Tensor) -> Tensor:
+        """Positions `(batch, atoms, 3)`, nm, with the leaves of symmetric rotors relabelled as in `to_internal`."""
+        if self._relabelling is None:
+            return x
+        return self._relabelling.atoms(x, self._relabelling.sources(self._measure(x)[2]))
+
+    def _measure(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Bonds, angles (or planar a), torsions (or planar b) by row, and the angular measure, each `(rows, batch)`."""
+        placed = x.permute(1, 2, 0).index_select(0, self._order).contiguous()
+        b = placed.index_select(0, self._bonded_to)
+        c = placed.index_select(0, self._angle_with)
+        d = placed.index_select(0, self._torsion_with)
+        b1 = b - placed[1:]
+        bonds = length(b1)
+        b1, b2 = b1[1:], c - b[1:]
+        n1 = cross(b1, b2)
+        height, advance = length(n1), dot(b1, b2)
+        angles = torch.atan2(height, -advance)
+        n1, b1, b2 = n1[1:], b1[1:], b2[1:]
+        n2 = cross(b2, d - c[1:])
+        torsions = torch.atan2(length(b2) * dot(b1, n2), dot(n1, n2))
+        sine = torch.sin(angles)
+        if self.layout.linear:
+            bend = torch.atan2(height, advance)[1:]
+            sine = torch.cat([sine[:1], torch.where(self._is_linear, sinc_of_square(bend * bend), sine[1:])])
+            planar = bend * torch.cos(torsions), bend * torch.sin(torsions)
+            angles = torch.cat([angles[:1], torch.where(self._is_linear, planar[0], angles[1:])])
+            torsions = torch.where(self._is_linear, planar[1], torsions)
+        return bonds, angles, torsions, sine
+
+    def _wrap(self, q: Tensor) -> Tensor:
+        """Torsions moved to the window around their middle; the rest as it is."""
+        window, inverse, middle = (t.to(q.dtype)[:, None] for t in (self._window, self._inverse_window, self._middle))
+        return q - window * torch.floor((q - middle) * inverse + 0.5)

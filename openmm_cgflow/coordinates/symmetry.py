@@ -1,0 +1,45 @@
+"""Symmetric rotors (CH3, NH3+, CF3): three leaf atoms on one centre that the System cannot tell apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import openmm
+
+from openmm_cgflow.coordinates.molecule import Molecule
+
+__all__ = ["symmetric_centres"]
+
+
+def symmetric_centres(molecule: Molecule, system: openmm.System) -> set[int]:
+    """The centres with four neighbours of which exactly three are equivalent leaves.
+
+    Candidates come from the graph (same element, no other neighbours). The System decides: at a distorted structure
+    the energy must not change (to 0.01 kJ/mol and 1e-7 of its value) when the three are relabelled cyclically.
+
+    Returns:
+        Indices of the central atoms.
+    """
+    candidates = {}
+    for centre, near in enumerate(molecule.neighbours):
+        leaves = [i for i in near if len(molecule.neighbours[i]) == 1]
+        if len(near) == 4 and len(leaves) == 3 and len({molecule.numbers[i] for i in leaves}) == 1:
+            candidates[centre] = leaves
+    if not candidates:
+        return set()
+    platform = openmm.Platform.getPlatformByName("Reference")
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+    noise = np.random.default_rng(0).normal(scale=0.005, size=molecule.positions.shape)
+    plain = molecule.positions + noise
+    energy = _energy(context, plain)
+    found = set()
+    for centre, leaves in candidates.items():
+        turned = plain.copy()
+        turned[leaves] = plain[[*leaves[1:], leaves[0]]]
+        if abs(_energy(context, turned) - energy) <= 0.01 + 1e-7 * abs(energy):
+            found.add(centre)
+    return found
+
+
+def _energy(context: openmm.Context, positions: np.ndarray) -> float:
+    context.setPositions(positions)
+    return float(context.getState(getEnergy=True).getPotentialEnergy()._value)

@@ -1,0 +1,69 @@
+"""What every potential offers: batched energies, differentiable in the positions."""
+
+import torch
+from torch import Tensor
+
+from openmm_cgflow.errors import InvalidInputError
+
+__all__ = ["EnergyWithGradient", "Potential", "check_positions"]
+
+
+class EnergyWithGradient(torch.autograd.Function):
+    """Energy whose gradient was computed beside it, so that going backward is one product."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, energy: Tensor, gradient: Tensor) -> Tensor:
+        """Return `energy` (batch,); remember `gradient`, its derivative with the shape of `x`."""
+        ctx.save_for_backward(gradient)
+        return energy.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, upstream: Tensor) -> tuple[Tensor, None, None]:
+        """Multiply the stored gradient by the upstream one, configuration by configuration."""
+        (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        shape = (-1,) + (1,) * (gradient.dim() - 1)
+        return gradient * upstream.reshape(shape).to(gradient.dtype), None, None
+
+
+def check_positions(x: Tensor, n_atoms: int) -> None:
+    """Raise InvalidInputError unless `x` is a floating tensor of shape (batch, n_atoms, 3)."""
+    if x.dim() != 3 or x.shape[1] != n_atoms or x.shape[2] != 3:
+        raise InvalidInputError(
+            f"positions have shape {tuple(x.shape)}, but this potential needs (batch, {n_atoms}, 3), in nm"
+        )
+    if not x.is_floating_point():
+        raise InvalidInputError(f"positions have dtype {x.dtype}; give a floating point tensor, in nm")
+
+
+class Potential(torch.nn.Module):
+    """A batched energy function U(x) in kJ/mol.
+
+    Attributes:
+        n_atoms: The number of atoms (for toy targets, the dimension).
+        evaluations: How many single-configuration energies were computed so far.
+    """
+
+    n_atoms: int
+    evaluations: int
+
+    def __init__(self, n_atoms: int) -> None:
+        super().__init__()
+        self.n_atoms = n_atoms
+        self.evaluations = 0
+
+    def energy(self, x: Tensor) -> Tensor:
+        """Energies of `x` (batch, atoms, 3) in nm: (batch,) in kJ/mol, differentiable once in `x`."""
+        raise NotImplementedError
+
+    def energy_and_forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (batch,) in kJ/mol and forces, shaped as `x`, in kJ/mol/nm, without an autograd graph."""
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            energy = self.energy(leaf)
+            (gradient,) = torch.autograd.grad(energy.sum(), leaf)
+        return energy.detach(), -gradient
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same as `energy`."""
+        return self.energy(x)

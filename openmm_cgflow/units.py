@@ -1,0 +1,82 @@
+"""Units at the public surface: OpenMM quantities, mdtraj objects or bare numbers in nm, K and s."""
+
+from typing import Any
+
+import numpy as np
+from openmm import unit
+
+from openmm_cgflow.errors import InvalidInputError
+
+__all__ = ["KB", "in_kelvin", "in_nm", "in_seconds"]
+
+KB: float = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+"""Boltzmann's constant per mole, kJ/mol/K."""
+
+
+def _bare(value: Any, wanted: unit.Unit, what: str) -> Any:  # noqa: ANN401
+    """The value in the wanted unit, without the unit; bare numbers pass as they are."""
+    if unit.is_quantity(value):
+        if not value.unit.is_compatible(wanted):
+            raise InvalidInputError(
+                f"{what} is given in {value.unit}; give it in {wanted} (or a unit compatible with it)"
+            )
+        return value.value_in_unit(wanted)
+    return value
+
+
+def _scalar(value: Any, wanted: unit.Unit, what: str) -> float:  # noqa: ANN401
+    bare = _bare(value, wanted, what)
+    try:
+        number = float(bare)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"{what} is {value!r}; give one number or an OpenMM Quantity in {wanted}") from error
+    if not np.isfinite(number):
+        raise InvalidInputError(f"{what} is {number}; give a finite number")
+    return number
+
+
+def in_nm(positions: Any) -> np.ndarray:  # noqa: ANN401
+    """Positions as a float64 array in nm.
+
+    Args:
+        positions: an OpenMM Quantity (of an array or of a list of Vec3), a list of Quantities, an mdtraj Trajectory
+            (or anything with an `xyz` array in nm), a torch tensor, or bare numbers in nm.
+
+    Returns:
+        An array of the same shape as the input, usually `(atoms, 3)` or `(frames, atoms, 3)`, nm.
+
+    Raises:
+        InvalidInputError: the unit is not a length, or the values do not form an array of numbers.
+    """
+    if hasattr(positions, "xyz"):
+        positions = positions.xyz
+    bare = _bare(positions, unit.nanometer, "positions")
+    if isinstance(bare, list | tuple) and len(bare) > 0 and unit.is_quantity(bare[0]):
+        bare = [_bare(row, unit.nanometer, "positions") for row in bare]
+    if hasattr(bare, "detach"):
+        bare = bare.detach().cpu().numpy()
+    try:
+        return np.array(bare, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError("positions are not an array of numbers; give (atoms, 3) values in nm") from error
+
+
+def in_kelvin(temperature: Any) -> float:  # noqa: ANN401
+    """A temperature as a float in K; bare numbers are taken to be in K.
+
+    Raises:
+        InvalidInputError: not a temperature, not a number, or not above 0.
+    """
+    kelvin = _scalar(temperature, unit.kelvin, "temperature")
+    if kelvin <= 0:
+        raise InvalidInputError(f"temperature is {kelvin:g} K; give one above 0, for instance 300*unit.kelvin")
+    return kelvin
+
+
+def in_seconds(time: Any) -> float:  # noqa: ANN401
+    """A duration as a float in s; bare numbers are taken to be in s.
+
+    Raises:
+        InvalidInputError: not a time, or not a finite number.
+    """
+    return _scalar(time, unit.second, "time")
