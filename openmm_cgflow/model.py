@@ -159,8 +159,8 @@ class CGFlow:
             resume: go on from `checkpoint` where it exists.
             progress: draw a progress bar.
             metrics: CSV file for a row of figures every few seconds.
-            frames: MD frames of this molecule (trajectory, Quantity or nm, `(n, atoms, 3)`) at this temperature, if there
-                are any: a quarter of each refinement step is drawn from them. Not needed.
+            frames: MD frames of this molecule at this temperature (`(n, atoms, 3)`, trajectory, Quantity or nm), if any
+                exist: a quarter of each refinement step is drawn from them. Not needed.
             settings: how to train.
 
         Returns:
@@ -201,7 +201,7 @@ class CGFlow:
         if header["identity"] != self._identity():
             raise MismatchError(
                 f"{path} is the checkpoint of another System, temperature, choice of slow variables or seed; "
-                "remove it, or choose another checkpoint."
+                "remove it, choose another checkpoint, or start anew with resume=False (--no-resume)."
             )
         history = load_state(trainer, tensors, header)
         budget.seconds_before, budget.evaluations_before = header["seconds"], 0
@@ -210,10 +210,11 @@ class CGFlow:
 
     def _identity(self) -> str:
         """A digest of what the training is for."""
-        parts = [system_to_xml(self.system), self._kelvin, self.coordinates.state(), self._settings.as_dict(), self.seed]
+        settings = self._settings.as_dict()
+        parts = [system_to_xml(self.system), self._kelvin, self.coordinates.state(), settings, self.seed]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    # -- use ------------------------------------------------------------------------------------------------------------
+    # -- use -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def sample(self, n: int, seed: int | None = None) -> Samples:
@@ -265,7 +266,7 @@ class CGFlow:
         return self.coordinates.to_internal(torch.as_tensor(x))
 
     @torch.no_grad()
-    def logDensity(self, positions: Any) -> np.ndarray:  # noqa: ANN401, N802
+    def logDensity(self, positions: Any) -> np.ndarray:  # noqa: ANN401
         """Log-density of the flow at positions, per nm^(3 atoms - 6), rigid motion taken out.
 
         Arguments:
@@ -279,12 +280,12 @@ class CGFlow:
         return torch.where(self.coordinates.in_domain(q), log_prob, -torch.inf).numpy()
 
     @torch.no_grad()
-    def slowVariables(self, positions: Any) -> np.ndarray:  # noqa: ANN401, N802
+    def slowVariables(self, positions: Any) -> np.ndarray:  # noqa: ANN401
         """The slow torsions `(n, n_slow)` of positions, in radians."""
         return self._internal(positions)[0][:, : self.coordinates.sizes[0]].numpy()
 
     @torch.no_grad()
-    def freeEnergy(self, slow: Any) -> unit.Quantity:  # noqa: ANN401, N802
+    def freeEnergy(self, slow: Any) -> unit.Quantity:  # noqa: ANN401
         """The CG free energy `-kT log q(s)` of slow torsions, in kJ/mol.
 
         Arguments:
@@ -301,7 +302,7 @@ class CGFlow:
         log_prob = self.flow.bead_flow.log_prob_slow(s.float()).double()
         return (-self.target.kT * log_prob).numpy() * unit.kilojoule_per_mole
 
-    # -- files ------------------------------------------------------------------------------------------------------------
+    # -- files ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
         """Write the model to one file that holds everything: flow, coordinates, System, topology, history.

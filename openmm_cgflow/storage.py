@@ -39,6 +39,7 @@ def write_file(path: str | Path, kind: str, tensors: dict[str, Tensor], header: 
     temporary = None
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.chmod(temporary, 0o666 & ~_umask())
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
@@ -52,6 +53,13 @@ def write_file(path: str | Path, kind: str, tensors: dict[str, Tensor], header: 
             f"{path} could not be written ({error.strerror or error}); free some space or choose another place. "
             "Nothing was lost: an older file there is untouched, and what is in memory can be saved again."
         ) from error
+
+
+def _umask() -> int:
+    """The process's mask for new files, which `mkstemp` does not follow."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def read_file(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -76,7 +84,8 @@ def read_file(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str,
         raise ModelFileError(f"{path} is a safetensors file, but not one of openmm_cgflow.")
     if int(metadata["version"]) > VERSION:
         raise ModelFileError(
-            f"{path} has file version {metadata['version']}; this openmm_cgflow reads up to {VERSION}. Update openmm_cgflow."
+            f"{path} has file version {metadata['version']}; this openmm_cgflow reads up to {VERSION}. "
+            "Update openmm_cgflow."
         )
     if metadata["kind"] != kind:
         raise ModelFileError(f"{path} is a {metadata['kind']}, not a {kind}.")

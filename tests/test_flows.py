@@ -13,8 +13,10 @@ def shake(module: torch.nn.Module, size: float = 0.3) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) / math.sqrt(
-                max(1, parameter.shape[-1])
+            parameter += (
+                size
+                * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+                / math.sqrt(max(1, parameter.shape[-1]))
             )
     return module.double()
 
@@ -25,13 +27,18 @@ def joint(sizes: tuple[int, int, int, int] = (2, 3, 2, 6)) -> JointFlow:
     period[: sizes[0]] = 2 * math.pi
     period[sizes[0] + sizes[1] : sizes[0] + sizes[1] + sizes[2]] = 2 * math.pi / 3
     reference = torch.linspace(-1, 1, n)
-    settings = FlowSettings(components=5, rotor_components=3, hidden=16, slow_hidden=16, bead_couplings=2, atom_couplings=3)
+    settings = FlowSettings(
+        components=5, rotor_components=3, hidden=16, slow_hidden=16, bead_couplings=2, atom_couplings=3
+    )
     return shake(JointFlow.build(sizes, reference, torch.full((n,), 0.1), period, settings))
 
 
 def slogdet(function, x: torch.Tensor) -> torch.Tensor:
     return torch.stack(
-        [torch.linalg.slogdet(torch.autograd.functional.jacobian(lambda r: function(r[None])[0], row)).logabsdet for row in x]
+        [
+            torch.linalg.slogdet(torch.autograd.functional.jacobian(lambda r: function(r[None])[0], row)).logabsdet
+            for row in x
+        ]
     )
 
 
@@ -111,7 +118,9 @@ def test_coupling_round_trip_and_jacobian():
 
 def test_stiff_density_of_a_set_factor_is_the_gaussian():
     covariance = torch.tensor([[2.0, 0.5, 0.1], [0.5, 1.0, -0.3], [0.1, -0.3, 0.5]], dtype=torch.float64)
-    density = StiffDensity(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.2, 0.3]), 0, couplings=2, hidden=4).double()
+    density = StiffDensity(
+        torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.2, 0.3]), 0, couplings=2, hidden=4
+    ).double()
     density.set_factor(torch.linalg.cholesky(covariance))
     scale = density.scale
     exact = torch.distributions.MultivariateNormal(density.reference, scale[:, None] * covariance * scale)

@@ -18,7 +18,16 @@ def samples(log_weights) -> Samples:
     residue = topology.addResidue("AR", topology.addChain())
     topology.addAtom("AR", app.Element.getBySymbol("Ar"), residue)
     zeros = np.zeros(n)
-    return Samples(np.zeros((n, 1, 3), np.float32), np.asarray(log_weights, float), zeros, zeros, zeros[:, None], 300.0, topology, ("phi",))
+    return Samples(
+        np.zeros((n, 1, 3), np.float32),
+        np.asarray(log_weights, float),
+        zeros,
+        zeros,
+        zeros[:, None],
+        300.0,
+        topology,
+        ("phi",),
+    )
 
 
 def test_effective_sample_size_by_hand():

@@ -222,7 +222,11 @@ class InternalCoordinates(torch.nn.Module):
         return len(self.layout.triples) * math.log(3.0)
 
     def in_domain(self, q: Tensor) -> Tensor:
-        """Whether q is the input's isomer: bonds > 0, angles in (0, pi), impropers on their side. `(batch,)` bool."""
+        """Whether q is the input's isomer: bonds > 0, angles in (0, pi), impropers on their side. `(batch,)` bool.
+
+        Clearly pyramidal centres of three neighbours (amine nitrogens) stay on the input's side as stereocentres do:
+        the inverted form, where it is thermally accessible, is left out.
+        """
         inside = ((q > self.low.to(q.dtype)) & (q < self.high.to(q.dtype))).all(-1)
         if self.layout.linear:
             a, b = (q[:, self._planar(part)] for part in (0, 1))

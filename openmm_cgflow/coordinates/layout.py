@@ -263,7 +263,12 @@ class _LayoutBuilder:
 
     def _soft(self, row: Row, value: float) -> Coordinate:
         atoms = [row.atom, *row.refs]
-        name = self.plan.names.get(bond_key(row.refs[0], row.refs[1]), self._label("torsion", row, 3))
+        name = self._label("torsion", row, 3)
+        b, c, d = row.refs
+        if row.kind == "torsion" and self.plan.wanted.get((b, c)) == (row.atom, d):
+            name = self.plan.names[bond_key(b, c)]
+        if row.primary >= 0:
+            value, atoms[3] = self._difference(row), row.primary
         kind = "slow" if row.bead else "rotor"
         if row.bead:
             self.slow[row.atom] = atoms if atoms[1] < atoms[2] else atoms[::-1]

@@ -26,7 +26,7 @@ class Row:
         primary: for impropers that share the references of a placed sibling: that sibling, whose torsion is
             added. Else -1.
         linear: the angle is near pi in the input: described by planar coordinates.
-        soft: the torsion turns freely.
+        soft: the torsion turns freely, or nothing limits it because it is no torsion of bonded atoms.
         bead: the atom is a bead.
     """
 
@@ -153,9 +153,7 @@ class _Builder:
         del self.pseudo[b]
         self.parent[b] = real
         self.first.pop(b, None)
-        flat = self._in_line(b, real, c) or self._in_line(c, b, real)
-        third = self._third(b, real) if flat else c
-        row = Row(i, (b, real, third), "torsion", soft=flat)
+        row = Row(i, (b, real, c), "torsion", soft=bond_key(b, real) in self.plan.soft)
         self.first[b] = row
         return row
 
@@ -193,8 +191,18 @@ class _Builder:
 
     def _add(self, row: Row, depth: int) -> None:
         row.bead = row.atom in self.beads
+        row.soft = row.soft or not self._chemical(row)
         self.rows.append(row)
         self.depth[row.atom] = depth
+
+    def _chemical(self, row: Row) -> bool:
+        """Whether the torsion is about a true bond and between true neighbours, so that chemistry limits its range."""
+        if row.kind == "seed" or row.linear:
+            return True
+        bonded, (b, c, d) = self.molecule.bonded, row.refs
+        if row.kind == "improper":
+            return bonded(row.atom, b) and bonded(b, c) and bonded(b, row.primary if row.primary >= 0 else d)
+        return bonded(row.atom, b) and bonded(b, c) and (bonded(c, d) or self.molecule.is_linear_centre(c))
 
     def _note_pseudo(self, i: int) -> None:
         if not self.molecule.bonded(i, self.parent[i]):

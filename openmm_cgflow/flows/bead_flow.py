@@ -24,8 +24,18 @@ class SoftVariables(nn.Module):
         harmonics: Fourier pairs for each circular variable.
     """
 
+    centre: Tensor
+    factor: Tensor
+    circular: Tensor
+
     def __init__(
-        self, centre: Tensor, period: Tensor, n_context: int = 0, components: int = 16, hidden: int = 64, harmonics: int = 4
+        self,
+        centre: Tensor,
+        period: Tensor,
+        n_context: int = 0,
+        components: int = 16,
+        hidden: int = 64,
+        harmonics: int = 4,
     ) -> None:
         super().__init__()
         circular = period > 0
@@ -33,7 +43,8 @@ class SoftVariables(nn.Module):
         if not bool(circular[:n_circular].all()):
             raise ValueError("circular variables must come before those on the real line")
         self.register_buffer("centre", centre.clone())
-        self.register_buffer("factor", torch.where(circular, 2 * math.pi / period.clamp(min=1e-9), torch.ones_like(period)))
+        factor = torch.where(circular, 2 * math.pi / period.clamp(min=1e-9), torch.ones_like(period))
+        self.register_buffer("factor", factor)
         self.n, self.n_circular, self.harmonics = period.numel(), n_circular, harmonics
         self.register_buffer("circular", torch.arange(n_circular), persistent=False)
         self.density = MixtureDensity(n_circular, self.n - n_circular, n_context, components, hidden, harmonics)
@@ -121,4 +132,3 @@ class BeadFlow(nn.Module):
         features = self.slow.features(slow)
         stiff, whitened, log_prob = self.stiff.place(latent, features)
         return torch.cat([slow, stiff], dim=1), log_prob, torch.cat([features, whitened], dim=1)
-

@@ -60,7 +60,12 @@ class JointFlow(nn.Module):
 
     @classmethod
     def build(
-        cls, sizes: Sequence[int], reference: Tensor, scale: Tensor, period: Tensor, settings: FlowSettings | None = None
+        cls,
+        sizes: Sequence[int],
+        reference: Tensor,
+        scale: Tensor,
+        period: Tensor,
+        settings: FlowSettings | None = None,
     ) -> "JointFlow":
         """A flow for coordinates in four blocks.
 
@@ -206,7 +211,7 @@ class JointFlow(nn.Module):
 
     def draw_joint_latent(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """`n` latents `(n, dof)`, to be mapped by `from_latent`."""
-        like = self.bead_flow.slow.centre
+        like: Tensor = self.bead_flow.slow.centre
         bead_latent, atom_latent = self.draw_latents(like.new_zeros(n, 0), generator)
         z = torch.rand(n, self.sizes[0], generator=generator, dtype=like.dtype, device=like.device)
         rotors = torch.rand(n, self.sizes[2], generator=generator, dtype=like.dtype, device=like.device)

@@ -23,7 +23,7 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class MixtureDensity(nn.Module):
-    """`q(y | context) = prod_k q(y_k | y_<k, context)`, each factor a mixture of normals, wrapped where `y_k` is an angle.
+    """`q(y | context) = prod_k q(y_k | y_<k, context)`, a mixture of normals, wrapped for angles.
 
     Circular variables come first, in radians of their own period, in [-pi, pi); one uniform component keeps their
     density positive everywhere. The others live on the real line at about unit scale.
@@ -37,6 +37,8 @@ class MixtureDensity(nn.Module):
         harmonics: Fourier pairs by which a circular variable is shown to later factors.
         min_scale: smallest standard deviation of a component.
     """
+
+    circular: Tensor
 
     def __init__(
         self,
@@ -126,7 +128,7 @@ class MixtureDensity(nn.Module):
 
     @torch.no_grad()
     def sample(self, noise: Tensor, context: Tensor) -> Tensor:
-        """Independent samples `(batch, n)`, one for each row of noise and of `context (batch, n_context)`; no gradients.
+        """Independent samples `(batch, n)`, one for each row of noise and `context (batch, n_context)`; no gradients.
 
         A component is chosen by the uniform noise, and moved to by the normal one.
         """

@@ -1,5 +1,7 @@
 """The small networks that condition the flow, and what they are fed with."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ class MLP(nn.Module):
         self.n_in = n_in
         widths = [n_in] + [hidden] * depth if n_in else []
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+        for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.SiLU()]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(widths[-1] if widths else 1, n_out)

@@ -13,16 +13,20 @@ _LOG_2PI = math.log(2 * math.pi)
 
 
 class SinhArcsinhCoupling(nn.Module):
-    """Shift, scale, skew and change the tails of one half of the variables, as told by the other half and the context.
+    """Shift, scale, skew and tails of one half of the variables, as told by the other half and the context.
 
-    `y = m + a sinh((asinh(x) + e) d)` (Jones and Pewsey 2009, doi:10.1093/biomet/asp053), elementwise, with `m, log a, e,
-    log d` from a network: smooth to all orders, analytic both ways, the identity at the start.
+    `y = m + a sinh((asinh(x) + e) d)` (Jones and Pewsey 2009, doi:10.1093/biomet/asp053), elementwise, with `m, log a,
+    e, log d` from a network: smooth to all orders, analytic both ways, the identity at the start.
 
     Arguments:
         mask: `(n,)` bool, the variables that are transformed.
         n_context: width of the context.
         hidden: width of the network.
     """
+
+    moved: Tensor
+    kept: Tensor
+    back: Tensor
 
     def __init__(self, mask: Tensor, n_context: int, hidden: int) -> None:
         super().__init__()
@@ -59,7 +63,7 @@ class SinhArcsinhCoupling(nn.Module):
 
 
 class StiffDensity(nn.Module):
-    """`q(f | context)`: `f = reference + scale * (mean + L y)`, `B y = w`, `w` a standard normal latent under couplings.
+    """`q(f | context)`: `f = reference + scale * (mean + L y)`, `B y = w`, `w` a normal latent under couplings.
 
     The mean and `B` are networks of the context; `L` is a constant. Both matrices are lower triangular with a positive
     diagonal, so that any leading block of variables has its own density. The whitened variables `w` are near standard
@@ -74,6 +78,10 @@ class StiffDensity(nn.Module):
         rank: number of matrices of which the context mixes `B`.
         seed: of the choice of masks.
     """
+
+    reference: Tensor
+    scale: Tensor
+    couplings: nn.ModuleList
 
     def __init__(
         self,
@@ -139,7 +147,8 @@ class StiffDensity(nn.Module):
     def colour(self, w: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The inverse of `whiten`: `f`, and `log |det df/dw|`."""
         shares, matrices, log_diagonal = self._bends(context)
-        bent = (shares @ matrices.flatten(1)).reshape(w.shape[0], self.n, self.n) + torch.diag_embed(torch.exp(log_diagonal))
+        bent = (shares @ matrices.flatten(1)).reshape(w.shape[0], self.n, self.n)
+        bent = bent + torch.diag_embed(torch.exp(log_diagonal))
         y = torch.linalg.solve_triangular(bent, w.unsqueeze(2), upper=False).squeeze(2) if self.n else w
         f = self.reference + self.scale * (self.mean(context) + y @ self.factor.T)
         return f, self._log_scale() - log_diagonal.sum(1)
@@ -171,7 +180,9 @@ class StiffDensity(nn.Module):
         """The normal latent `(batch, n)` of `f`, the whitened variables, and `log |det dlatent/df|`."""
         whitened, logdet = self.whiten(f, context)
         latent = whitened
-        for coupling in reversed(self.couplings):
+        for layer in range(len(self.couplings) - 1, -1, -1):
+            coupling = self.couplings[layer]
+            assert isinstance(coupling, SinhArcsinhCoupling)
             latent, change = coupling.inverse(latent, context)
             logdet = logdet + change
         return latent, whitened, logdet

@@ -65,6 +65,9 @@ def torsion_cos_sin(b1: Tensor, b2: Tensor, b3: Tensor) -> tuple[Tensor, Tensor]
 class BondTerm(Term):
     """Harmonic bonds, k/2 (r - r0)^2."""
 
+    r0: Tensor
+    half_k: Tensor
+
     def __init__(self, table: DifferenceTable, atoms: np.ndarray, r0: Sequence[float], k: Sequence[float],
                  dtype: torch.dtype) -> None:  # fmt: skip
         super().__init__()
@@ -89,6 +92,9 @@ class BondTerm(Term):
 
 class AngleTerm(Term):
     """Harmonic angles, k/2 (theta - theta0)^2."""
+
+    theta0: Tensor
+    half_k: Tensor
 
     def __init__(self, table: DifferenceTable, atoms: np.ndarray, theta0: Sequence[float], k: Sequence[float],
                  dtype: torch.dtype) -> None:  # fmt: skip
@@ -120,8 +126,8 @@ class AngleTerm(Term):
 class FourierTorsionTerm(Term):
     """Torsions as sum_n a_n cos(n phi) + b_n sin(n phi): periodic and Ryckaert-Bellemans torsions, one row a quadruple.
 
-    Cosines and sines of multiples come from the recurrence cos((n+1) phi) = cos(n phi) cos(phi) - sin(n phi) sin(phi), so
-    no angle is computed.
+    Cosines and sines of multiples come from the recurrence cos((n+1) phi) = cos(n phi) cos(phi) - sin(n phi) sin(phi),
+    so no angle is computed.
 
     Arguments:
         table: Where to ask for the bond vectors.

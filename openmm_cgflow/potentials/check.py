@@ -59,8 +59,8 @@ def compare_with_context(system: openmm.System, x: np.ndarray, translate: Callab
         translate: Makes a potential in float64 from a System.
 
     Raises:
-        UnsupportedForceError: Energies differ by more than 1e-6 or forces by more than 1e-5, relative; the message names the
-            force that differs most.
+        UnsupportedForceError: Energies differ by more than 1e-6 or forces by more than 1e-5, relative; the message
+            names the force that differs most.
         InvalidInputError: The energy is not finite at the first of the positions.
     """
     energy_error, force_error = _system_errors(system, x, translate)
@@ -72,8 +72,8 @@ def compare_with_context(system: openmm.System, x: np.ndarray, translate: Callab
         if not worst or max(found) > max(errors):
             worst, errors = system.getForce(k).getName(), found
     raise UnsupportedForceError(
-        f"the torch translation of the force {worst} does not agree with OpenMM: relative errors {errors[0]:.1e} of the "
-        f"energy and {errors[1]:.1e} of the forces (in all: {energy_error:.1e} and {force_error:.1e})"
+        f"the torch translation of the force {worst} does not agree with OpenMM: relative errors {errors[0]:.1e} of "
+        f"the energy and {errors[1]:.1e} of the forces (in all: {energy_error:.1e} and {force_error:.1e})"
     )
 
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
+import torch._inductor
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -44,7 +45,8 @@ def compile_energy_gradient(function: EnergyGradient, example: Tensor) -> Energy
         warnings.simplefilter("ignore")
         graph = _trace(function, example)
         with torch.no_grad():
-            compiled = torch.compile(graph, dynamic=False, fullgraph=True)
+            # Not `torch.compile`: its run-time hooks take part in every call and are no good in several threads.
+            compiled = torch._inductor.compile(graph, [example])
             _compare(function, compiled, example)
     _log.info("compiled the potential in %.1f s", time.perf_counter() - start)
     return compiled

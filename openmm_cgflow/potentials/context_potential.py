@@ -30,11 +30,11 @@ class ContextPotential(Potential):
 
     Arguments:
         system: An OpenMM System without a periodic box.
-        platform: A platform's name; None takes CUDA, HIP or OpenCL where there is one, else the faster of Reference and CPU,
-            found by timing.
-        workers: Worker processes, each with one Context and one chunk of every batch; 0 evaluates in this process; None takes
-            one a core on CPU platforms if there are several cores, and none on GPUs. Processes start at the first batch that
-            is worth sending.
+        platform: A platform's name; None takes CUDA, HIP or OpenCL where there is one, else the faster of Reference and
+            CPU, found by timing.
+        workers: Worker processes, each with one Context and one chunk of every batch; 0 evaluates in this process; None
+            takes one a core on CPU platforms if there are several cores, and none on GPUs. Processes start at the first
+            batch that is worth sending.
 
     Attributes:
         platform: The name of the platform in use.

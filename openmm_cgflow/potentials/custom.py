@@ -63,7 +63,8 @@ class CustomVariableTerm(_ExpressionTerm):
         super().__init__(expression, names, rows, constants, {self_variable}, dtype)
         self.variable = self_variable
         ends = {2: [(0, 1)], 3: [(0, 1), (2, 1)], 4: [(1, 0), (2, 1), (3, 2)]}[width]
-        self.measure: Callable[..., Tensor] = {2: norm, 3: angle, 4: torsion}[width]
+        measures: dict[int, Callable[..., Tensor]] = {2: norm, 3: angle, 4: torsion}
+        self.measure = measures[width]
         self.slots = [table.add(atoms[:, a], atoms[:, b]) for a, b in ends]
 
     def forward(self, frame: Frame) -> Tensor:
@@ -77,7 +78,7 @@ class CustomVariableTerm(_ExpressionTerm):
 
 
 class CustomSitesTerm(_ExpressionTerm):
-    """CustomExternalForce, CustomCompoundBondForce and CustomCentroidBondForce: expressions of the coordinates of sites.
+    """CustomExternalForce, CustomCompoundBondForce and CustomCentroidBondForce: expressions of sites.
 
     Arguments:
         n_atoms: Of the System.

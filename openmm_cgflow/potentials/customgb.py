@@ -28,8 +28,8 @@ class _PairSet(torch.nn.Module):
 class CustomGBTerm(Term):
     """A CustomGBForce, without a periodic box.
 
-    Both directed values of a pair, f(1, 2) and f(2, 1), come from one distance; each pair function is differentiated where
-    it is evaluated, so that only its value and derivatives stay in memory.
+    Both directed values of a pair, f(1, 2) and f(2, 1), come from one distance; each pair function is differentiated
+    where it is evaluated, so that only its value and derivatives stay in memory.
 
     Arguments:
         table: Where to ask for pair distances.
@@ -41,8 +41,13 @@ class CustomGBTerm(Term):
         UnsupportedForceError: An expression cannot be translated.
     """
 
-    def __init__(self, table: DifferenceTable, force: openmm.CustomGBForce, functions: Mapping[str, Callable[..., Value]],
-                 dtype: torch.dtype) -> None:  # fmt: skip
+    def __init__(
+        self,
+        table: DifferenceTable,
+        force: openmm.CustomGBForce,
+        functions: Mapping[str, Callable[..., Value]],
+        dtype: torch.dtype,
+    ) -> None:
         super().__init__()
         n = force.getNumParticles()
         self.n = n
@@ -54,10 +59,10 @@ class CustomGBTerm(Term):
             for k in range(force.getNumGlobalParameters())
         }
         values = np.array([force.getParticleParameters(k) for k in range(n)]).reshape(n, -1)
-        self.parameters = [force.getPerParticleParameterName(k) for k in range(force.getNumPerParticleParameters())]
+        self.names = [force.getPerParticleParameterName(k) for k in range(force.getNumPerParticleParameters())]
         i, j = all_pairs(n)
         self._pair_sets(table, force, i, j, dtype)
-        for k, name in enumerate(self.parameters):
+        for k, name in enumerate(self.names):
             self.column(f"atom_{name}", values[:, k], dtype)
         self.computed = [
             (name, Expression(text, functions), kind)
@@ -79,7 +84,7 @@ class CustomGBTerm(Term):
             self.kept = _PairSet(table, self.n, i[live], j[live], dtype)
 
     def _check_names(self) -> None:
-        known = {*self.globals, *self.parameters}
+        known = {*self.globals, *self.names}
         for name, expression, kind in self.computed:
             self._check(expression, known, kind)
             known.add(name)
@@ -104,7 +109,7 @@ class CustomGBTerm(Term):
         constants: dict[str, Value] = dict(self.globals)
         inputs: dict[str, Tensor] = {}
         for end, index in zip("12", ends, strict=True):
-            for name in self.parameters:
+            for name in self.names:
                 if name + end in expression.names:
                     constants[name + end] = getattr(self, f"atom_{name}").index_select(0, index.plus)
             for name, value in values.items():
@@ -112,8 +117,9 @@ class CustomGBTerm(Term):
                     inputs[name + end] = gather(value, index)
         return constants, inputs
 
-    def _pair_values(self, expression: Expression, pairs: _PairSet, frame: Frame, values: Mapping[str, Tensor], flip: bool
-                     ) -> Tensor:  # fmt: skip
+    def _pair_values(
+        self, expression: Expression, pairs: _PairSet, frame: Frame, values: Mapping[str, Tensor], flip: bool
+    ) -> Tensor:
         r = frame.distances(pairs.slot)
         constants, inputs = self._split(expression, pairs, values, flip)
         names = list(inputs)
@@ -129,7 +135,7 @@ class CustomGBTerm(Term):
     def _atom_values(self, expression: Expression, frame: Frame, values: Mapping[str, Tensor]) -> Tensor:
         x, y, z = frame.x.unbind(1)
         environment: dict[str, Value] = {**self.globals, "x": x, "y": y, "z": z, **values}
-        environment.update({name: getattr(self, f"atom_{name}") for name in self.parameters})
+        environment.update({name: getattr(self, f"atom_{name}") for name in self.names})
         out = expression(environment)
         return out.expand_as(x) if isinstance(out, Tensor) else torch.full_like(x, out)
 

@@ -4,7 +4,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -68,7 +68,7 @@ def _starting_positions(n_atoms: int) -> np.ndarray:
 def fastest_platform(system: openmm.System) -> tuple[str, float]:
     """The platform to use and the seconds that one evaluation takes there.
 
-    CUDA, then HIP, then OpenCL if such a Context can be made; else the faster of Reference and CPU (one thread), measured.
+    CUDA, then HIP, then OpenCL if such a Context can be made; else the faster of Reference and CPU (one thread).
     """
     x = _starting_positions(system.getNumParticles())
     present = {openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())}
@@ -146,10 +146,8 @@ class WorkerPool:
     def close(self) -> None:
         """Stop the processes; may be called twice."""
         for _, connection in self._workers:
-            try:
+            with suppress(OSError):
                 connection.send(None)
-            except OSError:
-                pass
             connection.close()
         for process, _ in self._workers:
             process.join(timeout=5)

@@ -29,8 +29,8 @@ def make_potential(system: openmm.System, positions: Any) -> Potential:  # noqa:
         The potential; falling back to Contexts is logged as a warning that names the force.
 
     Raises:
-        InvalidInputError: The System is periodic, has virtual sites or no particles; the positions are not finite or not of
-            this System.
+        InvalidInputError: The System is periodic, has virtual sites or no particles; the positions are not finite or
+            not of this System.
     """
     check_system(system)
     x = positions_array(positions, system.getNumParticles())
@@ -42,7 +42,7 @@ def make_potential(system: openmm.System, positions: Any) -> Potential:  # noqa:
 
 
 def torsion_energy(system: openmm.System) -> TorchPotential:
-    """The energy of the torsion forces alone (periodic, Ryckaert-Bellemans, CMAP, custom torsions), in double precision.
+    """The energy of the torsion forces alone (periodic, Ryckaert-Bellemans, CMAP, custom), in double precision.
 
     Raises:
         UnsupportedForceError: A torsion force has no translation; the message names it.

@@ -134,7 +134,6 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "square": lambda v: v * v,
     "cube": lambda v: v * v * v,
     "recip": lambda v: _divide(1.0, v),
-    "pow": _power,
     "min": _min,
     "max": _max,
     "step": _step,
@@ -149,8 +148,8 @@ class Expression:
     Arguments:
         text: The expression as OpenMM stores it.
         functions: Further functions by name, for instance tabulated ones.
-        symbolic: Names of functions whose arguments are names (particles), such as `distance(p1, p2)`: they are looked up
-            in the environment as `"distance(p1,p2)"`.
+        symbolic: Names of functions whose arguments are names (particles), such as `distance(p1, p2)`: they are looked
+            up in the environment as `"distance(p1,p2)"`.
 
     Attributes:
         names: The free variables (and symbolic calls) that must be in the environment.

@@ -16,13 +16,13 @@ COULOMB = 138.93545764438198  # kJ/mol nm/e^2: ONE_4PI_EPS0 of OpenMM's SimTKOpe
 
 
 def switching(r: Tensor, start: float, stop: float) -> Tensor:
-    """OpenMM's switching function, 1 - 6 t^5 + 15 t^4 - 10 t^3 with t = (r - start) / (stop - start) clamped to [0, 1]."""
+    """OpenMM's switching function, 1 - 6 t^5 + 15 t^4 - 10 t^3; t = (r - start) / (stop - start) clamped to [0, 1]."""
     t = ((r - start) / (stop - start)).clamp(0.0, 1.0)
     return 1.0 + t * t * t * (-10.0 + t * (15.0 - t * 6.0))
 
 
 def nonbonded_parameters(force: openmm.NonbondedForce) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Particles (n, 3) of charge, sigma, epsilon; exception atoms (m, 2); exceptions (m, 3) of charge product, sigma, epsilon.
+    """Particles (n, 3): charge, sigma, epsilon; exception atoms (m, 2); exceptions (m, 3): qq, sigma, epsilon.
 
     Global parameters stand at their defaults: offsets are added.
     """
@@ -49,8 +49,8 @@ def nonbonded_parameters(force: openmm.NonbondedForce) -> tuple[np.ndarray, np.n
 class NonbondedTerm(Term):
     """NonbondedForce with NoCutoff or CutoffNonPeriodic (reaction field, switching function).
 
-    Without a cutoff, exceptions are pairs like any other with parameters of their own. With one, exceptions are computed
-    without it, as OpenMM does.
+    Without a cutoff, exceptions are pairs like any other with parameters of their own. With one, exceptions are
+    computed without it, as OpenMM does.
 
     Arguments:
         table: Where to ask for pair distances.
@@ -58,6 +58,14 @@ class NonbondedTerm(Term):
         dtype: Of the parameters.
         share: Keep pairs that do not interact, because another force needs their distances anyway.
     """
+
+    qq: Tensor
+    sigma: Tensor
+    four_epsilon: Tensor
+    kept: Tensor
+    exception_qq: Tensor
+    exception_sigma: Tensor
+    exception_four_epsilon: Tensor
 
     def __init__(self, table: DifferenceTable, force: openmm.NonbondedForce, dtype: torch.dtype, share: bool) -> None:
         super().__init__()
@@ -77,7 +85,7 @@ class NonbondedTerm(Term):
             live = (exceptions[:, 0] != 0) | (exceptions[:, 2] != 0)
             if live.any():
                 self.exception_slot = table.add(exception_atoms[live, 0], exception_atoms[live, 1])
-                self._columns("exception_", *exceptions[live].T, dtype)
+                self._columns("exception_", exceptions[live], dtype)
         else:
             qq[excluded], ss[excluded], ee[excluded] = exceptions.T
         live = np.ones(len(i), dtype=bool) if share else (qq != 0) | (ee != 0)
@@ -86,7 +94,7 @@ class NonbondedTerm(Term):
         self.slot = table.add(i[live], j[live])
         kept = np.ones(len(i), dtype=bool)
         kept[excluded] = False
-        self._columns("", qq[live], ss[live], ee[live], dtype)
+        self._columns("", np.stack([qq, ss, ee], 1)[live], dtype)
         self.column("kept", kept[live], dtype)
 
     def _set_cutoff(self, force: openmm.NonbondedForce) -> None:
@@ -98,7 +106,8 @@ class NonbondedTerm(Term):
         if force.getUseSwitchingFunction():
             self.switch = force.getSwitchingDistance().value_in_unit(unit.nanometer)
 
-    def _columns(self, prefix: str, qq: np.ndarray, sigma: np.ndarray, epsilon: np.ndarray, dtype: torch.dtype) -> None:
+    def _columns(self, prefix: str, rows: np.ndarray, dtype: torch.dtype) -> None:
+        qq, sigma, epsilon = rows.T
         self.column(prefix + "qq", COULOMB * qq, dtype)
         self.column(prefix + "sigma", np.where(epsilon == 0, 0.0, sigma), dtype)
         self.column(prefix + "four_epsilon", 4.0 * epsilon, dtype)

@@ -1,8 +1,8 @@
 """Batch-last building blocks: gathering rows, scattering rows, and terms that carry their own gradient.
 
 Inside `TorchPotential` a batch of positions is `(atoms, 3, batch)`, contiguous, so that every operation runs along the
-batch and picking atoms copies whole rows. The backward of picking rows is a sum over rows, done here as one product with
-a small 0/1 (or -1/0/1) matrix: several times faster than `index_add` for the sizes of single molecules.
+batch and picking atoms copies whole rows. The backward of picking rows is a sum over rows, done here as one product
+with a small 0/1 (or -1/0/1) matrix: several times faster than `index_add` for the sizes of single molecules.
 """
 
 from collections.abc import Callable

@@ -53,7 +53,7 @@ def _translate(name: str, function: openmm.TabulatedFunction) -> Callable[..., V
         grid = np.reshape(values, (ny, nx)).T[None]
         return _continuous(Bicubic(grid, (x0, x1), (y0, y1), function.getPeriodic()))
     if isinstance(function, openmm.Discrete1DFunction):
-        (values,) = function.getFunctionParameters()
+        values = function.getFunctionParameters()
         return _discrete([len(values)], values)
     if isinstance(function, openmm.Discrete2DFunction | openmm.Discrete3DFunction):
         *sizes, values = function.getFunctionParameters()

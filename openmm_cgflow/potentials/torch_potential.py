@@ -1,6 +1,8 @@
 """An OpenMM System as batched torch."""
 
 import logging
+import math
+import threading
 from collections.abc import Callable
 from typing import Any, Literal, Self
 
@@ -17,17 +19,18 @@ from openmm_cgflow.potentials.translate import build_terms
 __all__ = ["TorchPotential"]
 
 _log = logging.getLogger(__name__)
-_EAGER_COLUMNS = 256
-_COMPILED_COLUMNS = 128
-_GPU_COLUMNS = 4096
-_AUTO_AFTER = 50_000  # about 2 s of work: less than compiling takes
+_COMPILING = threading.Lock()  # one compilation at a time; other threads go on without waiting for it
+_COUNTING = threading.Lock()
+_EAGER_ENTRIES, _COMPILED_ENTRIES, _GPU_ENTRIES = 500_000, 130_000, 8_000_000  # rows x columns of a chunk
+_SMALL = 16  # configurations up to which compiled code, which always computes a full chunk, is not used
+_AUTO_AFTER = 1_000_000  # about as much work as compiling costs
 
 
 class TorchPotential(Potential):
     """The energy of an OpenMM System, translated to torch and vectorised over the batch.
 
-    Built by `fromSystem`. Energies and gradients are computed together, in chunks of the batch that stay in the processor's
-    cache, batch last in memory.
+    Built by `fromSystem`. Energies and gradients are computed together, in chunks of the batch that stay in the
+    processor's cache, batch last in memory.
 
     Attributes:
         dtype: The precision of the computation.
@@ -44,7 +47,6 @@ class TorchPotential(Potential):
         self._index = table.index(n_atoms, dtype)
         self._compile = compile
         self._compiled: EnergyGradient | None = None
-        self._large = 0
 
     @classmethod
     def fromSystem(
@@ -60,10 +62,10 @@ class TorchPotential(Potential):
         Arguments:
             system: An OpenMM System without a periodic box.
             dtype: torch.float32, or torch.float64 for exact work.
-            positions: (atoms, 3), nm or a Quantity. If given, energies and forces there (and at a few shaken copies) are
-                compared with a double-precision OpenMM Context.
-            compile: True: compile at the first large batch, or raise; False: never; "auto": after 50,000 evaluations in
-                large batches, where a compiler exists and works, else go on without.
+            positions: (atoms, 3), nm or a Quantity. If given, energies and forces there (and at a few shaken copies)
+                are compared with a double-precision OpenMM Context.
+            compile: True: compile at the first large batch, or raise; False: never; "auto": after 50,000 evaluations,
+                where a compiler exists and works, else go on without.
             only: Translate forces of these types alone (no comparison then).
 
         Raises:
@@ -101,36 +103,51 @@ class TorchPotential(Potential):
             (gradient,) = torch.autograd.grad(energy.sum(), leaf)
         return energy.detach(), gradient
 
-    def _compiled_function(self, device: torch.device, batch: int, columns: int) -> EnergyGradient | None:
-        """The compiled function, made at the first batch that is worth it; None where it does not work."""
-        if self._compile is False or batch <= columns // 8:
+    def _columns(self, device: torch.device, compiled: bool) -> int:
+        """Configurations in a chunk: a power of two such that its largest tensors stay in cache."""
+        entries = (_COMPILED_ENTRIES if compiled else _EAGER_ENTRIES) if device.type == "cpu" else _GPU_ENTRIES
+        rows = max(1, sum(self._sizes))
+        return 2 ** min(max(round(math.log2(entries / rows)), 5), 12 if device.type != "cpu" else 8 if compiled else 10)
+
+    def _count(self, evaluations: int) -> None:
+        with _COUNTING:  # threads may share a potential
+            self.evaluations += evaluations
+
+    def _compiled_function(self, device: torch.device, batch: int) -> EnergyGradient | None:
+        """The compiled function, made at the first batch that is worth it; None where it is not (yet) to be used."""
+        if self._compile is False or batch <= _SMALL:
             return None
-        if self._compile == "auto" and self._large < _AUTO_AFTER:
-            self._large += batch
+        if self._compile == "auto" and self.evaluations < _AUTO_AFTER:
             return None
-        if self._compiled is None:
-            if self._compile == "auto" and not compiler_available(device):
-                _log.info("no compiler found: TorchPotential runs without compilation")
-                self._compile = False
-                return None
-            example = torch.randn(self.n_atoms, 3, columns, dtype=self.dtype, device=device)
+        if self._compiled is None and _COMPILING.acquire(blocking=self._compile is True):
             try:
-                self._compiled = compile_energy_gradient(self._columns_gradient, example)
-            except Exception as error:
-                if self._compile is True:
-                    raise
-                _log.info("compiling failed (%s): TorchPotential runs without compilation", error)
-                self._compile = False
+                self._make_compiled(device)
+            finally:
+                _COMPILING.release()
         return self._compiled
+
+    def _make_compiled(self, device: torch.device) -> None:
+        if self._compiled is not None or self._compile is False:
+            return
+        if self._compile == "auto" and not compiler_available(device):
+            _log.info("no compiler found: TorchPotential runs without compilation")
+            self._compile = False
+            return
+        columns = self._columns(device, compiled=True)
+        example = torch.randn(self.n_atoms, 3, columns, dtype=self.dtype, device=device)
+        try:
+            self._compiled = compile_energy_gradient(self._columns_gradient, example)
+        except Exception as error:
+            if self._compile is True:
+                raise
+            _log.info("compiling failed (%s): TorchPotential runs without compilation", error)
+            self._compile = False
 
     def _energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (batch,) and gradient (batch, atoms, 3) of detached positions (batch, atoms, 3)."""
         batch = x.shape[0]
-        gpu = x.device.type != "cpu"
-        columns = _GPU_COLUMNS if gpu else _COMPILED_COLUMNS
-        compiled = self._compiled_function(x.device, batch, columns)
-        if compiled is None:
-            columns = _GPU_COLUMNS if gpu else _EAGER_COLUMNS
+        compiled = self._compiled_function(x.device, batch)
+        columns = self._columns(x.device, compiled is not None)
         energy = torch.empty(batch, dtype=self.dtype, device=x.device)
         gradient = torch.empty(batch, self.n_atoms, 3, dtype=self.dtype, device=x.device)
         for start in range(0, batch, columns):
@@ -143,7 +160,7 @@ class TorchPotential(Potential):
                 e, g = (compiled or self._columns_gradient)(block)
             energy[start : start + size] = e[:size]
             gradient[start : start + size] = g.permute(2, 0, 1)[:size]
-        self.evaluations += batch
+        self._count(batch)
         return energy, gradient
 
     def energy(self, x: Tensor) -> Tensor:
@@ -159,14 +176,14 @@ class TorchPotential(Potential):
         return self._energy_only(x.detach())
 
     def _energy_only(self, x: Tensor) -> Tensor:
-        if self._compiled is not None and x.shape[0] > _COMPILED_COLUMNS // 8:
+        if self._compiled is not None and x.shape[0] > _SMALL:
             return self._energy_and_gradient(x)[0]
-        columns = _EAGER_COLUMNS if x.device.type == "cpu" else _GPU_COLUMNS
+        columns = self._columns(x.device, compiled=False)
         with torch.no_grad():
             parts = [
                 self._columns_energy(chunk.permute(1, 2, 0).to(self.dtype).contiguous()) for chunk in x.split(columns)
             ]
-        self.evaluations += x.shape[0]
+        self._count(x.shape[0])
         return torch.cat(parts)
 
     def energy_and_forces(self, x: Tensor) -> tuple[Tensor, Tensor]:

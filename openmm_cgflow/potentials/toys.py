@@ -118,7 +118,7 @@ class GaussianMixture(_VectorPotential):
 
     @classmethod
     def paper(cls, seed: int = 0, dim: int = 20, components: int = 3) -> "GaussianMixture":
-        """The mixture of arXiv 2504.20940: slow half N(m, 0.1^2) with m uniform in [-1, 1]; fast half N(B slow, 0.01 I).
+        """The mixture of arXiv 2504.20940: slow half N(m, 0.1^2), m uniform in [-1, 1]; fast half N(B slow, 0.01 I).
 
         B has independent standard normal entries; `dim` is even.
         """

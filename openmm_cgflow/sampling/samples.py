@@ -77,12 +77,12 @@ class Samples:
         return bool(self.khat <= 0.7)
 
     @cached_property
-    def logZ(self) -> float:  # noqa: N802  (the field's name)
+    def logZ(self) -> float:
         """Log configuration integral over internal coordinates, nm and rad, rigid motion taken out."""
         return log_mean_exp(self._log_weights)[0]
 
     @cached_property
-    def logZ_error(self) -> float:  # noqa: N802
+    def logZ_error(self) -> float:
         """Standard error of `logZ`."""
         return log_mean_exp(self._log_weights)[1]
 
@@ -101,7 +101,7 @@ class Samples:
         values = np.asarray(values, dtype=np.float64)
         if values.ndim == 0 or len(values) != self.n:
             raise InvalidInputError(
-                f"reweight: values has shape {values.shape}, but there are {self.n} samples; give one row for each sample."
+                f"reweight: values has shape {values.shape}, but there are {self.n} samples; give one row for each."
             )
         weights = self.weights.reshape(-1, *[1] * (values.ndim - 1))
         mean = (weights * values).sum(0)
@@ -117,11 +117,11 @@ class Samples:
         return mdtraj.Trajectory(self.positions, mdtraj.Topology.from_openmm(self.topology))
 
     def save(self, path: str | Path) -> None:
-        """Write frames (`.dcd`, `.xtc`, `.pdb`, ...: what mdtraj writes, weights in an `.npz` beside it) or all as `.npz`."""
+        """Write all as `.npz`, or frames as what mdtraj writes (`.dcd`, `.pdb`) and weights as `.npz` beside it."""
         path = Path(path)
         if path.suffix != ".npz":
             self.trajectory.save(str(path))
-        arrays = {
+        arrays: dict[str, Any] = {
             "log_weights": self.log_weights,
             "reduced_energies": self.reduced_energies,
             "log_densities": self.log_densities,

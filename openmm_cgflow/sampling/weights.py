@@ -41,7 +41,7 @@ def pareto_k(log_weights: Tensor) -> float:
     """Shape of the generalised Pareto distribution of the largest weights (Vehtari et al., arXiv 1507.02646).
 
     Below 0.5 the weights have a finite variance; above 0.7 estimates from them are not to be trusted. The tail are the
-    largest `min(n / 5, 3 sqrt(n))` weights; the fit is that of Zhang and Stephens (2009), with the weak prior of the paper.
+    largest `min(n / 5, 3 sqrt(n))` weights; the fit is that of Zhang and Stephens (2009), with the paper's weak prior.
 
     Returns:
         k-hat; NaN for fewer than 25 finite weights.

@@ -1,5 +1,6 @@
 """A start that costs almost nothing: a Gaussian of the stiff variables around the minimum at fixed soft ones."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor
 from openmm_cgflow.training.parallel import Parallel
 from openmm_cgflow.training.target import BoltzmannTarget
 
-__all__ = ["LaplaceMixture", "laplace"]
+__all__ = ["LaplaceMixture", "curvature_factor", "laplace", "minimise"]
+
+_STEP = 0.5  # of the differences, in thermal widths
 
 
 @dataclass(frozen=True)
@@ -46,49 +49,59 @@ def _log_diagonal(factor: Tensor) -> Tensor:
     return torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(-1)
 
 
+def curvature_factor(
+    target: BoltzmannTarget, structure: Tensor, stiff: Tensor, scale: Tensor, parallel: Parallel
+) -> tuple[Tensor, Tensor]:
+    """The minimum next to one structure, and the factor of its inverse curvature, which preconditions everything else.
+
+    Arguments:
+        target: gives the action.
+        structure: `(1, dof)`, near a minimum: the user's own.
+        stiff: `(n_stiff,)` indices of the coordinates to minimise over.
+        scale: `(dof,)` rough thermal widths.
+        parallel: over which evaluations are spread.
+
+    Returns:
+        `(1, dof)` and `(n_stiff, n_stiff)`.
+    """
+    factor = torch.diag(scale[stiff])
+    structure, _ = minimise(target, structure, stiff, factor, parallel, 80)
+    for _ in range(2):  # the second time in units of the first curvature
+        factor = _factors(target, structure, stiff, factor, parallel)[0]
+        structure, _ = minimise(target, structure, stiff, factor, parallel, 40)
+    return structure, factor
+
+
 def laplace(
-    target: BoltzmannTarget,
-    points: Tensor,
-    stiff: Tensor,
-    scale: Tensor,
-    parallel: Parallel,
-    iterations: int = 40,
-    step: float = 0.5,
+    target: BoltzmannTarget, points: Tensor, stiff: Tensor, factor: Tensor, parallel: Parallel, iterations: int = 25
 ) -> LaplaceMixture:
     """Minimise the action over the stiff coordinates at each point and take its curvature there.
 
     The curvature is that of central differences over half a thermal width, which averages over the anharmonicity that a
-    sample sees, and its eigenvalues are kept within a factor 30 of those at the first point.
+    sample sees, and its eigenvalues are kept within a factor 30 of those of the preconditioner.
 
     Arguments:
-        target: gives the action and its gradient.
-        points: `(points, dof)` start values; the first should be near a minimum (the user's own structure).
+        target: gives the action.
+        points: `(points, dof)` start values.
         stiff: `(n_stiff,)` indices of the coordinates to minimise over.
-        scale: `(dof,)` rough thermal widths.
+        factor: `(n_stiff, n_stiff)` preconditioner, from `curvature_factor`.
         parallel: over which the evaluations are spread.
         iterations: of the minimisation.
-        step: of the differences, in thermal widths.
     """
-    factor = torch.diag(scale[stiff])
-    first = _minimise(target, points[:1], stiff, factor, parallel, 2 * iterations)
-    for _ in range(2):  # the second time in units of the first curvature
-        factor = _factors(target, first, stiff, factor, parallel, step)[0]
-        first = _minimise(target, first, stiff, factor, parallel, iterations)
-    start = points.clone()
-    start[:, stiff] = first[:, stiff]
-    start[0] = first[0]
-    minima = _minimise(target, start, stiff, factor, parallel, iterations)
-    factors = _factors(target, minima, stiff, factor, parallel, step)
-    action = parallel.map(lambda q: (target.action(q).detach(),), minima)[0]
-    n = stiff.numel()
-    log_partition = -action + _log_diagonal(factors) + 0.5 * n * torch.log(torch.tensor(2 * torch.pi))
-    return LaplaceMixture(minima, factors, log_partition, stiff)
+    minima, action = minimise(target, points, stiff, factor, parallel, iterations)
+    factors = _factors(target, minima, stiff, factor, parallel)
+    constant = 0.5 * stiff.numel() * math.log(2 * math.pi)
+    return LaplaceMixture(minima, factors, -action + _log_diagonal(factors) + constant, stiff)
 
 
-def _minimise(
+def minimise(
     target: BoltzmannTarget, points: Tensor, stiff: Tensor, factor: Tensor, parallel: Parallel, iterations: int
-) -> Tensor:
-    """Descend with the preconditioner `factor factor^T`; each point has its own trust radius, and never goes up."""
+) -> tuple[Tensor, Tensor]:
+    """Descend with the preconditioner `factor factor^T`; each point has its own trust radius, and never goes up.
+
+    Returns:
+        `(points, dof)` and their actions `(points,)`.
+    """
     q = points.clone()
     action, gradient = parallel.map(target.action_and_gradient, q)
     radius = torch.full_like(action, 3.0)
@@ -105,27 +118,24 @@ def _minimise(
         q = torch.where(better.unsqueeze(1), trial, q)
         gradient = torch.where(better.unsqueeze(1), trial_gradient, gradient)
         action = torch.where(better, trial_action, action)
-    return q
+    return q, action
 
 
-def _factors(
-    target: BoltzmannTarget, minima: Tensor, stiff: Tensor, factor: Tensor, parallel: Parallel, step: float
-) -> Tensor:
+def _factors(target: BoltzmannTarget, minima: Tensor, stiff: Tensor, factor: Tensor, parallel: Parallel) -> Tensor:
     """Lower-triangular factors `(points, n, n)` of the inverse curvature, measured along the columns of `factor`."""
     n = stiff.numel()
-    steps = step * factor.T  # row j: the j-th whitened direction
+    steps = _STEP * factor.T  # row j: the j-th whitened direction
 
     def curvature(q: Tensor) -> tuple[Tensor]:
         moves = q.new_zeros(2 * n, q.shape[1])
         moves[:n, stiff], moves[n:, stiff] = steps, -steps
         shifted = (q.unsqueeze(1) + moves).flatten(0, 1)
         gradient = target.action_and_gradient(shifted)[1][:, stiff].reshape(q.shape[0], 2, n, n)
-        white = (gradient[:, 0] - gradient[:, 1]) @ factor / (2 * step)
+        white = (gradient[:, 0] - gradient[:, 1]) @ factor / (2 * _STEP)
         return (0.5 * (white + white.transpose(1, 2)),)
 
     hessian = parallel.map(curvature, minima, chunk=max(1, 2048 // (2 * n)))[0]
     values, vectors = torch.linalg.eigh(hessian.double())
     inverse = vectors @ torch.diag_embed(1 / values.clamp(1 / 30, 30.0)) @ vectors.transpose(1, 2)
     covariance = factor.double() @ inverse @ factor.double().T
-    # The reversed order of a Cholesky factor of the inverse is not needed: the covariance itself is factored.
     return torch.linalg.cholesky(covariance).to(minima.dtype)

@@ -1,4 +1,4 @@
-"""Work on halves of a batch in threads: one thread a core, which for small tensors beats threads inside each operation."""
+"""Parts of a batch in threads, one a core: for small tensors that beats threads inside each operation."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ def available_cores() -> int:
 class Parallel:
     """A pool of threads over which batches are spread; inside it torch uses one thread for each operation.
 
-    torch releases the interpreter in its operations, so that threads scale: 1.6 times on two cores for a flow's gradient
+    torch releases the interpreter in its operations, so that threads scale: 1.6 times on two cores for a gradient
     with 512 rows a thread, where two threads inside each operation gave nothing. On a GPU one worker is right.
 
     Arguments:
@@ -44,7 +44,9 @@ class Parallel:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def map(self, function: Callable[..., tuple[Tensor, ...]], *batches: Tensor, chunk: int = 1024) -> tuple[Tensor, ...]:
+    def map(
+        self, function: Callable[..., tuple[Tensor, ...]], *batches: Tensor, chunk: int = 1024
+    ) -> tuple[Tensor, ...]:
         """`function` of row chunks of `batches`, joined along the rows again.
 
         Arguments:

@@ -32,7 +32,7 @@ class Metrics:
     beta: float | None = None
     loss: float | None = None
     ess: float | None = None
-    logZ: float | None = None  # noqa: N815  (the field's name)
+    logZ: float | None = None
     dropped: int = 0
 
 

@@ -21,7 +21,7 @@ class BoltzmannTarget(nn.Module):
         kT: thermal energy in kJ/mol.
     """
 
-    def __init__(self, potential: Potential, coordinates: InternalCoordinates, kT: float) -> None:  # noqa: N803
+    def __init__(self, potential: Potential, coordinates: InternalCoordinates, kT: float) -> None:
         super().__init__()
         self.potential, self.coordinates, self.kT = potential, coordinates, kT
 
@@ -31,7 +31,7 @@ class BoltzmannTarget(nn.Module):
         return self.potential.evaluations
 
     def parts(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Reduced energies `u (batch,)` and `log |det dx/dq| (batch,)` of `q (batch, dof)`; NaN energies become +inf."""
+        """Reduced energies `u (batch,)` and `log |det dx/dq| (batch,)` of `q (batch, dof)`; NaN becomes +inf."""
         x, logdet = self.coordinates.to_cartesian(q)
         u = self.potential.energy(x) / self.kT
         return torch.where(torch.isfinite(u), u, torch.inf), logdet

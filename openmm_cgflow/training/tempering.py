@@ -18,7 +18,7 @@ class Tempering(Protocol):
     steps: int
 
     def advance(self, u: Tensor, log_density: Tensor) -> float:
-        """The next inverse temperature, from reduced energies and log-densities `(n,)` of samples at the present one."""
+        """The next inverse temperature, from reduced energies and log-densities `(n,)` of samples at this one."""
         ...
 
 
@@ -26,7 +26,7 @@ class Tempering(Protocol):
 class AdaptiveTempering:
     """The largest step for which the divergence to the next temperature is a given share of the present one.
 
-    `(dlogZ + db <u>) / KL(beta) <= delta`, with `KL = logZ + beta <u> + <log q>` (arXiv 2504.20940, after arXiv 2002.10148).
+    `(dlogZ + db <u>) / KL(beta) <= delta`, with `KL = logZ + beta <u> + <log q>` (arXiv 2504.20940, 2002.10148).
 
     Attributes:
         beta: where to start.
@@ -43,7 +43,7 @@ class AdaptiveTempering:
     log_z: float | None = field(default=None)
 
     def advance(self, u: Tensor, log_density: Tensor) -> float:
-        """The next inverse temperature, from reduced energies and log-densities `(n,)` of samples at the present one."""
+        """The next inverse temperature, from reduced energies and log-densities `(n,)` of samples at this one."""
         finite = torch.isfinite(u) & torch.isfinite(log_density)
         u, log_density = u[finite].double(), log_density[finite].double()
         log_w = -self.beta * u - log_density

@@ -12,7 +12,7 @@ from openmm_cgflow.errors import TrainingError
 from openmm_cgflow.flows import JointFlow
 from openmm_cgflow.sampling import effective_sample_size, log_mean_exp
 from openmm_cgflow.training.budget import Budget
-from openmm_cgflow.training.laplace import LaplaceMixture, laplace
+from openmm_cgflow.training.laplace import LaplaceMixture, curvature_factor, laplace
 from openmm_cgflow.training.objectives import (
     joint_reverse_kl,
     negative_log_likelihood,
@@ -21,6 +21,7 @@ from openmm_cgflow.training.objectives import (
 )
 from openmm_cgflow.training.parallel import Parallel
 from openmm_cgflow.training.reporter import Metrics, Reporter
+from openmm_cgflow.training.start import anneal_soft
 from openmm_cgflow.training.target import BoltzmannTarget
 from openmm_cgflow.training.tempering import Tempering
 
@@ -32,8 +33,10 @@ class TrainSettings:
     """How a flow is trained.
 
     Attributes:
+        shares: of the budget, by which the fit and the training of the soft densities end at the latest.
         points: values of the soft variables at which the Laplace start is made.
-        flattening: free energies of the start are divided by this, so that the proposal covers barriers.
+        sweeps: moves by which these values are annealed.
+        flattening: temperature to which they are annealed, relative to the target's own, so that barriers are covered.
         fit_steps: maximum-likelihood steps on the Laplace start.
         batch: rows of a step.
         kl_share: share of the budget at which the reverse KL stage ends.
@@ -47,15 +50,17 @@ class TrainSettings:
         tempering: instead of the Laplace start, joint reverse KL at these inverse temperatures, as the paper does.
     """
 
+    shares: tuple[float, float] = (0.35, 0.6)
     points: int = 1024
-    flattening: float = 4.0
+    sweeps: int = 30
+    flattening: float = 3.0
     fit_steps: int = 400
     batch: int = 1024
     kl_share: float = 0.0
     soft_buffers: int = 20
     buffer: int = 20_000
     buffer_steps: int = 40
-    learning_rates: tuple[float, float, float] = (2e-3, 1e-3, 5e-4)
+    learning_rates: tuple[float, float, float] = (2e-3, 1e-3, 3e-4)
     average: float = 0.998
     clip: float = 1e-3
     least_ess: float = 0.1
@@ -81,7 +86,7 @@ class Trainer:
         self.stage = "laplace" if self.settings.tempering is None else "tempering"
         self.dropped = 0
         self.frames: Tensor | None = None
-        n_slow, n_bead, n_rotor, n_atom = flow.sizes
+        n_slow, n_bead, n_rotor, _ = flow.sizes
         index = torch.arange(sum(flow.sizes))
         self.soft = torch.cat([index[:n_slow], index[n_slow + n_bead : n_slow + n_bead + n_rotor]])
         self.stiff = torch.cat([index[n_slow : n_slow + n_bead], index[n_slow + n_bead + n_rotor :]])
@@ -130,20 +135,35 @@ class Trainer:
         self.save(force=True)
 
     def _laplace(self) -> LaplaceMixture:
-        points = self._soft_points(self.settings.points)
-        mixture = laplace(self.target, points, self.stiff, self.target.coordinates.scale.float(), self.parallel)
+        settings, coordinates = self.settings, self.target.coordinates
+        scale = coordinates.scale.float()
+        reference = coordinates.reference.float().unsqueeze(0)
+        structure, factor = curvature_factor(self.target, reference, self.stiff, scale, self.parallel)
+        points = self._spread(structure, settings.points)
+        if self.soft.numel():
+            points = anneal_soft(
+                self.target,
+                points,
+                self.soft,
+                self.stiff,
+                factor,
+                self.parallel,
+                self.generator,
+                settings.sweeps,
+                settings.flattening,
+            )
+        mixture = laplace(self.target, points, self.stiff, factor, self.parallel)
         if not bool(torch.isfinite(mixture.log_partition).any()):
-            raise TrainingError("every energy of the Laplace start is infinite or NaN; check the System at your positions.")
+            raise TrainingError("every energy of the Laplace start is infinite or NaN; check the System.")
         self._report("laplace")
         return mixture
 
-    def _soft_points(self, n: int) -> Tensor:
-        """The reference, and a low-discrepancy set over the soft variables with everything else as in the reference."""
-        coordinates = self.target.coordinates
-        points = coordinates.reference.float().expand(n, -1).clone()
+    def _spread(self, structure: Tensor, n: int) -> Tensor:
+        """`n` copies of a structure with its soft variables on a low-discrepancy set; the first as it was."""
+        points = structure.expand(n, -1).clone()
         if self.soft.numel():
             sobol = torch.quasirandom.SobolEngine(self.soft.numel(), scramble=True, seed=self._seed())
-            period = coordinates.period[self.soft].float()
+            period = self.target.coordinates.period[self.soft].float()
             points[1:, self.soft] += (sobol.draw(n - 1).to(points) - 0.5) * period
         return points
 
@@ -153,27 +173,27 @@ class Trainer:
     def _fit(self, mixture: LaplaceMixture) -> None:
         """Maximum likelihood on samples of the Laplace start, its free energies flattened; no energies needed."""
         self._set_factors(mixture)
-        log_weights = mixture.log_partition / self.settings.flattening
-        weights = torch.softmax(torch.where(torch.isfinite(log_weights), log_weights, -math.inf), 0)
+        weights = torch.isfinite(mixture.log_partition).float()
+        start = self._fraction()
         for i in range(self.settings.fit_steps):
-            if self._fraction() >= 1:
+            progress = self._progress(i / self.settings.fit_steps, start, self.settings.shares[0])
+            if progress >= 1:
                 break
             chosen = torch.multinomial(weights, self.settings.batch, replacement=True, generator=self.generator)
             q = mixture.sample(chosen, self.generator)
             loss = self._step(
-                self._rate(0, i / self.settings.fit_steps), lambda rows: negative_log_likelihood(self.flow, rows, gaussian=True), q
+                self._rate(0, progress), lambda rows: negative_log_likelihood(self.flow, rows, gaussian=True), q
             )
             if (i + 1) % 50 == 0:
                 self._report("fit", loss=loss)
 
     @torch.no_grad()
     def _set_factors(self, mixture: LaplaceMixture) -> None:
-        """Start the Gaussian factors from the median curvature of the start's points."""
+        """Start the Gaussian factors from the mean covariance of the start's points."""
         n_bead = self.flow.sizes[1]
         scale = self.target.coordinates.scale[self.stiff].float()
         covariance = mixture.factors @ mixture.factors.transpose(1, 2) / (scale[:, None] * scale)
-        best = torch.topk(mixture.log_partition, max(1, len(covariance) // 4)).indices
-        factor = torch.linalg.cholesky(covariance[best].mean(0))
+        factor = torch.linalg.cholesky(covariance[torch.isfinite(mixture.log_partition)].mean(0))
         beads, atoms = self.flow.bead_flow.stiff, self.flow.atom_flow.stiff
         beads.set_factor(factor[:n_bead, :n_bead])
         atoms.set_factor(factor[n_bead:, n_bead:])
@@ -228,10 +248,12 @@ class Trainer:
         frozen = [p for p in self._parameters() if not any(p is s for s in soft)]
         for parameter in frozen:
             parameter.requires_grad_(False)
+        start = self._fraction()
         for i in range(self.settings.soft_buffers):
-            self._learn_from_buffer(self._rate(0, i / self.settings.soft_buffers), "soft", negative_log_soft)
-            if self._fraction() >= 1:
+            progress = self._progress(i / self.settings.soft_buffers, start, self.settings.shares[1])
+            if progress >= 1:
                 break
+            self._learn_from_buffer(self._rate(0, progress), "soft", negative_log_soft)
         for parameter in frozen:
             parameter.requires_grad_(True)
 
@@ -278,7 +300,7 @@ class Trainer:
         finite = torch.isfinite(log_weights)
         self.dropped += int((~finite).sum())
         if not bool(finite.any()):
-            raise TrainingError(f"all {n} samples have infinite or NaN energies; the flow has diverged: train again with another seed.")
+            raise TrainingError(f"all {n} samples have infinite or NaN energies: train again with another seed.")
         return q, torch.where(finite, log_weights, -math.inf)
 
     def _weigh(self, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -297,6 +319,10 @@ class Trainer:
     def _fraction(self) -> float:
         return 1.0 if self.interrupted() else self.budget.fraction(self.target.evaluations)
 
+    def _progress(self, steps: float, start: float, end: float) -> float:
+        """How far a stage is that ends after its steps, or at a share of the budget: 0 to 1."""
+        return max(steps, (self._fraction() - start) / max(end - start, 1e-9))
+
     def _rate(self, stage: int, progress: float) -> float:
         """Half a cosine from the stage's learning rate to a hundredth of it."""
         highest = self.settings.learning_rates[stage]
@@ -307,7 +333,7 @@ class Trainer:
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """A fresh optimizer over the flow's parameters."""
-        self.optimizer = torch.optim.Adam(self._parameters(), betas=(0.9, 0.99), fused=True)
+        self.optimizer = torch.optim.Adam(self._parameters(), fused=True)
         return self.optimizer
 
     def _step(self, rate: float, loss: Callable[..., Tensor], *rows: Tensor) -> float:

@@ -1,0 +1,77 @@
+"""Alanine dipeptide in implicit solvent, from its System to basin populations, without a trajectory.
+
+    python examples/alanine_dipeptide.py                      # train for seven minutes, then sample
+    python examples/alanine_dipeptide.py --reference          # and compare with replica exchange
+    python examples/alanine_dipeptide.py --model demo/model.cgflow --reference
+
+The reference is `references/aldp_obc1.json`, which `replica_exchange_reference.py` made with plain OpenMM; it states its
+own errors. The comparison fails (exit code 1) if any population is more than three standard errors away.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import openmm_cgflow as cgf
+from openmm_cgflow.inputs import load_system
+
+from replica_exchange_reference import ALDP_BASINS, basin_labels  # isort: skip  (beside this file)
+
+HERE = Path(__file__).resolve().parent
+PDB = HERE.parent / "openmm_cgflow" / "data" / "alanine_dipeptide.pdb"
+
+
+def trained(seconds: float, seed: int) -> cgf.CGFlow:
+    """A flow trained for so many seconds on ff96 with OBC1, the System of openmmtools' AlanineDipeptideImplicit."""
+    topology, system, positions = load_system(PDB, forcefield=["amber96.xml"], implicit_solvent="OBC1")
+    return cgf.CGFlow(topology, system, positions, temperature=300, slow=["phi", "psi"], seed=seed).train(time=seconds)
+
+
+def populations(samples: cgf.Samples) -> dict[str, tuple[float, float]]:
+    """Reweighted population of each basin and its standard error."""
+    labels = basin_labels(*np.degrees(samples.slow).T)
+    mean, error = samples.reweight(np.stack([labels == k for k in range(len(ALDP_BASINS))], axis=1))
+    return {name: (mean[k], error[k]) for k, name in enumerate(ALDP_BASINS)}
+
+
+def compare(ours: dict[str, tuple[float, float]]) -> bool:
+    """Print ours beside replica exchange; whether all populations agree within three standard errors."""
+    reference = json.loads((HERE / "references" / "aldp_obc1.json").read_text())
+    print(f"\nreference: {reference['ns_each_replica']} ns in each of {len(reference['temperatures'])} replicas, MBAR")
+    print(f"{'basin':14s} {'flow':>20s} {'replica exchange':>20s} {'difference':>14s}")
+    agree = True
+    for name, (mean, error) in ours.items():
+        theirs = reference["populations_all_temperatures"][name]
+        their_error = reference["errors_all_temperatures"][name]
+        away = (mean - theirs) / math.hypot(error, their_error)
+        agree &= abs(away) <= 3
+        print(f"{name:14s} {mean:9.5f} +- {error:7.5f} {theirs:9.5f} +- {their_error:7.5f} {away:+8.2f} s.e.")
+    return agree
+
+
+def main() -> None:
+    """Train or load, sample, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a trained model, instead of training one")
+    parser.add_argument("--time", type=float, default=420, help="seconds of training")
+    parser.add_argument("--samples", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reference", action="store_true", help="compare with replica exchange")
+    options = parser.parse_args()
+    flow = cgf.CGFlow.load(options.model) if options.model else trained(options.time, options.seed)
+    samples = flow.sample(options.samples, seed=options.seed)
+    print(samples)
+    print(f"{flow.provenance['evaluations']:,} energy evaluations and {flow.provenance['seconds']:.0f} s of training")
+    ours = populations(samples)
+    for name, (mean, error) in ours.items():
+        print(f"{name:14s} {mean:9.5f} +- {error:7.5f}")
+    if options.reference and not compare(ours):
+        sys.exit("populations differ from replica exchange by more than three standard errors")
+
+
+if __name__ == "__main__":
+    main()

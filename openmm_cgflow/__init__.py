@@ -1,0 +1,44 @@
+"""Data-free Boltzmann samplers and coarse-grained models for OpenMM, by normalizing flows.
+
+What is exported is loaded at its first use, so that the command line starts at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from openmm_cgflow.errors import (
+    CGFlowError,
+    InvalidInputError,
+    MismatchError,
+    ModelFileError,
+    TrainingError,
+    UnsupportedForceError,
+)
+from openmm_cgflow.version import __version__
+
+if TYPE_CHECKING:
+    from openmm_cgflow.model import CGFlow
+    from openmm_cgflow.sampling import Samples
+    from openmm_cgflow.training import TrainSettings
+
+__all__ = [
+    "CGFlow",
+    "CGFlowError",
+    "InvalidInputError",
+    "MismatchError",
+    "ModelFileError",
+    "Samples",
+    "TrainSettings",
+    "TrainingError",
+    "UnsupportedForceError",
+    "__version__",
+]
+
+_HOMES = {"CGFlow": "model", "Samples": "sampling", "TrainSettings": "training"}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module("torch")  # before openmm: openmm-torch's plugin needs torch's libraries in the process first
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

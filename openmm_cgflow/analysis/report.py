@@ -1,0 +1,183 @@
+"""Pictures and one HTML page about a trained flow and samples of it."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from openmm_cgflow.analysis.basins import Basin, basins
+from openmm_cgflow.analysis.free_energy import Array, FreeEnergy2D, effective_size, free_energy_1d, free_energy_2d
+from openmm_cgflow.analysis.html import page
+from openmm_cgflow.analysis.plots import plot_energies, plot_free_energies, plot_log_weights, plot_surface
+from openmm_cgflow.analysis.protocols import Flow
+from openmm_cgflow.analysis.style import save_png
+from openmm_cgflow.analysis.summary import molecule, summary, trust
+from openmm_cgflow.analysis.training_curves import plot_training
+from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.sampling import Samples
+from openmm_cgflow.units import KB
+
+__all__ = ["report", "torsion_pairs"]
+
+BARRIER_KT = 1.0
+"""Basins less deep than this (in kT) count as part of their neighbour."""
+
+
+def torsion_pairs(names: Sequence[str], atoms: Sequence[Sequence[int]], most: int = 4) -> list[tuple[int, int]]:
+    """Pairs of torsions worth a two-dimensional picture.
+
+    Neighbours, whose central bonds share an atom, come first (phi and psi of one residue before any other); then
+    torsions that follow one another in the list.
+
+    Args:
+        names: `n` names.
+        atoms: the four atom indices of each torsion.
+        most: largest number of pairs.
+
+    Returns:
+        Pairs of indices, the earlier torsion first, in the order of the torsions.
+    """
+
+    def rank(pair: tuple[int, int]) -> tuple[bool, bool, int]:
+        i, j = pair
+        touching = bool(set(atoms[i][1:3]) & set(atoms[j][1:3]))
+        kinds = [names[k].rpartition(":")[2].lower() for k in pair]
+        ramachandran = kinds[0].startswith("phi") and kinds[1].startswith("psi")
+        return not (touching and ramachandran), not touching, i
+
+    pairs = [
+        (i, j)
+        for i in range(len(names))
+        for j in range(i + 1, len(names))
+        if j == i + 1 or set(atoms[i][1:3]) & set(atoms[j][1:3])
+    ]
+    return sorted(sorted(pairs, key=rank)[:most])
+
+
+def report(flow: Flow, samples: Samples, out_dir: str | Path, command: str | None = None) -> Path:
+    """Write PNG pictures and one self-contained `report.html` about a flow and its samples.
+
+    Args:
+        flow: a trained `CGFlow`.
+        samples: `Samples` of it, at least two with finite energies.
+        out_dir: folder; it is made if it does not exist, files of the same names are replaced.
+        command: the command line to put into the table.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        InvalidInputError: fewer than two samples have a finite energy, or the folder cannot be written.
+    """
+    usable = int(np.isfinite(samples.log_weights).sum())
+    if usable < 2:
+        raise InvalidInputError(
+            f"a report needs at least 2 samples with finite energies, these have {usable}: sample more"
+        )
+    folder = Path(out_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        surfaces, cells = _surfaces(flow, samples, folder)
+        pictures = [*surfaces, *_torsions(flow, samples, folder), *_weights(samples, folder), *_training(flow, folder)]
+        columns = ("torsions", "minimum", "F (kJ/mol)", "population", "± s.e.")
+        verdict = trust(samples.khat, samples.n)
+        html = page(
+            title=f"{molecule(flow.topology)} at {samples.temperature:g} K",
+            verdict=f"ESS {100 * samples.ess:.1f} % of {samples.n:,} samples; {verdict}.",
+            good=not verdict.startswith(("too few", "the weights are not")),
+            rows=summary(flow, samples, command),
+            tables=[("Basins, by reweighted samples", columns, cells)] if cells else [],
+            pictures=pictures,
+        )
+        path = folder / "report.html"
+        path.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInputError(f"cannot write the report into {folder}: {error}") from error
+    return path
+
+
+def _surfaces(flow: Flow, samples: Samples, folder: Path) -> tuple[list[tuple[Path, str, bool]], list[tuple[str, ...]]]:
+    """A picture and the lines of the table of basins for each pair of torsions."""
+    pictures: list[tuple[Path, str, bool]] = []
+    cells: list[tuple[str, ...]] = []
+    pairs = torsion_pairs(flow.slow_names, flow.slow_torsions)
+    for i, j in pairs:
+        names = flow.slow_names[i], flow.slow_names[j]
+        both = samples.slow[:, [i, j]].astype(np.float64)
+        surface = free_energy_2d(both[:, 0], both[:, 1], samples.temperature, samples.weights)
+        found = _basins(surface, both, samples)
+        path = folder / f"free_energy_{_slug(names[0])}_{_slug(names[1])}.png"
+        save_png(plot_surface(surface, names, found), path)
+        caption = (
+            f"Free energy over {names[0]} and {names[1]} from reweighted samples, smoothed by "
+            f"{math.degrees(surface.width):.0f}°; dots: minima and populations of basins; grey: not sampled."
+        )
+        pictures.append((path, caption, len(pairs) == 1))
+        for basin in found:
+            place = ", ".join(f"{math.degrees(a):.0f}°" for a in basin.minimum)
+            percent = f"{100 * basin.population:.2f} %", f"{100 * basin.error:.2f} %"
+            cells.append((f"{names[0]}, {names[1]}", place, f"{basin.free_energy:.1f}", *percent))
+    return pictures, cells
+
+
+def _basins(surface: FreeEnergy2D, angles: Array, samples: Samples) -> list[Basin]:
+    barrier = BARRIER_KT * KB * samples.temperature
+    found = basins(surface.values, surface.grid, angles, barrier, samples.weights)
+    return [basin for basin in found if basin.population > 2 * basin.error or basin.population > 1e-3]
+
+
+def _torsions(flow: Flow, samples: Samples, folder: Path) -> list[tuple[Path, str, bool]]:
+    """One picture of the free energies along all slow torsions."""
+    names = list(flow.slow_names)
+    if not names:
+        return []
+    columns = [samples.slow[:, k].astype(np.float64) for k in range(len(names))]
+    bins = 72 if effective_size(samples.weights) >= 3000 else 36
+    reweighted = [free_energy_1d(x, samples.temperature, samples.weights, bins) for x in columns]
+    raw = [free_energy_1d(x, samples.temperature, None, bins) for x in columns]
+    exact = None
+    if len(names) == 1:
+        grid = np.linspace(-np.pi, np.pi, 361)
+        energy = flow.freeEnergy(grid[:, None])
+        exact = grid, np.asarray(getattr(energy, "_value", energy), dtype=np.float64).ravel()
+    path = folder / "free_energy_torsions.png"
+    save_png(plot_free_energies(names, reweighted, raw, exact), path)
+    line = "its exact free energy" if exact else "its unweighted samples"
+    return [
+        (
+            path,
+            f"Free energy along each slow torsion: reweighted samples with standard errors, the flow by {line}.",
+            True,
+        )
+    ]
+
+
+def _weights(samples: Samples, folder: Path) -> list[tuple[Path, str, bool]]:
+    """Pictures of the energies and of the log-weights."""
+    energies = samples.reduced_energies.astype(np.float64) * KB * samples.temperature
+    save_png(plot_energies(energies, samples.weights), folder / "energies.png")
+    save_png(plot_log_weights(samples.log_weights.astype(np.float64), samples.logZ), folder / "log_weights.png")
+    return [
+        (folder / "energies.png", "Potential energies of the flow's samples and of the Boltzmann distribution.", False),
+        (
+            folder / "log_weights.png",
+            "Log-weights: a sharp peak at zero is an exact flow; weight far right of it is rare.",
+            False,
+        ),
+    ]
+
+
+def _training(flow: Flow, folder: Path) -> list[tuple[Path, str, bool]]:
+    """The training curves, if the flow remembers its training."""
+    if not flow.history:
+        return []
+    path = folder / "training.png"
+    save_png(plot_training(flow.history), path)
+    return [
+        (path, "Training: effective sample size, log Z and loss; losses of different stages differ in scale.", True)
+    ]
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name).strip("-") or "torsion"

@@ -1,0 +1,112 @@
+"""The numbers of a report in words, and the words for how far weights can be trusted."""
+
+import math
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from openmm_cgflow.analysis.protocols import Flow
+from openmm_cgflow.sampling import Samples
+from openmm_cgflow.units import KB
+
+if TYPE_CHECKING:
+    from openmm.app import Topology
+
+__all__ = ["duration", "summary", "trust", "versions"]
+
+
+def trust(khat: float, n: int) -> str:
+    """What the Pareto k-hat of the weights means, in plain words.
+
+    The limits are those of Vehtari, Simpson, Gelman, Yao and Gabry (arXiv 1507.02646): 0.5, and
+    `min(1 - 1 / log10(n), 0.7)`.
+
+    Args:
+        khat: shape of the weights' tail; NaN if it could not be fitted.
+        n: number of samples that it was fitted to.
+
+    Returns:
+        One sentence without a full stop.
+    """
+    if not math.isfinite(khat):
+        return "too few samples to judge the weights: draw more"
+    limit = min(1 - 1 / math.log10(n), 0.7) if n > 10 else 0.0
+    if khat >= limit:
+        return "the weights are not to be trusted: a few samples dominate; train longer"
+    if khat < 0.5:
+        return "the weights can be trusted"
+    return "the weights are usable, but averages converge slowly: draw more samples or train longer"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a reader would say them.
+
+    Example:
+        >>> duration(75.2), duration(8.04), duration(None)
+        ('1 min 15 s', '8.0 s', 'unknown')
+    """
+    if seconds is None:
+        return "unknown"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def versions() -> str:
+    """Versions of this package and of those that the numbers depend on, on one line."""
+    found = []
+    for name in ("openmm_cgflow", "openmm", "torch", "mdtraj", "numpy"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"{name} (not installed as a package)")
+    return ", ".join([*found, f"Python {platform.python_version()}"])
+
+
+def molecule(topology: "Topology") -> str:
+    """The residues of an OpenMM topology, in order, shortened where there are many."""
+    names = [residue.name for residue in topology.residues()]
+    return "-".join(names) if len(names) <= 12 else "-".join([*names[:10], "...", names[-1]])
+
+
+def summary(flow: Flow, samples: Samples, command: str | None = None) -> list[tuple[str, str]]:
+    """Every line of the report's table.
+
+    Args:
+        flow: a trained `CGFlow`.
+        samples: `Samples` of it.
+        command: the command line that made them, if there was one.
+
+    Returns:
+        Pairs of a label and a text.
+    """
+    provenance = flow.provenance
+    evaluations = provenance.get("evaluations")
+    kT = KB * samples.temperature
+    rows = [
+        ("molecule", molecule(flow.topology)),
+        ("atoms", str(samples.positions.shape[1])),
+        ("degrees of freedom", str(_degrees_of_freedom(flow))),
+        ("slow torsions", ", ".join(flow.slow_names) or "none"),
+        ("temperature", f"{samples.temperature:g} K (kT = {kT:.4f} kJ/mol)"),
+        ("training: energy evaluations", "unknown" if evaluations is None else f"{int(evaluations):,}"),
+        ("training: time", duration(provenance.get("seconds"))),
+        ("samples", f"{samples.n:,}"),
+        ("ESS, unclipped weights", f"{100 * samples.ess:.1f} %"),
+        ("ESS, largest 0.01 % of the weights clipped", f"{100 * samples.ess_clipped:.1f} %"),
+        ("Pareto k-hat", f"{samples.khat:.2f}: {trust(samples.khat, samples.n)}"),
+        ("log Z (internal coordinates, nm and rad)", f"{samples.logZ:.4f} ± {samples.logZ_error:.4f}"),
+        ("versions", versions()),
+    ]
+    if provenance.get("machine"):
+        rows.append(("trained on", str(provenance["machine"])))
+    if command:
+        rows.append(("command", command))
+    return rows
+
+
+def _degrees_of_freedom(flow: Flow) -> int:
+    """3 for each atom, less the rigid motion and the constraints."""
+    return 3 * flow.topology.getNumAtoms() - 6 - flow.system.getNumConstraints()

@@ -1,0 +1,282 @@
+"""The command line: demo, train, sample, report. Heavy libraries load inside the commands, so that --help is quick."""
+
+import logging
+import re
+import shlex
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from openmm_cgflow.errors import CGFlowError, InvalidInputError
+
+if TYPE_CHECKING:
+    from openmm_cgflow.model import CGFlow
+    from openmm_cgflow.sampling import Samples
+
+__all__ = ["app", "main"]
+
+DEMO_SECONDS = 420.0
+"""Training time of the demo: with start, samples and pictures it stays below ten minutes on two cores."""
+CHECK_SAMPLES = 5000
+FORMATS = (".dcd", ".xtc", ".pdb", ".npz")
+
+
+class _Commands(TyperGroup):
+    """Prints errors that users can mend in one line; remembers the command line for reports."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: Any = None,  # noqa: ANN401  (newer typer has its own copy of click: its Context has no public name)
+        **extra: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        extra.setdefault("obj", shlex.join(["openmm-cgflow", *args]))
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> object:  # noqa: ANN401
+        try:
+            return super().invoke(ctx)
+        except CGFlowError as error:
+            _fail(str(error), 2)
+        except OSError as error:
+            _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    raise typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Equilibrium samples and free energies of a molecule from its OpenMM force field, without a simulation.",
+)
+
+Model = Annotated[Path, typer.Argument(help="Model file that train or demo wrote.", show_default=False)]
+Number = Annotated[int, typer.Option("-n", help="Number of samples.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+DrawSeed = Annotated[int | None, typer.Option("--seed", help="Seed of the draw; a new one each time if left out.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from openmm_cgflow.version import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    ctx: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder for the model, the samples and the report.")] = Path("demo"),
+    seconds: Annotated[float, typer.Option("--time", help="Training time, seconds.")] = DEMO_SECONDS,
+    seed: Seed = 0,
+) -> None:
+    """Train on alanine dipeptide in implicit solvent, sample 10,000 structures and draw their free energies."""
+    start = time.monotonic()
+    _positive("--time", seconds)
+    _writable_folder(out)
+    _start()
+    from openmm_cgflow.analysis import duration, report
+    from openmm_cgflow.inputs import load_system
+    from openmm_cgflow.model import CGFlow
+
+    pdb = Path(__file__).parent / "data" / "alanine_dipeptide.pdb"
+    # ff96 and OBC1: the same energies as openmmtools' AlanineDipeptideImplicit, which published results are for
+    flow = CGFlow(*load_system(pdb, forcefield=["amber96.xml"], implicit_solvent="OBC1"), seed=seed)
+    flow.train(time=seconds)
+    flow.save(out / "model.cgflow")
+    samples = flow.sample(10_000, seed=seed)
+    _save(samples, out / "samples.dcd")
+    page = report(flow, samples, out, command=ctx.obj)
+    taken = [("whole command", duration(time.monotonic() - start)), ("report", str(page))]
+    _summarise(flow, samples, taken)
+
+
+@app.command()
+def train(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="MOL.pdb | MOL.prmtop MOL.inpcrd | MOL.top MOL.gro | MOL.psf MOL.crd PARAMETERS | SYSTEM.xml MOL.pdb",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Model file to write.", show_default=False)],
+    forcefield: Annotated[
+        list[str] | None, typer.Option(help="Force-field XML for a PDB file; may be repeated. amber14 if left out.")
+    ] = None,
+    implicit_solvent: Annotated[
+        str | None, typer.Option(help="HCT, OBC1, OBC2, GBn or GBn2; vacuum if left out.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Kelvin.")] = 300.0,
+    seconds: Annotated[
+        float | None, typer.Option("--time", help="Training time, seconds. Eight minutes if neither limit is given.")
+    ] = None,
+    evaluations: Annotated[int | None, typer.Option(help="Limit of energy evaluations.")] = None,
+    slow: Annotated[
+        str | None,
+        typer.Option(help="Slow torsions, by names (phi,psi) or atom indices (4-6-8-14); every soft one if left out."),
+    ] = None,
+    constraints: Annotated[str | None, typer.Option(help="HBonds, or none.")] = None,
+    seed: Seed = 0,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="File for the state of the training; beside the output if left out.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint if there is one.")] = True,
+    metrics: Annotated[Path | None, typer.Option(help="CSV file for the training curves.")] = None,
+) -> None:
+    """Train a flow on the energies of a molecule. Ctrl-C ends the training early and keeps what was learned."""
+    for name, value in (("--time", seconds), ("--evaluations", evaluations), ("--temperature", temperature)):
+        _positive(name, value)
+    state = checkpoint or output.with_name(f"{output.name}.checkpoint")
+    for path in (output, state, metrics):
+        if path is not None:
+            _writable_folder(path.parent)
+    _start()
+    from openmm_cgflow.inputs import load_system
+    from openmm_cgflow.model import CGFlow
+
+    molecule = load_system(*files, forcefield=forcefield, implicit_solvent=implicit_solvent, constraints=constraints)
+    flow = CGFlow(*molecule, temperature=temperature, slow=_slow(slow), seed=seed)
+    try:
+        flow.train(time=seconds, evaluations=evaluations, checkpoint=state, resume=resume, metrics=metrics)
+    except KeyboardInterrupt:
+        where = (
+            f"the state is in {state}: the same command goes on from there" if state.exists() else "nothing was saved"
+        )
+        _fail(f"stopped; {where}", 130)
+    flow.save(output)
+    typer.echo(f"saved {output}")
+    _summarise(flow, flow.sample(CHECK_SAMPLES, seed=seed), [("model", str(output)), ("checkpoint", str(state))])
+
+
+@app.command()
+def sample(
+    model: Model,
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="File for the samples: .dcd, .xtc, .pdb or .npz.", show_default=False),
+    ],
+    n: Number = 10_000,
+    seed: DrawSeed = None,
+) -> None:
+    """Draw independent structures from a model, with their weights (in an .npz file beside the frames)."""
+    _positive("-n", n)
+    if output.suffix not in FORMATS:
+        raise InvalidInputError(f"{output}: samples are written as {', '.join(FORMATS)}; choose one of these suffixes")
+    _writable_folder(output.parent)
+    _start()
+    from openmm_cgflow.model import CGFlow
+
+    flow = CGFlow.load(model)
+    samples = flow.sample(n, seed=seed)
+    _summarise(flow, samples, [("written", ", ".join(str(path) for path in _save(samples, output)))])
+
+
+@app.command()
+def report(
+    ctx: typer.Context,
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and report.html.")] = Path("report"),
+    n: Number = 10_000,
+    seed: DrawSeed = None,
+) -> None:
+    """Draw free energies, energies, weights and training curves of a model, on one page."""
+    if _positive("-n", n) < 2:
+        raise InvalidInputError("-n is 1: a report needs at least 2 samples")
+    _writable_folder(out)
+    _start()
+    from openmm_cgflow.analysis import report as write_report
+    from openmm_cgflow.model import CGFlow
+
+    flow = CGFlow.load(model)
+    samples = flow.sample(n, seed=seed)
+    page = write_report(flow, samples, out, command=ctx.obj)
+    _summarise(flow, samples, [("report", str(page))])
+
+
+def _positive(name: str, value: float | None) -> float:
+    """The value, if it is above 0 or was not given."""
+    if value is not None and not value > 0:
+        raise InvalidInputError(f"{name} is {value:g}: give a number above 0")
+    return value or 0
+
+
+def _slow(text: str | None) -> list[str | Sequence[int]] | None:
+    """Names, or four atom indices joined by dashes, separated by commas."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise InvalidInputError("--slow is empty: name torsions, for instance --slow phi,psi")
+    return [[int(k) for k in part.split("-")] if re.fullmatch(r"\d+(-\d+){3}", part) else part for part in parts]
+
+
+def _writable_folder(folder: Path) -> None:
+    """Make the folder and see that files can be written, before any long work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InvalidInputError(f"cannot write into {folder} ({error.strerror}): choose another place") from error
+
+
+def _save(samples: "Samples", path: Path) -> list[Path]:
+    """Write frames and weights, and the topology that DCD and XTC files lack; returns every file written."""
+    samples.save(path)
+    written = [path]
+    if path.suffix != ".npz":
+        written.append(path.with_suffix(".npz"))
+    if path.suffix in (".dcd", ".xtc"):
+        written.append(path.with_suffix(".topology.pdb"))
+        samples.trajectory[0].save_pdb(str(written[-1]))
+    return written
+
+
+def _summarise(flow: "CGFlow", samples: "Samples", more: list[tuple[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from openmm_cgflow.analysis import summary
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for label, text in [*summary(flow, samples), *more]:
+        table.add_row(label, Text(text))
+    Console().print(table)
+
+
+def _start() -> None:
+    """Load torch before anything loads openmm, and show what the package has to say while it works."""
+    import torch  # noqa: F401  (openmm-torch's plugin needs torch's libraries in the process first)
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("openmm_cgflow").setLevel(logging.INFO)
+
+
+def main() -> None:
+    """Entry point of the command `openmm-cgflow`."""
+    app(prog_name="openmm-cgflow")

@@ -1,0 +1,77 @@
+"""Where the Laplace start is made: soft variables from an annealed walk over energies minimised in the stiff ones."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from openmm_cgflow.sampling import effective_sample_size
+from openmm_cgflow.training.laplace import minimise
+from openmm_cgflow.training.parallel import Parallel
+from openmm_cgflow.training.target import BoltzmannTarget
+
+__all__ = ["anneal_soft"]
+
+
+def anneal_soft(
+    target: BoltzmannTarget,
+    start: Tensor,
+    soft: Tensor,
+    stiff: Tensor,
+    factor: Tensor,
+    parallel: Parallel,
+    generator: torch.Generator,
+    sweeps: int,
+    temperature: float,
+) -> Tensor:
+    """Walkers over the soft variables, cooled to `temperature` times the target's own.
+
+    The energy of a walker is the smallest action over the stiff coordinates, kept nearly minimised by a few steps after
+    each move. A move turns one soft variable to anywhere on its circle, or all of them a little.
+
+    Arguments:
+        target: gives the action.
+        start: `(walkers, dof)`, soft variables spread evenly.
+        soft: `(n_soft,)` indices of the soft variables.
+        stiff: `(n_stiff,)` indices of the stiff coordinates.
+        factor: `(n_stiff, n_stiff)` preconditioner of the minimisation.
+        parallel: over which evaluations are spread.
+        generator: of the moves.
+        sweeps: number of moves of each walker.
+        temperature: the last one, relative to the target's own.
+
+    Returns:
+        `(walkers, dof)`: walkers distributed about as `exp(-action / temperature)` in the soft variables.
+    """
+    q, action = minimise(target, start, stiff, factor, parallel, 15)
+    highest = _first_temperature(action, temperature)
+    period = target.coordinates.period[soft].to(q)
+    for sweep in range(sweeps):
+        hot = highest * (temperature / highest) ** min(1.0, 1.5 * sweep / max(1, sweeps))
+        if sweep == 0:
+            chosen = torch.multinomial(torch.softmax(-action / hot, 0), len(q), replacement=True, generator=generator)
+            q, action = q[chosen], action[chosen]
+        trial = q.clone()
+        trial[:, soft] += _moves(len(q), period, generator)
+        trial, trial_action = minimise(target, trial, stiff, factor, parallel, 6)
+        accepted = torch.rand(len(q), generator=generator) < torch.exp((action - trial_action) / hot)
+        q = torch.where(accepted.unsqueeze(1), trial, q)
+        action = torch.where(accepted, trial_action, action)
+    return q
+
+
+def _first_temperature(action: Tensor, lowest: float) -> float:
+    """The temperature at which a quarter of the walkers counts."""
+    temperature = lowest
+    while temperature < 1e4 and effective_sample_size(-action / temperature) < 0.25:
+        temperature *= 1.2
+    return temperature
+
+
+def _moves(walkers: int, period: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the walkers turn one variable to anywhere, the others all variables by a fifteenth of a turn or so."""
+    n = period.numel()
+    anywhere = period * (torch.rand(walkers, n, generator=generator) - 0.5)
+    one = torch.nn.functional.one_hot(torch.randint(n, (walkers,), generator=generator), n)
+    little = period * torch.randn(walkers, n, generator=generator) / (15 * math.sqrt(n))
+    return torch.where(torch.rand(walkers, 1, generator=generator) < 0.5, anywhere * one, little)

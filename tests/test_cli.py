@@ -1,0 +1,330 @@
+"""The command line: start-up, every message, exit codes, files; one real training at the end."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import mdtraj
+import numpy as np
+import pytest
+from openmm import app as openmm_app
+from typer.testing import CliRunner
+
+from openmm_cgflow.cli import app
+from openmm_cgflow.errors import InvalidInputError, ModelFileError
+from openmm_cgflow.sampling import Samples
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+class FakeFlow:
+    """A CGFlow that needs no training: records how it was called and draws made-up samples."""
+
+    made: "list[FakeFlow]"
+    on_train: "Exception | None" = None
+
+    def __init__(self, topology, system, positions, temperature=300.0, slow=None, seed=0):
+        self.topology, self.system, self.positions = topology, system, np.asarray(positions._value)
+        self.temperature, self.slow, self.seed = temperature, slow, seed
+        self.slow_names, self.slow_torsions = ["phi", "psi"], [(4, 6, 8, 14), (6, 8, 14, 16)]
+        self.history = []
+        self.provenance = {"evaluations": 123_456, "seconds": 7.0}
+        FakeFlow.made.append(self)
+
+    def train(self, **options):
+        self.options = options
+        if FakeFlow.on_train is not None:
+            raise FakeFlow.on_train
+
+    def save(self, path):
+        Path(path).write_text("model")
+
+    def sample(self, n, seed=None):
+        rng = np.random.default_rng(seed)
+        return Samples(
+            positions=np.repeat(self.positions[None].astype(np.float32), n, 0),
+            log_weights=0.3 * rng.standard_normal(n),
+            reduced_energies=rng.chisquare(60, n),
+            log_densities=rng.standard_normal(n),
+            slow=rng.vonmises(-1.2, 3.0, (n, 2)),
+            temperature=self.temperature,
+            topology=self.topology,
+            slow_names=("phi", "psi"),
+        )
+
+
+@pytest.fixture
+def fake(monkeypatch, pdb):
+    def load(path):
+        if not Path(path).is_file():
+            raise ModelFileError(f"{path}: there is no such\nfile.")
+        molecule = openmm_app.PDBFile(str(pdb))
+        return FakeFlow(molecule.topology, SimpleNamespace(getNumConstraints=lambda: 0), molecule.getPositions(True))
+
+    FakeFlow.made, FakeFlow.on_train, FakeFlow.load = [], None, staticmethod(load)
+    monkeypatch.setitem(sys.modules, "openmm_cgflow.model", SimpleNamespace(CGFlow=FakeFlow))
+    return FakeFlow
+
+
+@pytest.fixture(scope="session")
+def pdb(tmp_path_factory):
+    from openmmtools.testsystems import AlanineDipeptideVacuum
+
+    molecule = AlanineDipeptideVacuum(constraints=None)
+    path = tmp_path_factory.mktemp("cli") / "aldp.pdb"
+    with path.open("w") as file:
+        openmm_app.PDBFile.writeFile(molecule.topology, molecule.positions, file)
+    return path
+
+
+def test_help_starts_without_torch():
+    """Neither torch nor openmm nor matplotlib is loaded to print a help text."""
+    code = (
+        "import sys; from openmm_cgflow.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "loaded = {'torch', 'openmm', 'matplotlib', 'mdtraj'} & set(sys.modules); assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "train", "sample", "report"):
+        assert command in done.stdout
+
+
+def test_version():
+    from openmm_cgflow.version import __version__
+
+    assert run("--version").output.strip() == __version__
+
+
+def test_train_passes_everything_on(fake, pdb, tmp_path):
+    out = tmp_path / "new" / "aldp.cgflow"
+    done = run(
+        "train", pdb, "--forcefield", "amber96.xml", "--implicit-solvent", "OBC2", "--temperature", 310, "--time", 9,
+        "--evaluations", 1000, "--slow", "phi, 6-8-14-16", "--constraints", "HBonds", "--seed", 3, "--no-resume",
+        "--metrics", tmp_path / "m.csv", "-o", out,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (flow,) = fake.made
+    assert (flow.temperature, flow.slow, flow.seed) == (310.0, ["phi", [6, 8, 14, 16]], 3)
+    assert flow.system.getNumConstraints() == 12
+    assert any("GB" in type(force).__name__ for force in flow.system.getForces())
+    assert flow.options == {
+        "time": 9.0,
+        "evaluations": 1000,
+        "checkpoint": out.with_name("aldp.cgflow.checkpoint"),
+        "resume": False,
+        "metrics": tmp_path / "m.csv",
+    }
+    assert out.read_text() == "model"
+    ess = flow.sample(5000, seed=3).ess
+    assert f"{100 * ess:.1f} %" in done.output
+    for words in ("123,456", "7.0 s", "k-hat", "log Z", "clipped", str(5000)[:1] + ",000"):
+        assert words in done.output
+
+
+def test_train_defaults(fake, pdb, tmp_path):
+    assert run("train", pdb, "-o", tmp_path / "a.cgflow").exit_code == 0
+    (flow,) = fake.made
+    assert flow.options["time"] is flow.options["evaluations"] is flow.slow is None
+    assert flow.options["resume"] is True
+    assert not any("GB" in type(force).__name__ for force in flow.system.getForces())
+
+
+@pytest.mark.parametrize("suffix", [".dcd", ".xtc", ".pdb", ".npz"])
+def test_sample_writes_frames_and_weights(fake, tmp_path, suffix):
+    (tmp_path / "m.cgflow").write_text("model")
+    out = tmp_path / f"s{suffix}"
+    done = run("sample", tmp_path / "m.cgflow", "-n", 7, "-o", out, "--seed", 1)
+    assert done.exit_code == 0, done.output
+    weights = np.load(tmp_path / "s.npz")
+    assert weights["log_weights"] == pytest.approx(fake.made[0].sample(7, seed=1).log_weights)
+    if suffix in (".dcd", ".xtc"):
+        frames = mdtraj.load(out, top=tmp_path / "s.topology.pdb")
+    elif suffix == ".pdb":
+        frames = mdtraj.load(out)
+    else:
+        frames = SimpleNamespace(xyz=weights["positions"])
+    assert frames.xyz.shape == (7, 22, 3)
+    assert np.abs(frames.xyz[3] - fake.made[0].positions).max() < 1e-3  # XTC and PDB round to 0.001 nm or better
+
+
+def test_report_writes_the_page(fake, tmp_path):
+    (tmp_path / "m.cgflow").write_text("model")
+    done = run("report", tmp_path / "m.cgflow", "-n", 400, "--out", tmp_path / "r")
+    assert done.exit_code == 0, done.output
+    html = (tmp_path / "r" / "report.html").read_text()
+    assert f"openmm-cgflow report {tmp_path / 'm.cgflow'} -n 400 --out {tmp_path / 'r'}" in html
+    assert "report.html" in done.output.replace("\n", "")
+
+
+def test_demo_leaves_everything(fake, tmp_path):
+    done = run("demo", "--out", tmp_path / "d", "--time", 3, "--seed", 2)
+    assert done.exit_code == 0, done.output
+    names = {path.name for path in (tmp_path / "d").iterdir()}
+    assert {"model.cgflow", "samples.npz", "samples.dcd", "samples.topology.pdb", "report.html"} <= names
+    assert "free_energy_phi_psi.png" in names
+    assert fake.made[0].options == {"time": 3.0}
+    assert fake.made[0].seed == 2
+    assert len(np.load(tmp_path / "d" / "samples.npz")["log_weights"]) == 10_000
+    assert "whole command" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "{pdb}", "-o", "{tmp}/a", "--time", "0"), "--time is 0: give a number above 0"),
+        (("train", "{pdb}", "-o", "{tmp}/a", "--time", "nan"), "--time is nan"),
+        (("train", "{pdb}", "-o", "{tmp}/a", "--evaluations", "-5"), "--evaluations is -5"),
+        (("train", "{pdb}", "-o", "{tmp}/a", "--temperature", "-1"), "--temperature is -1"),
+        (("train", "{pdb}", "-o", "{tmp}/a", "--slow", ","), "--slow is empty"),
+        (("train", "{tmp}/gone.pdb", "-o", "{tmp}/a"), "gone.pdb: there is no such file"),
+        (("train", "{pdb}", "-o", "{tmp}/file/a"), "cannot write into"),
+        (("train", "{pdb}", "-o", "{tmp}/a", "--metrics", "{tmp}/file/m.csv"), "cannot write into"),
+        (("train", "{pdb}", "-o", "{tmp}/a", "--implicit-solvent", "TIP3P"), "'TIP3P' is not known: use HCT"),
+        (("demo", "--out", "{tmp}/file"), "cannot write into"),
+        (("demo", "--out", "{tmp}/d", "--time", "-3"), "--time is -3"),
+        (("sample", "{tmp}/m", "-n", "0", "-o", "{tmp}/s.dcd"), "-n is 0: give a number above 0"),
+        (("sample", "{tmp}/m", "-n", "-4", "-o", "{tmp}/s.dcd"), "-n is -4"),
+        (("sample", "{tmp}/m", "-o", "{tmp}/s.trr"), "samples are written as .dcd, .xtc, .pdb, .npz"),
+        (("sample", "{tmp}/gone", "-o", "{tmp}/s.dcd"), "gone: there is no such file."),
+        (("report", "{tmp}/m", "-n", "0"), "-n is 0"),
+        (("report", "{tmp}/m", "-n", "1"), "needs at least 2 samples"),
+        (("report", "{tmp}/gone", "--out", "{tmp}/r"), "gone: there is no such file."),
+    ],
+)
+def test_mistakes_give_one_line_and_code_2(fake, pdb, tmp_path, arguments, message):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "m").write_text("")
+    done = run(*(a.format(pdb=pdb, tmp=tmp_path) for a in arguments))
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_unknown_options_give_code_2():
+    assert run("train").exit_code == 2
+    assert run("backmap").exit_code == 2
+
+
+def test_errors_of_the_training_are_one_line(fake, pdb, tmp_path):
+    fake.on_train = InvalidInputError("the System\n  is bad")
+    done = run("train", pdb, "-o", tmp_path / "a")
+    assert (done.exit_code, done.stderr) == (2, "error: the System is bad\n")
+
+
+def test_bugs_are_not_hidden(fake, pdb, tmp_path):
+    fake.on_train = ZeroDivisionError("a bug")
+    assert isinstance(run("train", pdb, "-o", tmp_path / "a").exception, ZeroDivisionError)
+
+
+def test_full_disk_gives_one_line(fake, tmp_path, monkeypatch):
+    def full(self, path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Samples, "save", full)
+    (tmp_path / "m").write_text("")
+    done = run("sample", tmp_path / "m", "-n", 3, "-o", tmp_path / "s.dcd")
+    assert done.exit_code == 1
+    assert done.stderr == f"error: {tmp_path / 's.dcd'}: No space left on device\n"
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_second_ctrl_c_says_where_the_state_is(fake, pdb, tmp_path, written):
+    fake.on_train = KeyboardInterrupt()
+    state = tmp_path / "a.cgflow.checkpoint"
+    if written:
+        state.write_text("")
+    done = run("train", pdb, "-o", tmp_path / "a.cgflow")
+    assert done.exit_code == 130
+    assert ("the same command goes on" in done.stderr) == written
+    assert (str(state) in done.stderr) == written
+
+
+def test_conda_recipe_agrees_with_setup():
+    """Same packages with the same ranges, apart from conda's own names for two of them."""
+    recipe = (ROOT / "conda-recipe" / "meta.yaml").read_text()
+    run_section = recipe.split("  run:\n")[1].split("  run_constrained:")[0]
+    conda = {m[1]: m[2] for m in re.finditer(r"- (\S+) (\S+)", run_section)}
+    setup = (ROOT / "setup.py").read_text().split("install_requires=[")[1].split("]")[0]
+    pip = {m[1]: m[2] for m in re.finditer(r'"([\w-]+)(>=[^"]+)"', setup)}
+    names = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+    renamed = {names.get(name, name): limits for name, limits in conda.items()}
+    assert renamed.pop("python") == re.search(r'python_requires="(.+?)"', (ROOT / "setup.py").read_text())[1]
+    assert renamed.pop("openmm-torch").startswith(">=")
+    assert len(pip) >= 10
+    assert renamed == pip
+
+
+COMMAND = [sys.executable, "-c", "from openmm_cgflow.cli import main; main()"]
+
+
+EAGER = os.environ | {"TORCHDYNAMO_DISABLE": "1"}
+"""Compiling takes longer than these trainings."""
+BUTANE = [ROOT / "tests" / "data" / "butane.prmtop", ROOT / "tests" / "data" / "butane.inpcrd"]
+
+
+def shell(*arguments):
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=EAGER, check=False)
+
+
+@pytest.mark.slow
+def test_a_real_training_from_end_to_end(tmp_path):
+    """Butane: trained, resumed, sampled, reported. Its two gauche states are mirror images: equally populated."""
+    model = tmp_path / "butane.cgflow"
+    command = ["train", *BUTANE, "-o", model, "--metrics", tmp_path / "m.csv", "--time", 25]
+    done = shell(*command)
+    assert done.returncode == 0, done.stderr
+    assert float(re.search(r"unclipped weights\s+([\d.]+) %", done.stdout)[1]) > 2
+    assert len((tmp_path / "m.csv").read_text().splitlines()) >= 2
+    again = shell(*command)  # the time is spent: nothing is left to do
+    assert again.returncode == 0, again.stderr
+    assert "going on from" in again.stderr
+    other = shell(*command, "--temperature", 400)
+    assert other.returncode == 2
+    assert "checkpoint of another System, temperature" in other.stderr
+
+    assert shell("sample", model, "-n", 5000, "-o", tmp_path / "s.npz", "--seed", 1).returncode == 0
+    drawn = np.load(tmp_path / "s.npz")
+    torsion, weights = drawn["slow"][:, 0], np.exp(drawn["log_weights"] - drawn["log_weights"].max())
+    weights /= weights.sum()
+    sides = np.array([(lo < torsion) & (torsion < lo + 2 * np.pi / 3) for lo in (0, -2 * np.pi / 3)])
+    share = sides @ weights
+    error = np.sqrt(np.sum(weights**2 * (sides[0].astype(float) - sides[1] - share[0] + share[1]) ** 2))
+    assert 0.1 < share.sum() < 0.7
+    assert abs(share[0] - share[1]) < 4 * error  # another seed: fails once in 16,000 runs
+
+    done = shell("report", model, "-n", 2000, "--out", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "r").iterdir()}
+    assert {"report.html", "free_energy_torsions.png", "energies.png", "log_weights.png", "training.png"} == names
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_the_model(tmp_path):
+    model = tmp_path / "butane.cgflow"
+    arguments = ["train", *BUTANE, "-o", model, "--time", 600]
+    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=-1, stderr=-1, text=True, cwd=ROOT, env=EAGER)
+    state = tmp_path / "butane.cgflow.checkpoint"
+    for _ in range(120):  # the first checkpoint tells that training is under way
+        if state.exists() or process.poll() is not None:
+            break
+        time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert f"saved {model}" in out
+    assert "keeping what was learned" in err
+    assert model.stat().st_size > 10_000

@@ -1,0 +1,84 @@
+import math
+
+import openmm
+import pytest
+import torch
+
+from openmm_cgflow.errors import UnsupportedForceError
+from openmm_cgflow.potentials.evaluator import Evaluator
+from openmm_cgflow.potentials.lepton import Expression
+
+# Of x, y, z and a = 0.7, b = 2, lambda = 0.3, or = 1.1: OpenMM itself says what they are worth.
+EXPRESSIONS = [
+    "-x^2 + y^-2 - 2^-x^2",
+    "2^y^x",
+    "-x*y - -z/x",
+    "x - y - z + x/y/z",
+    "sqrt(x)+exp(-y)+log(z)+sin(x)*cos(y)-tan(z)",
+    "sec(x)+csc(y)+cot(z)",
+    "asin(x/3)+acos(y/3)+atan(z)+atan2(x-1, z-2)",
+    "sinh(x)+cosh(y)-tanh(z)",
+    "erf(x)-erfc(y)+square(z)+cube(x)+recip(y)",
+    "min(x, y)*max(y, z)+abs(x-z)+min(x, 1)+max(1, y)",
+    "floor(3*x)+ceil(3*y)*z",
+    "step(x-1)*y+step(1-x)*z+delta(x-1)+delta(0)*x",
+    "select(step(x-y), x^2, y^3)+select(0, x, z)+select(x, y, z)",
+    "x^y+x^0.5+y^2.5+z^3",
+    "u*v^2; u=x+v; v=y*z",
+    "offset+q; q=offset*x; offset=w+0.5; w=z",
+    "a*x+b*y+lambda*z+or",
+    "a*x; a=or*lambda",
+    "1e-3*x+1.5E2*y+.5*z+2.",
+    "(((x)))*( y+ z )",
+]
+
+
+@pytest.mark.parametrize("text", EXPRESSIONS)
+def test_expression_agrees_with_openmm(text):
+    constants = {"a": 0.7, "b": 2.0, "lambda": 0.3, "or": 1.1}
+    force = openmm.CustomExternalForce(text)
+    for name, value in constants.items():
+        force.addGlobalParameter(name, value)
+    force.addParticle(0, [])
+    system = openmm.System()
+    system.addParticle(1.0)
+    system.addForce(force)
+    x = 0.3 + torch.rand(20, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    energy, forces = Evaluator(system, "Reference")(x.numpy())
+
+    leaf = x.clone().requires_grad_(True)
+    environment = {**constants, **dict(zip("xyz", leaf[:, 0].unbind(1), strict=True))}
+    ours = Expression(text)(environment)
+    (gradient,) = torch.autograd.grad(ours.sum(), leaf)
+    torch.testing.assert_close(ours.detach(), torch.from_numpy(energy), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(-gradient, torch.from_numpy(forces), rtol=1e-8, atol=1e-8)
+
+
+def test_numbers_need_no_tensor():
+    assert Expression("2*sin(a)^2 + max(1, a)")({"a": 0.5}) == pytest.approx(2 * math.sin(0.5) ** 2 + 1)
+    assert Expression("1/a")({"a": 0.0}) == math.inf
+
+
+def test_names_are_the_free_ones():
+    assert Expression("a*b+c; b=d^2; unused=e").names == {"a", "c", "d"}
+
+
+def test_symbolic_calls_are_looked_up():
+    expression = Expression("k*distance(p1, p2)", symbolic=frozenset({"distance"}))
+    assert expression.names == {"k", "distance(p1,p2)"}
+    assert expression({"k": 2.0, "distance(p1,p2)": 0.25}) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("mystery(x)", "mystery"),
+        ("x +* y", r"x \+\* y"),
+        ("a; b", "definition"),
+        ("", "empty"),
+        ("x if y", "cannot"),
+    ],
+)
+def test_unreadable_expressions_are_named(text, shown):
+    with pytest.raises(UnsupportedForceError, match=shown):
+        Expression(text)
