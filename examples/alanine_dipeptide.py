@@ -4,7 +4,7 @@
     python examples/alanine_dipeptide.py --reference          # and compare with replica exchange
     python examples/alanine_dipeptide.py --model demo/model.cgflow --reference
 
-The reference is `references/aldp_obc1.json`, which `replica_exchange_reference.py` made with plain OpenMM; it states its
+The reference is `references/aldp_obc1.json`, made by `replica_exchange_reference.py` with plain OpenMM; it states its
 own errors. The comparison fails (exit code 1) if any population is more than three standard errors away.
 """
 

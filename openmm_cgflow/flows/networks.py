@@ -53,6 +53,10 @@ def fourier_features(y: Tensor, circular: Tensor, harmonics: int) -> Tensor:
 
     Returns:
         `(batch, 2 * harmonics * n_circular + n - n_circular)`
+
+    Example:
+        >>> fourier_features(torch.zeros(1, 2), torch.tensor([0]), harmonics=2)
+        tensor([[0., 0., 1., 1., 0.]])
     """
     n_circular = circular.numel()
     angles = y[:, :n_circular]

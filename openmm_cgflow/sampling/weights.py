@@ -23,7 +23,12 @@ def log_mean_exp(log_weights: Tensor) -> tuple[float, float]:
 
 
 def effective_sample_size(log_weights: Tensor) -> float:
-    """Kish's effective sample size over n, in (0, 1], of log-weights `(n,)`; 0 when every weight is zero."""
+    """Kish's effective sample size over n, in (0, 1], of log-weights `(n,)`; 0 when every weight is zero.
+
+    Example:
+        >>> round(effective_sample_size(torch.log(torch.tensor([1.0, 1.0, 1.0, 0.0]))), 6)
+        0.75
+    """
     log_weights = log_weights.double()
     top = 2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0)
     value = (torch.exp(top) / log_weights.numel()).item()
@@ -31,7 +36,12 @@ def effective_sample_size(log_weights: Tensor) -> float:
 
 
 def clip_log_weights(log_weights: Tensor, fraction: float = 1e-4) -> Tensor:
-    """Log-weights with the largest `fraction` of them (at least one) lowered to the largest of the rest."""
+    """Log-weights with the largest `fraction` of them (at least one) lowered to the largest of the rest.
+
+    Example:
+        >>> clip_log_weights(torch.tensor([0.0, 5.0, 1.0]))
+        tensor([0., 1., 1.])
+    """
     n_clipped = min(max(1, math.ceil(fraction * log_weights.numel())), log_weights.numel() - 1)
     ceiling = torch.topk(log_weights, n_clipped + 1).values[-1]
     return torch.minimum(log_weights, ceiling)

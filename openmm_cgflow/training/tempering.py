@@ -69,17 +69,25 @@ class GeometricTempering:
         beta: where to start.
         levels: number of steps to 1.
         steps: training steps at each beta.
+
+    Example:
+        >>> schedule = GeometricTempering(beta=0.25, levels=2)
+        >>> nothing = torch.zeros(0)
+        >>> [schedule.advance(nothing, nothing) for _ in range(3)]
+        [0.5, 1.0, 1.0]
     """
 
     beta: float = 1e-2
     levels: int = 40
     steps: int = 50
-    _factor: float = field(init=False)
+    _level: int = field(default=0, init=False)
+    _first: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self._factor = self.beta ** (-1 / self.levels)
+        self._first = self.beta
 
     def advance(self, u: Tensor, log_density: Tensor) -> float:
         """The next inverse temperature; samples are not looked at."""
-        self.beta = min(1.0, self.beta * self._factor * (1 + 1e-12))
+        self._level = min(self._level + 1, self.levels)
+        self.beta = self._first ** (1 - self._level / self.levels)
         return self.beta

@@ -44,6 +44,7 @@ class TrainSettings:
         buffer: own samples between refreshes.
         buffer_steps: steps on each buffer.
         learning_rates: of the fit, the reverse KL and the refinement.
+        soft_factor: by which the soft densities learn faster than the rest during the refinement.
         average: decay of the running average of the parameters that is returned.
         clip: share of the largest weights that is levelled before resampling.
         least_ess: weights are raised to a power below one until this share of them is effective.
@@ -61,6 +62,7 @@ class TrainSettings:
     buffer: int = 20_000
     buffer_steps: int = 40
     learning_rates: tuple[float, float, float] = (2e-3, 1e-3, 3e-4)
+    soft_factor: float = 5.0
     average: float = 0.998
     clip: float = 1e-3
     least_ess: float = 0.1
@@ -244,7 +246,7 @@ class Trainer:
 
     def _fit_soft(self) -> None:
         """Reweighted maximum likelihood of the soft densities alone, which is cheap and mends most of the weights."""
-        soft = [*self.flow.bead_flow.slow.parameters(), *self.flow.atom_flow.rotors.parameters()]
+        soft = self._soft_parameters()
         frozen = [p for p in self._parameters() if not any(p is s for s in soft)]
         for parameter in frozen:
             parameter.requires_grad_(False)
@@ -332,15 +334,21 @@ class Trainer:
         return [p for p in self.flow.parameters() if p.requires_grad]
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """A fresh optimizer over the flow's parameters."""
-        self.optimizer = torch.optim.Adam(self._parameters(), fused=True)
+        """A fresh optimizer over the flow's parameters that are being trained."""
+        soft = [p for p in self._soft_parameters() if p.requires_grad]
+        stiff = [p for p in self._parameters() if not any(p is s for s in soft)]
+        groups = [{"params": stiff, "factor": 1.0}, {"params": soft, "factor": self.settings.soft_factor}]
+        self.optimizer = torch.optim.Adam(groups, fused=True)
         return self.optimizer
+
+    def _soft_parameters(self) -> list[nn.Parameter]:
+        return [*self.flow.bead_flow.slow.parameters(), *self.flow.atom_flow.rotors.parameters()]
 
     def _step(self, rate: float, loss: Callable[..., Tensor], *rows: Tensor) -> float:
         parameters = self._parameters()
         optimizer = self.optimizer or self.make_optimizer()
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * (group["factor"] if self.stage == "refine" else 1.0)
         value, gradients = self.parallel.gradients(loss, parameters, *rows)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient

@@ -1,0 +1,152 @@
+"""The parts of a training, each against something known."""
+
+import math
+
+import pytest
+import torch
+from molecules import load
+from torch import Tensor, nn
+
+import openmm_cgflow as cgf
+from openmm_cgflow.training import AdaptiveTempering, Budget, GeometricTempering, Parallel, laplace
+from openmm_cgflow.training.laplace import curvature_factor
+from openmm_cgflow.training.objectives import clip_action
+from openmm_cgflow.training.start import anneal_soft
+
+
+class Quadratic(nn.Module):
+    """`action = (f - m(s))^T A (f - m(s)) / 2 + 4 (1 - cos(s - 1))` with `m = sin(s) v`: all of it is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = torch.tensor([[4.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, 2.0]], dtype=torch.float64)
+        self.direction = torch.tensor([0.3, -0.5, 0.2], dtype=torch.float64)
+        self.period = torch.tensor([2 * math.pi, 0.0, 0.0, 0.0], dtype=torch.float64)
+        self.coordinates = self
+        self.evaluations = 0
+
+    def action(self, q: Tensor, beta: float = 1.0) -> Tensor:
+        deviation = q[:, 1:] - torch.sin(q[:, :1]) * self.direction
+        quadratic = 0.5 * torch.einsum("bi,ij,bj->b", deviation, self.matrix, deviation)
+        return beta * (quadratic + 4 * (1 - torch.cos(q[:, 0] - 1)))
+
+    def action_and_gradient(self, q: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = q.detach().requires_grad_(True)
+            action = self.action(leaf, beta)
+            (gradient,) = torch.autograd.grad(action.sum(), leaf)
+        return action.detach(), gradient
+
+
+SOFT, STIFF = torch.tensor([0]), torch.tensor([1, 2, 3])
+
+
+def start_of(target: Quadratic, points: int) -> tuple[Tensor, Tensor]:
+    scale = torch.full((4,), 0.3, dtype=torch.float64)
+    structure, factor = curvature_factor(target, torch.zeros(1, 4, dtype=torch.float64), STIFF, scale, Parallel(1))
+    q = structure.expand(points, -1).clone()
+    q[:, 0] = torch.linspace(-math.pi, math.pi, points + 1, dtype=torch.float64)[:-1]
+    return q, factor
+
+
+def test_laplace_is_exact_for_a_gaussian():
+    target = Quadratic()
+    points, factor = start_of(target, 12)
+    mixture = laplace(target, points, STIFF, factor, Parallel(2))
+    torch.testing.assert_close(mixture.minima[:, 1:], torch.sin(points[:, :1]) * target.direction, atol=1e-6, rtol=0)
+    covariance = mixture.factors @ mixture.factors.transpose(1, 2)
+    torch.testing.assert_close(covariance, torch.linalg.inv(target.matrix).expand(12, -1, -1), atol=1e-6, rtol=0)
+    exact = 1.5 * math.log(2 * math.pi) - 0.5 * torch.logdet(target.matrix) - 4 * (1 - torch.cos(points[:, 0] - 1))
+    torch.testing.assert_close(mixture.log_partition, exact, atol=1e-6, rtol=0)
+    chosen = torch.arange(12)
+    q = mixture.sample(chosen, torch.Generator().manual_seed(0))
+    log_weights = -target.action(q) - mixture.log_prob(q, chosen)
+    torch.testing.assert_close(log_weights, exact, atol=1e-6, rtol=0)
+
+
+def test_annealed_walkers_follow_the_flattened_density():
+    target = Quadratic()
+    points, factor = start_of(target, 4000)
+    generator = torch.Generator().manual_seed(0)
+    q = anneal_soft(target, points, SOFT, STIFF, factor, Parallel(1), generator, sweeps=30, temperature=2.0)
+    # exp(-4 (1 - cos(s - 1)) / 2) is a von Mises density with kappa = 2: <cos(s - 1)> = I1(2) / I0(2) = 0.698.
+    # The standard error of 4,000 walkers is 0.006; a few times that for what is left of the hotter start.
+    assert torch.cos(q[:, 0] - 1).mean().item() == pytest.approx(0.698, abs=0.03)
+
+
+def test_parallel_gradients_are_those_of_one_worker():
+    weight = nn.Parameter(torch.arange(6.0, dtype=torch.float64).reshape(2, 3))
+    unused = nn.Parameter(torch.ones(2))
+    x = torch.randn(101, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def loss(rows: Tensor) -> Tensor:
+        return (torch.tanh(rows @ weight.T) ** 2).mean()
+
+    results = []
+    for workers in (1, 3):
+        with Parallel(workers) as parallel:
+            results.append(parallel.gradients(loss, [weight, unused], x))
+    assert results[0][0] == pytest.approx(results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])
+    assert not results[0][1][1].any()
+
+
+def test_parallel_map_keeps_the_order_of_rows():
+    x = torch.arange(1000.0).unsqueeze(1)
+    with Parallel(3) as parallel:
+        (doubled,) = parallel.map(lambda rows: (2 * rows,), x, chunk=7)
+    torch.testing.assert_close(doubled, 2 * x)
+
+
+def test_clipped_action_bounds_the_gradient_and_survives_infinities():
+    action = torch.tensor([1.0, 50.0, 1e9, math.inf, math.nan], requires_grad=True)
+    clipped = clip_action(action, torch.tensor(10.0))
+    assert torch.isfinite(clipped).all()
+    (gradient,) = torch.autograd.grad(clipped.sum(), action)
+    assert gradient[0] == 1
+    assert 0 < gradient[1] < 0.1
+    assert gradient[3:].abs().sum() == 0
+
+
+def test_budget_counts_what_came_before():
+    budget = Budget(seconds=None, evaluations=100, evaluations_before=50)
+    assert budget.fraction(100) == 0.5
+    assert Budget(seconds=1000, seconds_before=2000).fraction(0) == 1.0
+
+
+def train(evaluations: int, name: str = "butane", **settings) -> cgf.CGFlow:
+    quick = cgf.TrainSettings(
+        **{"points": 128, "sweeps": 5, "fit_steps": 100, "buffer": 1000, "batch": 256, "soft_buffers": 3, **settings}
+    )
+    return cgf.CGFlow(*load(name), seed=1).train(evaluations=evaluations, progress=False, settings=quick)
+
+
+def test_reverse_kl_improves_the_start():
+    without = train(60_000, shares=(1.0, 1.0), soft_buffers=0, buffer_steps=0)
+    by_kl = train(120_000, kl_share=0.9, soft_buffers=0, buffer_steps=0)
+    assert {"reverse_kl"} <= {row["stage"] for row in by_kl.history}
+    ours, theirs = (flow.flow.atom_flow.stiff for flow in (by_kl, without))
+    assert any(not torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    rows = [row["loss"] for row in by_kl.history if row["stage"] == "reverse_kl"]
+    assert rows[-1] < rows[0] + 0.05
+
+
+@pytest.mark.parametrize(
+    "schedule", [AdaptiveTempering(beta=0.05, steps=10), GeometricTempering(beta=0.05, levels=12, steps=10)]
+)
+def test_tempered_reverse_kl_learns_butane_without_the_laplace_start(schedule):
+    flow = train(400_000, tempering=schedule, batch=512, learning_rates=(1e-3, 3e-3, 5e-4), buffer_steps=20)
+    stages = [row["stage"] for row in flow.history]
+    assert stages[0] == "tempering"
+    betas = [row["beta"] for row in flow.history if row["stage"] == "tempering"]
+    assert betas == sorted(betas)
+    assert betas[-1] == 1.0
+    assert flow.sample(2000, seed=0).ess > 0.05
+
+
+def test_a_molecule_without_slow_torsions_can_be_trained():
+    flow = train(40_000, name="caffeine")
+    assert flow.slow_names == []
+    samples = flow.sample(500, seed=0)
+    assert samples.slow.shape == (500, 0)
+    assert samples.ess > 0.02
