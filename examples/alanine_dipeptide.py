@@ -4,8 +4,9 @@
     python examples/alanine_dipeptide.py --reference          # and compare with replica exchange
     python examples/alanine_dipeptide.py --model demo/model.cgflow --reference
 
-The reference is `references/aldp_obc1.json`, made by `replica_exchange_reference.py` with plain OpenMM; it states its
-own errors. The comparison fails (exit code 1) if any population is more than three standard errors away.
+The reference is `references/aldp_obc1.json`, made by `batched_replica_exchange.py`: molecular dynamics of many
+independent ladders, whose scatter gives its errors. The comparison fails (exit code 1) if any population is more than
+three standard errors away.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import numpy as np
 import openmm_cgflow as cgf
 from openmm_cgflow.inputs import load_system
 
-from replica_exchange_reference import ALDP_BASINS, basin_labels  # isort: skip  (beside this file)
+from aldp_analysis import ALDP_BASINS, basin_labels  # isort: skip  (beside this file)
 
 HERE = Path(__file__).resolve().parent
 PDB = HERE.parent / "openmm_cgflow" / "data" / "alanine_dipeptide.pdb"
@@ -41,7 +42,8 @@ def populations(samples: cgf.Samples) -> dict[str, tuple[float, float]]:
 def compare(ours: dict[str, tuple[float, float]]) -> bool:
     """Print ours beside replica exchange; whether all populations agree within three standard errors."""
     reference = json.loads((HERE / "references" / "aldp_obc1.json").read_text())
-    print(f"\nreference: {reference['ns_each_replica']} ns in each of {len(reference['temperatures'])} replicas, MBAR")
+    length, ladders = reference["ns_each_replica"], reference["ladders"]
+    print(f"\nreference: {length:.2f} ns in {ladders} ladders of {len(reference['temperatures'])} temperatures, MBAR")
     print(f"{'basin':14s} {'flow':>20s} {'replica exchange':>20s} {'difference':>14s}")
     agree = True
     for name, (mean, error) in ours.items():

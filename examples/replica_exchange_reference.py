@@ -1,6 +1,7 @@
 """A replica-exchange reference of alanine dipeptide, by plain OpenMM molecular dynamics.
 
-It is what the flow's samples are compared with: nothing of openmm_cgflow is used here. The target is openmmtools'
+Nothing of openmm_cgflow is used here: it checks the longer reference of `batched_replica_exchange.py`. A nanosecond is
+too short for the rare alpha_L/C7ax, whose blocked error comes out too small. The target is openmmtools'
 `AlanineDipeptideImplicit(constraints=None)` (ff96, OBC1) or `AlanineDipeptideVacuum(constraints=None)` at 300 K.
 
     python examples/replica_exchange_reference.py --system obc1 --seconds 4500
@@ -21,19 +22,26 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-Array = NDArray[np.float64]
+from aldp_analysis import (
+    ALDP_BASINS,
+    KB,
+    PHI,
+    PSI,
+    Array,
+    basin_labels,
+    basin_populations,
+    mbar_weights,
+    round_trips,
+    torsions,
+)
 
 HERE = Path(__file__).resolve().parent
-KB = 0.00831446261815324  # kJ/mol/K
-PHI, PSI = (4, 6, 8, 14), (6, 8, 14, 16)
-"""Atoms of phi and psi in the atom order of openmmtools."""
-
 SYSTEMS = {"obc1": "AlanineDipeptideImplicit", "vacuum": "AlanineDipeptideVacuum"}
 """openmmtools' test systems, by the name on the command line."""
 
@@ -43,89 +51,39 @@ START = ((-75, 145), (-70, -30), (60, 40), (-150, 160), (65, -60), (-110, 10))
 BURN_IN = 0.05
 """Share of the frames left out at the beginning."""
 
-ALDP_BASINS = {
-    "C7eq/C5": "phi outside [0, 125) and psi outside [-125, 10)",
-    "alpha_R": "phi outside [0, 125) and psi in [-125, 10)",
-    "alpha_L/C7ax": "phi in [0, 125)",
-}
-"""The basins of alanine dipeptide, in degrees with both torsions in [-180, 180).
 
-The bounds are the ridges of the reweighted histogram (ff96, OBC1, 300 K): more than 20 kJ/mol at phi = 0 and 125; at
-negative phi 12 kJ/mol at psi = 10 and 11 at psi = -125. The minimum of alpha_R is at psi = -60 in ff96.
-"""
-
-
-def basin_labels(phi: ArrayLike, psi: ArrayLike) -> NDArray[np.int64]:
-    """Basin of each frame, as an index into `ALDP_BASINS`.
-
-    Args:
-        phi: degrees, of any period, `(n,)`.
-        psi: the same.
-
-    Returns:
-        `(n,)`, each 0, 1 or 2.
-    """
-    phi = (np.asarray(phi, dtype=np.float64) + 180) % 360 - 180
-    psi = (np.asarray(psi, dtype=np.float64) + 180) % 360 - 180
-    positive = (phi >= 0) & (phi < 125)
-    helical = (psi >= -125) & (psi < 10)
-    return np.where(positive, 2, np.where(helical, 1, 0)).astype(np.int64)
+def heavy_hydrogens(system: Any, topology: Any, mass: float) -> None:
+    """Give hydrogens the mass (amu), taken from their neighbours; the configurational density has no masses."""
+    for a, b in topology.bonds():
+        hydrogen, heavy = (a, b) if a.element.symbol == "H" else (b, a)
+        if hydrogen.element.symbol != "H":
+            continue
+        old, other = (system.getParticleMass(atom.index)._value for atom in (hydrogen, heavy))
+        system.setParticleMass(hydrogen.index, mass)
+        system.setParticleMass(heavy.index, other - (mass - old))
 
 
-def basin_populations(phi: ArrayLike, psi: ArrayLike, weights: ArrayLike | None = None) -> dict[str, float]:
-    """Population of each of `ALDP_BASINS`.
+def starting_positions(system: Any, positions: Array, degrees: Sequence[tuple[float, float]]) -> Array:
+    """Positions, `(n, 22, 3)` nm, at n pairs of phi and psi (degrees), by restrained minimisation."""
+    import openmm
 
-    Args:
-        phi: degrees, `(n,)`.
-        psi: the same.
-        weights: `(n,)`, need not be normalised; None for equal weights.
-
-    Returns:
-        Shares between 0 and 1 that sum to 1, by basin name.
-    """
-    labels = basin_labels(phi, psi)
-    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
-    share = np.bincount(labels, weights=weights, minlength=len(ALDP_BASINS)) / weights.sum()
-    return dict(zip(ALDP_BASINS, share.tolist(), strict=True))
-
-
-def mbar_weights(energy: Array, temperatures: Array) -> Array:
-    """Weights at the lowest temperature of the frames of all temperatures (MBAR, doi:10.1063/1.2978177).
-
-    Args:
-        energy: potential energies, `(frames, temperatures)`, kJ/mol.
-        temperatures: `(temperatures,)`, K, the target first.
-
-    Returns:
-        Normalised weights, `(frames, temperatures)`.
-    """
-    beta = 1 / (KB * temperatures)
-    flat = (energy - energy.mean()).ravel()
-    reduced = flat[:, None] * beta[None, :]
-    free = np.zeros(len(beta))
-    for _ in range(1000):
-        exponent = free[None, :] - reduced
-        peak = exponent.max(axis=1, keepdims=True)
-        log_mixture = peak[:, 0] + np.log(np.exp(exponent - peak).sum(axis=1))
-        log_terms = -reduced - log_mixture[:, None]
-        peak = log_terms.max(axis=0)
-        new = -(peak + np.log(np.exp(log_terms - peak).sum(axis=0)))
-        new -= new[0]
-        if np.abs(new - free).max() < 1e-9:
-            break
-        free = new
-    weights = np.exp(log_terms[:, 0] - log_terms[:, 0].max())
-    return (weights / weights.sum()).reshape(energy.shape)
-
-
-def torsions(x: Array) -> tuple[float, float]:
-    """Phi and psi of one configuration, `(22, 3)`, in degrees."""
-    angles = []
-    for i, j, k, m in (PHI, PSI):
-        b1, b2, b3 = x[j] - x[i], x[k] - x[j], x[m] - x[k]
-        n1, n2 = np.cross(b1, b2), np.cross(b2, b3)
-        angles.append(np.degrees(np.arctan2(np.dot(b1, n2) * np.linalg.norm(b2), np.dot(n1, n2))))
-    return float(angles[0]), float(angles[1])
+    restrained = openmm.XmlSerializer.clone(system)
+    pull = openmm.CustomTorsionForce("1000*(1-cos(theta-theta0))")
+    pull.addPerTorsionParameter("theta0")
+    for atoms in (PHI, PSI):
+        pull.addTorsion(*atoms, [0.0])
+    restrained.addForce(pull)
+    reference = openmm.Platform.getPlatformByName("Reference")
+    context = openmm.Context(restrained, openmm.VerletIntegrator(1e-3), reference)
+    found = []
+    for pair in degrees:
+        for k, atoms in enumerate((PHI, PSI)):
+            pull.setTorsionParameters(k, *atoms, [np.radians(pair[k])])
+        pull.updateParametersInContext(context)
+        context.setPositions(positions)
+        openmm.LocalEnergyMinimizer.minimize(context, maxIterations=500)
+        found.append(context.getState(getPositions=True).getPositions(asNumpy=True)._value)
+    return np.stack(found)
 
 
 class ReplicaExchange:
@@ -139,28 +97,21 @@ class ReplicaExchange:
         test = getattr(testsystems, SYSTEMS[args.system])(constraints=None)
         self.system, self.topology = test.system, test.topology
         self.start = np.array(test.positions.value_in_unit(openmm.unit.nanometer))
-        self._heavy_hydrogens(args.hydrogen_mass)
+        heavy_hydrogens(self.system, self.topology, args.hydrogen_mass)
         self.period = args.period
         self.setup = np.array([args.system, str(args.step_fs), str(args.hydrogen_mass), str(args.period)])
         self.temperatures = np.geomspace(300.0, args.hottest, args.replicas)
         self.rng = np.random.default_rng(args.seed)
         self.states = np.arange(args.replicas)  # replica at each temperature
-        self.phi, self.psi, self.energy, self.replica = [], [], [], []
+        self.phi: list[Array] = []
+        self.psi: list[Array] = []
+        self.energy: list[Array] = []
+        self.replica: list[Array] = []
         self.attempts, self.accepted = np.zeros(args.replicas - 1), np.zeros(args.replicas - 1)
         self.seconds = 0.0
         self.contexts = [self._context(args, t, args.seed + r) for r, t in enumerate(self.temperatures)]
 
-    def _heavy_hydrogens(self, mass: float) -> None:
-        """Give hydrogens the mass (amu), taken from their neighbours; the configurational density has no masses."""
-        for a, b in self.topology.bonds():
-            hydrogen, heavy = (a, b) if a.element.symbol == "H" else (b, a)
-            if hydrogen.element.symbol != "H":
-                continue
-            old, other = (self.system.getParticleMass(atom.index)._value for atom in (hydrogen, heavy))
-            self.system.setParticleMass(hydrogen.index, mass)
-            self.system.setParticleMass(heavy.index, other - (mass - old))
-
-    def _context(self, args: argparse.Namespace, temperature: float, seed: int):
+    def _context(self, args: argparse.Namespace, temperature: float, seed: int) -> Any:
         integrator = self.mm.LangevinMiddleIntegrator(temperature, 2.0, 1e-3 * args.step_fs)
         integrator.setRandomNumberSeed(seed + 1)
         if args.system == "vacuum":
@@ -169,22 +120,10 @@ class ReplicaExchange:
 
     def prepare(self) -> None:
         """Bring the replicas to `START` by restrained minimisation, with fresh velocities."""
-        restrained = self.mm.XmlSerializer.clone(self.system)
-        pull = self.mm.CustomTorsionForce("1000*(1-cos(theta-theta0))")
-        pull.addPerTorsionParameter("theta0")
-        for atoms in (PHI, PSI):
-            pull.addTorsion(*atoms, [0.0])
-        restrained.addForce(pull)
-        context = self.mm.Context(
-            restrained, self.mm.VerletIntegrator(1e-3), self.mm.Platform.getPlatformByName("Reference")
-        )
+        places = [START[r % len(START)] for r in range(len(self.contexts))]
+        positions = starting_positions(self.system, self.start, places)
         for r, replica in enumerate(self.contexts):
-            for k, atoms in enumerate((PHI, PSI)):
-                pull.setTorsionParameters(k, *atoms, [np.radians(START[r % len(START)][k])])
-            pull.updateParametersInContext(context)
-            context.setPositions(self.start)
-            self.mm.LocalEnergyMinimizer.minimize(context, maxIterations=500)
-            replica.setPositions(context.getState(getPositions=True).getPositions())
+            replica.setPositions(positions[r])
             replica.setVelocitiesToTemperature(self.temperatures[r], r + 1)
 
     def sweep(self) -> None:
@@ -267,17 +206,6 @@ class ReplicaExchange:
                 self.contexts[r].getIntegrator().setTemperature(self.temperatures[t])
 
 
-def round_trips(replica: NDArray[np.uint8]) -> int:
-    """How often a replica went from the lowest temperature to the highest and back; `replica` is `(frames, n)`."""
-    trips = 0
-    for r in np.unique(replica):
-        cold, hot = replica[:, 0] == r, replica[:, -1] == r
-        ends = np.where(cold, 1, np.where(hot, 2, 0))
-        ends = ends[ends > 0]
-        trips += max(0, int(np.count_nonzero(np.diff(ends) == -1)) - (0 if len(ends) and ends[0] == 1 else 1))
-    return trips
-
-
 def collect(checkpoint: Path, out: Path) -> dict:
     """Write `OUT.npz` (torsions and energies at the lowest temperature) and `OUT.json` from a checkpoint."""
     import openmm
@@ -348,7 +276,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=4500, help="wall time, earlier runs of this checkpoint included"
     )
-    parser.add_argument("--out", type=Path, help="results, without ending; default examples/references/aldp_SYSTEM")
+    parser.add_argument("--out", type=Path, help="without ending; default examples/references/aldp_SYSTEM_openmm")
     parser.add_argument("--checkpoint", type=Path, help="default OUT.checkpoint.npz")
     parser.add_argument("--collect", action="store_true", help="only write the results of the checkpoint")
     parser.add_argument("--replicas", type=int, default=6, help="temperatures from 300 K to the hottest, geometric")
@@ -358,7 +286,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hydrogen-mass", type=float, default=4.0, help="amu")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    args.out = args.out or HERE / "references" / f"aldp_{args.system}"
+    args.out = args.out or HERE / "references" / f"aldp_{args.system}_openmm"
     args.checkpoint = args.checkpoint or args.out.with_suffix(".checkpoint.npz")
     return args
 

@@ -1,5 +1,6 @@
 """Slow and fast densities joined into one density, and one bijection, over all internal coordinates."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -79,7 +80,8 @@ class JointFlow(nn.Module):
         settings = settings or FlowSettings()
         blocks = [torch.split(t.float(), list(sizes)) for t in (reference, scale, period)]
         centre, widths, periods = blocks
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")  # blocks may be empty
             torch.manual_seed(settings.seed)
             soft_centre = torch.where(periods[0] > 0, torch.zeros_like(centre[0]), centre[0])
             slow = SoftVariables(
