@@ -61,8 +61,12 @@ class SoftVariables(nn.Module):
         return y / self.factor + self.centre
 
     def features(self, q: Tensor) -> Tensor:
-        """`(batch, n_features)`: sines and cosines of the circular variables, and the others."""
-        return fourier_features(self.scaled(q), self.circular, self.harmonics)
+        """`(batch, n_features)`: sines and cosines of the circular variables, and the others.
+
+        A symmetric rotor is shown by its angle, not by its multiple: its leaves change places where its range ends, so
+        that what depends on them has different values at both ends.
+        """
+        return fourier_features(self.scaled(q) / self.factor, self.circular, self.harmonics)
 
     def log_prob(self, q: Tensor, context: Tensor) -> Tensor:
         """Log-density `(batch,)` of `q (batch, n)` in its own units."""

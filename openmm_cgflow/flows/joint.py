@@ -92,7 +92,12 @@ class JointFlow(nn.Module):
             )
             bead_flow = BeadFlow(slow, bead_stiff)
             rotors = SoftVariables(
-                centre[2], periods[2], bead_flow.n_context, settings.rotor_components, settings.slow_hidden, 2
+                centre[2],
+                periods[2],
+                bead_flow.n_context,
+                settings.rotor_components,
+                settings.slow_hidden,
+                settings.harmonics,
             )
             context = bead_flow.n_context + rotors.n_features
             atom_stiff = StiffDensity(
