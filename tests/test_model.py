@@ -182,6 +182,18 @@ def test_ctrl_c_keeps_what_was_learned(tmp_path):
     assert cgf.CGFlow.load(str(tmp_path / "c.checkpoint.model")).sample(10).n == 10
 
 
+def test_resumed_training_has_the_state_that_was_saved(tmp_path):
+    quick = cgf.TrainSettings(points=32, sweeps=2, fit_steps=5, buffer=500, buffer_steps=3, soft_buffers=1, batch=64)
+    first = build(seed=1).train(evaluations=12_000, progress=False, settings=quick, checkpoint=tmp_path / "c")
+    again = build(seed=1).train(evaluations=12_000, progress=False, settings=quick, checkpoint=tmp_path / "c")
+    assert again.history == first.history  # the budget was spent already
+    assert again.evaluations == first.evaluations
+    np.testing.assert_array_equal(again.sample(20, seed=0).positions, first.sample(20, seed=0).positions)
+    further = build(seed=1).train(evaluations=14_000, progress=False, settings=quick, checkpoint=tmp_path / "c")
+    assert further.history[: len(first.history)] == first.history
+    assert further.evaluations >= 14_000
+
+
 def test_checkpoint_of_another_training_is_refused(tmp_path):
     quick = cgf.TrainSettings(points=32, sweeps=2, fit_steps=5, buffer=200, buffer_steps=2, soft_buffers=1, batch=64)
     build(seed=1).train(evaluations=8000, progress=False, settings=quick, checkpoint=tmp_path / "c")
