@@ -1,7 +1,5 @@
 """Fixtures that every test can use; `tests/molecules.py` has the molecules."""
 
-import openmm_cgflow  # noqa: F401  isort: skip  (torch before openmm)
-
 import numpy as np
 import pytest
 import torch
