@@ -124,7 +124,9 @@ import openmm_cgflow as cgf
 from molecules import load
 import openmm_cgflow.model as model
 model._CHECKPOINT_SECONDS = 0.2
-quick = cgf.TrainSettings(points=64, sweeps=2, fit_steps=40, buffer=1000, buffer_steps=5, soft_buffers=3, batch=256)
+quick = cgf.TrainSettings(
+    points=64, sweeps=2, fit_steps={fit_steps}, buffer=1000, buffer_steps=5, soft_buffers={soft_buffers}, batch=256
+)
 flow = cgf.CGFlow(*load("butane"), seed=1)
 flow.train(evaluations={evaluations}, progress=False, settings=quick, checkpoint={checkpoint!r}, metrics={metrics!r})
 print("evaluations", flow.evaluations, "ess", flow.sample(500, seed=0).ess)
@@ -132,8 +134,10 @@ flow.save({checkpoint!r} + ".model")
 """
 
 
-def start(tmp_path: Path, evaluations: int) -> subprocess.Popen:
+def start(tmp_path: Path, evaluations: int, fit_steps: int = 40, soft_buffers: int = 3) -> subprocess.Popen:
     script = SCRIPT.format(
+        fit_steps=fit_steps,
+        soft_buffers=soft_buffers,
         tests=str(Path(__file__).parent),
         evaluations=evaluations,
         checkpoint=str(tmp_path / "c.checkpoint"),
@@ -149,18 +153,18 @@ def start(tmp_path: Path, evaluations: int) -> subprocess.Popen:
     )
 
 
-def wait_for_refinement(tmp_path: Path) -> None:
+def wait_for(tmp_path: Path, stage: str) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        if (tmp_path / "m.csv").exists() and (tmp_path / "m.csv").read_text().count("refine") > 2:
+        if (tmp_path / "m.csv").exists() and (tmp_path / "m.csv").read_text().count(stage) > 1:
             return
         time.sleep(0.1)
-    raise AssertionError("the training did not come to its refinement within two minutes")
+    raise AssertionError(f"the training did not come to {stage} within two minutes")
 
 
 def test_training_goes_on_after_being_killed(tmp_path):
     process = start(tmp_path, 10**9)
-    wait_for_refinement(tmp_path)
+    wait_for(tmp_path, "refine")
     process.send_signal(signal.SIGKILL)
     process.wait()
     _, header = read_file(tmp_path / "c.checkpoint", "checkpoint")
@@ -172,14 +176,23 @@ def test_training_goes_on_after_being_killed(tmp_path):
     assert (tmp_path / "m.csv").read_text().count("laplace") == 1
 
 
-def test_ctrl_c_keeps_what_was_learned(tmp_path):
-    process = start(tmp_path, 10**9)
-    wait_for_refinement(tmp_path)
+@pytest.mark.parametrize("stage", ["fit", "soft", "refine"])
+def test_ctrl_c_keeps_what_was_learned_and_the_training_goes_on(tmp_path, stage):
+    process = start(
+        tmp_path, 10**9, fit_steps=400 if stage == "fit" else 100, soft_buffers=400 if stage == "soft" else 3
+    )
+    wait_for(tmp_path, stage)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert float(output.split()[-1]) > 0.02
+    assert float(output.split()[-1]) > 0.005
     assert cgf.CGFlow.load(str(tmp_path / "c.checkpoint.model")).sample(10).n == 10
+    _, header = read_file(tmp_path / "c.checkpoint", "checkpoint")
+    assert header["stage"] == {"fit": "laplace"}.get(stage, stage)
+    again = start(tmp_path, header["evaluations"] + 30_000)
+    output, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    assert "refine" in (tmp_path / "m.csv").read_text()
 
 
 def test_resumed_training_has_the_state_that_was_saved(tmp_path):

@@ -22,6 +22,8 @@ def save_state(trainer: Trainer, history: list[Metrics]) -> tuple[dict[str, Tens
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(t) for name, t in state.items()}
     header = {"stage": trainer.stage, "dropped": trainer.dropped, "evaluations": trainer.target.evaluations}
     header |= {"seconds": trainer.budget.elapsed, "history": [asdict(row) for row in history]}
+    if trainer.settings.tempering is not None:
+        header["tempering"] = vars(trainer.settings.tempering)
     return tensors, header
 
 
@@ -32,6 +34,8 @@ def load_state(trainer: Trainer, tensors: dict[str, Tensor], header: dict[str, A
     trainer.generator.set_state(tensors["generator"])
     trainer.stage, trainer.dropped = header["stage"], header["dropped"]
     trainer.target.potential.evaluations = header["evaluations"]
+    for name, value in header.get("tempering", {}).items():
+        setattr(trainer.settings.tempering, name, value)
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):

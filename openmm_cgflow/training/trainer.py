@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from openmm_cgflow.errors import TrainingError
 from openmm_cgflow.flows import JointFlow
-from openmm_cgflow.sampling import effective_sample_size, log_mean_exp
+from openmm_cgflow.sampling import clip_log_weights, effective_sample_size, log_mean_exp
 from openmm_cgflow.training.budget import Budget
 from openmm_cgflow.training.laplace import LaplaceMixture, curvature_factor, laplace
 from openmm_cgflow.training.objectives import (
@@ -115,21 +115,25 @@ class Trainer:
         """
         self.budget, self.reporter, self.parallel, self.save = budget, reporter, parallel, save
         self.interrupted = interrupted
-        if self.stage == "tempering":
-            self._temper()
-            self._enter("refine")
-        if self.stage == "laplace":
-            mixture = self._laplace()
-            self._fit(mixture)
-            self._enter("reverse_kl")
-        if self.stage == "reverse_kl":
-            self._reverse_kl()
-            self._enter("soft")
-        if self.stage == "soft":
-            self._fit_soft()
-            self._enter("refine")
+        following = {
+            "tempering": (self._temper, "refine"),
+            "laplace": (self._start, "reverse_kl"),
+            "reverse_kl": (self._reverse_kl, "soft"),
+            "soft": (self._fit_soft, "refine"),
+        }
+        while self.stage in following:
+            work, next_stage = following[self.stage]
+            work()
+            if interrupted():  # what was learned stays; a resumed training does this stage again
+                self.optimizer = None
+                self.average.load_state_dict(self.flow.state_dict())
+                return
+            self._enter(next_stage)
         self._refine()
         self.flow.load_state_dict(self.average.state_dict())
+
+    def _start(self) -> None:
+        self._fit(self._laplace())
 
     def _enter(self, stage: str) -> None:
         self.stage, self.optimizer = stage, None
@@ -281,7 +285,7 @@ class Trainer:
 
     def _soften(self, log_weights: Tensor) -> tuple[Tensor, float]:
         """Normalised weights raised to the largest power, at most 1, that leaves a share of them effective."""
-        levelled = self._level(log_weights)
+        levelled = clip_log_weights(log_weights, self.settings.clip)
         power = 1.0
         while power > 1e-3 and effective_sample_size(power * levelled) < self.settings.least_ess:
             power *= 0.9
@@ -310,11 +314,6 @@ class Trainer:
         with torch.no_grad():
             q, log_prob = self.flow.sample_from(noise)
             return q, -self.target.action(q) - log_prob
-
-    def _level(self, log_weights: Tensor) -> Tensor:
-        """Log-weights with the largest share of them lowered to the smallest of these."""
-        n_clipped = max(1, math.ceil(self.settings.clip * log_weights.numel()))
-        return torch.minimum(log_weights, torch.topk(log_weights, n_clipped).values[-1])
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
