@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-import openmm_cgflow  # noqa: F401  isort: skip  (torch before openmm)
+import torch  # noqa: F401  isort: skip  (before openmm, whose torch plugin needs its libraries)
 import openmm as mm
 from openmm import app, unit
 

@@ -14,8 +14,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 
-import openmm_cgflow  # noqa: F401  (torch before openmm)
-
+# torch before openmm, whose torch plugin needs its libraries
 # isort: split
 import openmm
 from openmm import unit
