@@ -155,7 +155,7 @@ def test_auto_goes_on_when_compiling_fails(aldp, monkeypatch, caplog):
         raise RuntimeError("no luck")
 
     monkeypatch.setattr(torch_potential_module, "compile_energy_gradient", fail)
-    monkeypatch.setattr(torch_potential_module, "_AUTO_AFTER", 0)
+    monkeypatch.setattr(torch_potential_module, "_AUTO_WORK", 0)
     potential = TorchPotential.fromSystem(aldp.system)
     with caplog.at_level(logging.INFO):
         energy, _ = potential.energy_and_forces(batch(aldp, 200))

@@ -30,9 +30,14 @@ class AtomFlow(nn.Module):
 
     def log_prob(self, atoms: Tensor, context: Tensor, gaussian: bool = False) -> Tensor:
         """Log-density `(batch,)` of `atoms` given the beads' context; `gaussian` leaves the couplings out."""
+        rotors, _ = self.split(atoms)
+        return self.rotors.log_prob(rotors, context) + self.log_prob_stiff(atoms, context, gaussian)
+
+    def log_prob_stiff(self, atoms: Tensor, context: Tensor, gaussian: bool = False) -> Tensor:
+        """Log-density `(batch,)` of the stiff coordinates among `atoms` given the rotors among them and the beads."""
         rotors, stiff = self.split(atoms)
         rotor_context = torch.cat([context, self.rotors.features(rotors)], dim=1)
-        return self.rotors.log_prob(rotors, context) + self.stiff.log_prob(stiff, rotor_context, gaussian)[0]
+        return self.stiff.log_prob(stiff, rotor_context, gaussian)[0]
 
     def place(self, rotors: Tensor, latent: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Atom coordinates for `rotors` and a normal `latent (batch, n_stiff)`, and `log q(stiff | rotors, beads)`."""

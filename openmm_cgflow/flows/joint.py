@@ -121,6 +121,12 @@ class JointFlow(nn.Module):
         log_prob, context = self.bead_flow.log_prob_stiff(slow, stiff, gaussian)
         return self.bead_flow.log_prob_slow(slow) + log_prob + self.atom_flow.log_prob(atoms, context, gaussian)
 
+    def log_prob_stiff(self, q: Tensor, gaussian: bool = False) -> Tensor:
+        """Log-density `(batch,)` of the stiff coordinates of `q (batch, dof)` given its soft ones."""
+        beads, atoms = self.split(q)
+        log_prob, context = self.bead_flow.log_prob_stiff(*self.bead_flow.split(beads), gaussian)
+        return log_prob + self.atom_flow.log_prob_stiff(atoms, context, gaussian)
+
     def log_prob_soft(self, q: Tensor) -> Tensor:
         """`log q(slow) + log q(rotors | beads)`, `(batch,)`, of `q (batch, dof)`."""
         beads, atoms = self.split(q)
@@ -140,6 +146,15 @@ class JointFlow(nn.Module):
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """`n` independent samples `(n, dof)` and their log-densities `(n,)`."""
         return self.sample_from(self.draw_noise(n, generator))
+
+    @torch.no_grad()
+    def sample_soft(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Soft variables `(batch, n_slow + n_rotor)` made of noise, and the latents of the stiff ones left of it."""
+        n_slow, n_bead, n_rotor, _ = self.sizes
+        slow_noise, rotor_noise, latent = noise.tensor_split([2 * n_slow, 2 * (n_slow + n_rotor)], dim=1)
+        slow = self.bead_flow.sample_slow(slow_noise)
+        _, _, context = self.bead_flow.place(slow, latent[:, :n_bead])
+        return torch.cat([slow, self.atom_flow.rotors.sample(rotor_noise, context)], dim=1), latent
 
     @torch.no_grad()
     def sample_from(self, noise: Tensor) -> tuple[Tensor, Tensor]:

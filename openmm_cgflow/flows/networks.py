@@ -12,7 +12,7 @@ class MLP(nn.Module):
     """A perceptron with SiLU activations whose last layer starts at zero.
 
     It starts as the constant `bias`, so that a flow built from it starts as the map that its author chose.
-    With `n_in = 0` it is a learnable constant.
+    With `n_in = 0` it is a learnable constant, which is fed a one so that it learns as fast as the others.
 
     Arguments:
         n_in: number of inputs.
@@ -25,22 +25,22 @@ class MLP(nn.Module):
     def __init__(self, n_in: int, n_out: int, hidden: int, depth: int = 2, bias: Tensor | None = None) -> None:
         super().__init__()
         self.n_in = n_in
-        widths = [n_in] + [hidden] * depth if n_in else []
+        widths = [max(n_in, 1)] + [hidden] * depth
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.SiLU()]
         self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(widths[-1] if widths else 1, n_out)
+        self.head = nn.Linear(widths[-1], n_out)
         self.head.weight.data.zero_()
         self.head.bias.data.zero_()
         if bias is not None:
             self.head.bias.data.copy_(bias)
-        if not n_in:
-            self.head.weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs `(batch, n_out)` for inputs `(batch, n_in)`."""
-        return self.head(self.body(x)) if self.n_in else self.head.bias.expand(x.shape[0], -1)
+        if self.n_in:
+            return self.head(self.body(x))
+        return self.head(self.body(x.new_ones(1, 1))).expand(x.shape[0], -1)
 
 
 def fourier_features(y: Tensor, circular: Tensor, harmonics: int) -> Tensor:

@@ -23,7 +23,8 @@ _COMPILING = threading.Lock()  # one compilation at a time; other threads go on 
 _COUNTING = threading.Lock()
 _EAGER_ENTRIES, _COMPILED_ENTRIES, _GPU_ENTRIES = 500_000, 130_000, 8_000_000  # rows x columns of a chunk
 _SMALL = 16  # configurations up to which compiled code, which always computes a full chunk, is not used
-_AUTO_AFTER = 1_000_000  # about as much work as compiling costs
+_AUTO_WORK = 4e9  # rows computed until "auto" compiles, which takes some 20 s
+_GB_WORK = 32  # what a row of an implicit solvent's System gains by it, in those of one without
 
 
 class TorchPotential(Potential):
@@ -47,6 +48,7 @@ class TorchPotential(Potential):
         self._index = table.index(n_atoms, dtype)
         self._compile = compile
         self._compiled: EnergyGradient | None = None
+        self._work = sum(table.sizes) * (_GB_WORK if any("GB" in name for name in self.forces) else 1)
 
     @classmethod
     def fromSystem(
@@ -64,7 +66,8 @@ class TorchPotential(Potential):
             dtype: torch.float32, or torch.float64 for exact work.
             positions: (atoms, 3), nm or a Quantity. If given, energies and forces there (and at a few shaken copies)
                 are compared with a double-precision OpenMM Context.
-            compile: True: compile at the first large batch, or raise; False: never; "auto": after 50,000 evaluations,
+            compile: True: compile at the first large batch, or raise; False: never; "auto": once as much work was done
+                as compiling costs (some 100,000 evaluations of 40 atoms in implicit solvent, millions in vacuum),
                 where a compiler exists and works, else go on without.
             only: Translate forces of these types alone (no comparison then).
 
@@ -117,7 +120,7 @@ class TorchPotential(Potential):
         """The compiled function, made at the first batch that is worth it; None where it is not (yet) to be used."""
         if self._compile is False or batch <= _SMALL:
             return None
-        if self._compile == "auto" and self.evaluations < _AUTO_AFTER:
+        if self._compile == "auto" and self.evaluations * self._work < _AUTO_WORK:
             return None
         if self._compiled is None and _COMPILING.acquire(blocking=self._compile is True):
             try:
@@ -176,7 +179,7 @@ class TorchPotential(Potential):
         return self._energy_only(x.detach())
 
     def _energy_only(self, x: Tensor) -> Tensor:
-        if self._compiled is not None and x.shape[0] > _SMALL:
+        if self._compiled_function(x.device, x.shape[0]) is not None:
             return self._energy_and_gradient(x)[0]
         columns = self._columns(x.device, compiled=False)
         with torch.no_grad():

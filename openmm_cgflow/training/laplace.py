@@ -32,9 +32,13 @@ class LaplaceMixture:
 
     def sample(self, chosen: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One sample `(batch, dof)` of each `chosen (batch,)` Gaussian."""
-        noise = torch.randn(chosen.numel(), self.stiff.numel(), 1, generator=generator, dtype=self.minima.dtype)
-        q = self.minima[chosen].clone()
-        q[:, self.stiff] += (self.factors[chosen] @ noise).squeeze(2)
+        noise = torch.randn(chosen.numel(), self.stiff.numel(), generator=generator, dtype=self.minima.dtype)
+        return self.place(chosen, noise)
+
+    def place(self, chosen: Tensor, noise: Tensor) -> Tensor:
+        """Samples `(batch, dof)` of the `chosen (batch,)` Gaussians, made of normal noise `(batch, n_stiff)`."""
+        q = self.minima[chosen]
+        q[:, self.stiff] += torch.bmm(self.factors[chosen], noise.unsqueeze(2)).squeeze(2)
         return q
 
     def log_prob(self, q: Tensor, chosen: Tensor) -> Tensor:

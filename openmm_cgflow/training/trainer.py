@@ -38,11 +38,17 @@ class TrainSettings:
         sweeps: moves by which these values are annealed.
         flattening: temperature to which they are annealed, relative to the target's own, so that barriers are covered.
         fit_steps: maximum-likelihood steps on the Laplace start.
+        start_blur: width by which the soft variables of the start's points are spread out, in radians of their own
+            period: what is learned from a thousand points in many dimensions must be smooth.
         batch: rows of a step.
         kl_share: share of the budget at which the reverse KL stage ends.
         soft_buffers: buffers on which the soft densities are trained alone.
         buffer: own samples between refreshes.
         buffer_steps: steps on each buffer.
+        kept: buffers that are learned from together, so that few effective samples are not learned by heart.
+        blurred: share of the rows from which the soft densities learn with one variable spread out, so that they do
+            not vanish where the flow was never seen.
+        blur: by how much, in radians of its own period.
         learning_rates: of the fit, the reverse KL and the refinement.
         soft_factor: by which the soft densities learn faster than the rest during the refinement.
         average: decay of the running average of the parameters that is returned.
@@ -56,11 +62,15 @@ class TrainSettings:
     sweeps: int = 30
     flattening: float = 3.0
     fit_steps: int = 400
+    start_blur: float = 0.4
     batch: int = 1024
-    kl_share: float = 0.0
-    soft_buffers: int = 20
+    kl_share: float = 0.5
+    soft_buffers: int = 12
     buffer: int = 20_000
-    buffer_steps: int = 40
+    buffer_steps: int = 12
+    kept: int = 8
+    blurred: float = 0.05
+    blur: float = 0.7
     learning_rates: tuple[float, float, float] = (2e-3, 1e-3, 3e-4)
     soft_factor: float = 5.0
     average: float = 0.998
@@ -88,6 +98,7 @@ class Trainer:
         self.stage = "laplace" if self.settings.tempering is None else "tempering"
         self.dropped = 0
         self.frames: Tensor | None = None
+        self.buffers: list[tuple[Tensor, Tensor]] = []
         n_slow, n_bead, n_rotor, _ = flow.sizes
         index = torch.arange(sum(flow.sizes))
         self.soft = torch.cat([index[:n_slow], index[n_slow + n_bead : n_slow + n_bead + n_rotor]])
@@ -117,9 +128,9 @@ class Trainer:
         self.interrupted = interrupted
         following = {
             "tempering": (self._temper, "refine"),
-            "laplace": (self._start, "reverse_kl"),
-            "reverse_kl": (self._reverse_kl, "soft"),
-            "soft": (self._fit_soft, "refine"),
+            "laplace": (self._start, "soft"),
+            "soft": (self._fit_soft, "reverse_kl"),
+            "reverse_kl": (self._reverse_kl, "refine"),
         }
         while self.stage in following:
             work, next_stage = following[self.stage]
@@ -186,9 +197,13 @@ class Trainer:
             if progress >= 1:
                 break
             chosen = torch.multinomial(weights, self.settings.batch, replacement=True, generator=self.generator)
-            q = mixture.sample(chosen, self.generator)
+            noise = torch.randn(chosen.numel(), self.stiff.numel(), generator=self.generator)
+            (q,) = self.parallel.map(lambda *rows: (mixture.place(*rows),), chosen, noise)
             loss = self._step(
-                self._rate(0, progress), lambda rows: negative_log_likelihood(self.flow, rows, gaussian=True), q
+                self._rate(0, progress),
+                lambda rows, blurred: negative_log_likelihood(self.flow, rows, blurred, gaussian=True),
+                q,
+                self._blurred(q, self.settings.start_blur),
             )
             if (i + 1) % 50 == 0:
                 self._report("fit", loss=loss)
@@ -207,21 +222,17 @@ class Trainer:
         atoms.linear.weight[:, n_features : n_features + n_bead] = factor[n_bead:, :n_bead]
 
     def _reverse_kl(self) -> None:
-        """Reverse KL of the stiff variables at soft ones drawn from the flattened density."""
+        """Reverse KL of the stiff variables at soft ones of own samples."""
         start, end = self._fraction(), self.settings.kl_share
-        rows = 0
+        steps = 0
         while self._fraction() < end:
-            with torch.no_grad():
-                q, _ = self.flow.sample(self.settings.batch, self.generator)
-            latent = torch.cat(self.flow.draw_latents(q, self.generator), dim=1)
             loss = self._step(
                 self._rate(1, (self._fraction() - start) / max(end - start, 1e-9)),
-                lambda soft, z: stiff_reverse_kl(self.flow, self.target, 1.0, soft, z),
-                q[:, self.soft],
-                latent,
+                lambda noise: stiff_reverse_kl(self.flow, self.target, 1.0, *self.flow.sample_soft(noise)),
+                self.flow.draw_noise(self.settings.batch, self.generator),
             )
-            rows += 1
-            if rows % 20 == 0:
+            steps += 1
+            if steps % 20 == 0:
                 self._report("reverse_kl", loss=loss, beta=1.0)
                 self.save()
 
@@ -259,7 +270,9 @@ class Trainer:
             progress = self._progress(i / self.settings.soft_buffers, start, self.settings.shares[1])
             if progress >= 1:
                 break
-            self._learn_from_buffer(self._rate(0, progress), "soft", negative_log_soft)
+            self._learn_from_buffer(
+                self._rate(0, progress), "soft", lambda flow, _, blurred: negative_log_soft(flow, blurred)
+            )
         for parameter in frozen:
             parameter.requires_grad_(True)
 
@@ -271,25 +284,31 @@ class Trainer:
             self._learn_from_buffer(self._rate(2, progress), "refine", negative_log_likelihood)
             self.save()
 
-    def _learn_from_buffer(self, rate: float, stage: str, objective: Callable[[JointFlow, Tensor], Tensor]) -> None:
+    def _learn_from_buffer(self, rate: float, stage: str, objective: Callable[..., Tensor]) -> None:
         settings = self.settings
-        q, log_weights = self._draw_buffer(settings.buffer)
-        weights, power = self._soften(log_weights)
+        drawn, log_weights = self._draw_buffer(settings.buffer)
+        own_weights, power = self._soften(log_weights)
+        self.buffers = [*self.buffers, (drawn, own_weights)][-settings.kept :]
+        q, weights = (torch.cat(part) for part in zip(*self.buffers, strict=True))
         losses = []
         for _ in range(settings.buffer_steps):
             rows = self._choose(q, weights)
-            losses.append(self._step(rate, lambda part: objective(self.flow, part), rows))
+            blurred = self._blurred(rows, settings.blur, settings.blurred)
+            losses.append(self._step(rate, lambda *parts: objective(self.flow, *parts), rows, blurred))
             self._average()
         ess, log_z = effective_sample_size(log_weights), log_mean_exp(log_weights)[0]
         self._report(stage, loss=sum(losses) / len(losses), ess=ess, logZ=log_z, beta=power)
 
     def _soften(self, log_weights: Tensor) -> tuple[Tensor, float]:
-        """Normalised weights raised to the largest power, at most 1, that leaves a share of them effective."""
+        """Weights raised to the largest power, at most 1, that leaves a share of them effective.
+
+        They add up to that share, by which buffers of different quality are best joined.
+        """
         levelled = clip_log_weights(log_weights, self.settings.clip)
         power = 1.0
         while power > 1e-3 and effective_sample_size(power * levelled) < self.settings.least_ess:
             power *= 0.9
-        return torch.softmax(power * levelled, 0), power
+        return torch.softmax(power * levelled, 0) * effective_sample_size(power * levelled), power
 
     def _choose(self, q: Tensor, weights: Tensor) -> Tensor:
         """Rows of a step: drawn by their weights, a quarter of them from the user's own frames where there are any."""
@@ -299,6 +318,17 @@ class Trainer:
             return q[chosen]
         index = torch.randint(len(self.frames), (n_frames,), generator=self.generator)
         return torch.cat([q[chosen], self.frames[index]])
+
+    def _blurred(self, q: Tensor, width: float, share: float | None = None) -> Tensor:
+        """Rows with normal noise on their soft variables: on all of them, or on one of them in a share of the rows."""
+        n, noise = self.soft.numel(), torch.zeros(len(q), self.soft.numel())
+        if n:
+            noise = width / (2 * math.pi) * torch.randn(len(q), n, generator=self.generator)
+            noise = noise * self.target.coordinates.period[self.soft].float()
+        if n and share is not None:
+            one = torch.nn.functional.one_hot(torch.randint(n, (len(q),), generator=self.generator), n)
+            noise = noise * one * (torch.rand(len(q), 1, generator=self.generator) < share)
+        return q.index_add(1, self.soft, noise.to(q))
 
     @torch.no_grad()
     def _draw_buffer(self, n: int) -> tuple[Tensor, Tensor]:
