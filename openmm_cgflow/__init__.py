@@ -18,12 +18,16 @@ from openmm_cgflow.version import __version__
 
 if TYPE_CHECKING:
     from openmm_cgflow.model import CGFlow
+    from openmm_cgflow.openmm_plugin.mcmc_move import FlowMove
+    from openmm_cgflow.openmm_plugin.monte_carlo import FlowMonteCarlo
     from openmm_cgflow.sampling import Samples
     from openmm_cgflow.training import TrainSettings
 
 __all__ = [
     "CGFlow",
     "CGFlowError",
+    "FlowMonteCarlo",
+    "FlowMove",
     "InvalidInputError",
     "MismatchError",
     "ModelFileError",
@@ -34,7 +38,13 @@ __all__ = [
     "__version__",
 ]
 
-_HOMES = {"CGFlow": "model", "Samples": "sampling", "TrainSettings": "training"}
+_HOMES = {
+    "CGFlow": "model",
+    "FlowMonteCarlo": "openmm_plugin.monte_carlo",
+    "FlowMove": "openmm_plugin.mcmc_move",
+    "Samples": "sampling",
+    "TrainSettings": "training",
+}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

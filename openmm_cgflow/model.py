@@ -235,8 +235,8 @@ class CGFlow:
         generator = torch.Generator().manual_seed(seed)
         with Parallel() as parallel:
             chunks = [self._sample_chunk(min(20_000, n - i), generator, parallel) for i in range(0, n, 20_000)]
-        x, log_weights, u, log_prob, slow = (torch.cat(column).numpy() for column in zip(*chunks, strict=True))
-        return Samples(x, log_weights, u, log_prob, slow, self._kelvin, self.topology, tuple(self.slow_names))
+        x, log_weights, u, log_density, slow = (torch.cat(column).numpy() for column in zip(*chunks, strict=True))
+        return Samples(x, log_weights, u, log_density, slow, self._kelvin, self.topology, tuple(self.slow_names))
 
     def _sample_chunk(self, n: int, generator: torch.Generator, parallel: Parallel) -> tuple[Tensor, ...]:
         def draw(noise: Tensor) -> tuple[Tensor, ...]:
@@ -247,9 +247,10 @@ class CGFlow:
             return q, log_prob, x - x.mean(1, keepdim=True), logdet, u
 
         q, log_prob, x, logdet, u = parallel.map(draw, self.flow.draw_noise(n, generator))
-        log_weights = logdet.double() - u.double() - log_prob.double()
+        log_density = log_prob.double() - logdet.double()
+        log_weights = -u.double() - log_density
         fine = torch.isfinite(log_weights) & self.coordinates.in_domain(q)
-        return x, torch.where(fine, log_weights, -torch.inf), u, log_prob, q[:, : self.coordinates.sizes[0]]
+        return x, torch.where(fine, log_weights, -torch.inf), u, log_density, q[:, : self.coordinates.sizes[0]]
 
     def _internal(self, positions: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         """Internal coordinates and log-determinants of positions, after checking that they can be this molecule's."""

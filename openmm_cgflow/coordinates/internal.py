@@ -330,6 +330,12 @@ class InternalCoordinates(torch.nn.Module):
             return x
         return self._relabelling.atoms(x, self._relabelling.sources(self._measure(x)[2]))
 
+    def relabelled(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Positions `(batch, atoms, 3)` with the leaves of each symmetric rotor in a random one of their labellings."""
+        if self._relabelling is None:
+            return x
+        return self._relabelling.atoms(x, self._relabelling.random_sources(x.shape[0], generator))
+
     def _measure(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Bonds, angles (or planar a), torsions (or planar b) by row, and the angular measure, each `(rows, batch)`."""
         placed = x.permute(1, 2, 0).index_select(0, self._order).contiguous()

@@ -68,6 +68,11 @@ class Relabelling(torch.nn.Module):
         places = torch.arange(3, device=t.device)[None, :, None]
         return torch.remainder(places - (self._sign * turns)[:, None], 3)
 
+    def random_sources(self, batch: int, generator: torch.Generator) -> Tensor:
+        """As `sources`, with the labels of each rotor moved on by a random number of places."""
+        turns = torch.randint(3, (self.count, 1, batch), generator=generator)
+        return torch.remainder(torch.arange(3)[None, :, None] + turns, 3)
+
     def rows(self, values: Tensor, sources: Tensor) -> Tensor:
         """Values of rows 3 on with the leaves relabelled, `(rows, batch)`."""
         leaves = values.index_select(0, self._rows).unflatten(0, (self.count, 3))

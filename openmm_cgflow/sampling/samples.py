@@ -21,9 +21,9 @@ class Samples:
 
     Attributes:
         positions: `(n, atoms, 3)` nm, float32.
-        log_weights: `(n,)`, `-u(x) + log |det dx/dq| - log q`; minus infinity where the energy is not finite.
+        log_weights: `(n,)`, `-u(x) - log q(x)`; minus infinity where the energy is not finite.
         reduced_energies: `(n,)`, `U / kT`.
-        log_densities: `(n,)`, log-density of the flow with respect to the internal coordinates.
+        log_densities: `(n,)`, `log q(x)` per nm^(3 atoms - 6), rigid motion taken out, as `CGFlow.logDensity` gives.
         slow: `(n, n_slow)` slow torsions in radians.
         temperature: K.
         topology: OpenMM topology of the molecule.

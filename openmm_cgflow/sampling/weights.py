@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["clip_log_weights", "effective_sample_size", "log_mean_exp", "pareto_k"]
+__all__ = ["clip_log_weights", "effective_sample_size", "log_mean_exp", "pareto_k", "soften_log_weights"]
 
 
 def log_mean_exp(log_weights: Tensor) -> tuple[float, float]:
@@ -45,6 +45,24 @@ def clip_log_weights(log_weights: Tensor, fraction: float = 1e-4) -> Tensor:
     n_clipped = min(max(1, math.ceil(fraction * log_weights.numel())), log_weights.numel() - 1)
     ceiling = torch.topk(log_weights, n_clipped + 1).values[-1]
     return torch.minimum(log_weights, ceiling)
+
+
+def soften_log_weights(log_weights: Tensor, least: float, clipped: float) -> tuple[Tensor, float]:
+    """Log-weights times the largest power, at most 1, that leaves a share of them effective.
+
+    Arguments:
+        log_weights: `(n,)`.
+        least: the share, in (0, 1].
+        clipped: share of the largest weights that is levelled first.
+
+    Returns:
+        the log-weights `(n,)` and the power.
+    """
+    levelled = clip_log_weights(log_weights, clipped)
+    power = 1.0
+    while power > 1e-3 and effective_sample_size(power * levelled) < least:
+        power *= 0.9
+    return power * levelled, power
 
 
 def pareto_k(log_weights: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from openmm_cgflow.training.budget import Budget
 from openmm_cgflow.training.laplace import LaplaceMixture, laplace
-from openmm_cgflow.training.objectives import joint_reverse_kl, negative_log_likelihood, stiff_reverse_kl
+from openmm_cgflow.training.objectives import joint_reverse_kl, negative_log_likelihood, stiff_divergence
 from openmm_cgflow.training.parallel import Parallel, available_cores
 from openmm_cgflow.training.reporter import Metrics, Reporter
 from openmm_cgflow.training.target import BoltzmannTarget
@@ -25,5 +25,5 @@ __all__ = [
     "joint_reverse_kl",
     "laplace",
     "negative_log_likelihood",
-    "stiff_reverse_kl",
+    "stiff_divergence",
 ]

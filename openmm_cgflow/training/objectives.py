@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.flows import JointFlow
+from openmm_cgflow.sampling import soften_log_weights
 from openmm_cgflow.training.target import BoltzmannTarget
 
-__all__ = ["clip_action", "joint_reverse_kl", "negative_log_likelihood", "negative_log_soft", "stiff_reverse_kl"]
+__all__ = ["clip_action", "joint_reverse_kl", "negative_log_likelihood", "negative_log_soft", "stiff_divergence"]
 
 
 def clip_action(action: Tensor, ceiling: Tensor) -> Tensor:
@@ -20,36 +21,55 @@ def clip_action(action: Tensor, ceiling: Tensor) -> Tensor:
     return torch.where(finite, bounded, bounded.detach())
 
 
-def _mean_divergence(log_prob: Tensor, action: Tensor) -> Tensor:
+def _bounded_divergence(log_prob: Tensor, action: Tensor) -> Tensor:
+    """`log q + action` of each row, bounded above the median plus 30 kT."""
     divergence = log_prob + action
     finite = torch.isfinite(divergence)
     values = torch.where(finite, divergence, 0.0)
     with torch.no_grad():
         typical = torch.median(values[finite]) if bool(finite.any()) else values.new_zeros(())
-    return clip_action(torch.where(finite, divergence, torch.inf), typical + 30.0).mean()
+    return clip_action(torch.where(finite, divergence, torch.inf), typical + 30.0)
 
 
-def stiff_reverse_kl(flow: JointFlow, target: BoltzmannTarget, beta: float, soft: Tensor, latent: Tensor) -> Tensor:
-    """`KL(q(stiff | soft) || p(stiff | soft))` up to a constant, at given soft variables.
+def stiff_divergence(
+    flow: JointFlow, target: BoltzmannTarget, soft: Tensor, latent: Tensor, least_ess: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A divergence between `q(stiff | soft)` and `p(stiff | soft)`, on own samples.
 
-    Its gradient is that along the path of the samples alone (Roeder, Wu and Duvenaud 2017, arXiv 1703.09194): what is
-    left out has mean zero, and does not vanish where the densities agree, as this does.
+    Between the reverse and the forward Kullback-Leibler divergence: samples count by their importance weights raised to
+    the power that leaves `least_ess` of them effective. With `least_ess = 1` it is the reverse divergence, and where
+    the flow is good it is the forward one, which punishes missing mass. The gradient is that along the path of the
+    samples alone: it vanishes for each sample where the densities agree, so that it has little noise near the end, and
+    fresh samples cannot be learned by heart.
+
+    Source: Roeder, Wu and Duvenaud 2017 (arXiv 1703.09194) for the reverse divergence; Vaitl, Nicoli, Nakajima and
+    Kessel 2022 (arXiv 2207.08219) for the forward one: its path gradient is the reverse one's with importance weights.
 
     Arguments:
         flow: whose stiff densities are trained.
         target: gives the action.
-        beta: inverse temperature relative to the target's own.
-        soft: `(batch, n_slow + n_rotor)` slow torsions and rotors.
+        soft: `(batch, n_slow + n_rotor)` slow torsions and rotors, drawn from the flow.
         latent: `(batch, n_stiff)` standard normal.
+        least_ess: share of the samples that is to be effective, in (0, 1].
+
+    Returns:
+        the reverse divergence up to a constant, with the gradient as above; the samples `(batch, dof)`; and their
+        log-weights `(batch,)`.
     """
     n_slow, n_bead = flow.sizes[:2]
     slow, rotors = soft[:, :n_slow], soft[:, n_slow:]
     q, _ = flow.place_stiff(slow, rotors, latent[:, :n_bead], latent[:, n_bead:])
     leaf = q.detach().requires_grad_(True)
-    divergence = _mean_divergence(flow.log_prob_stiff(leaf), target.action(leaf, beta))
-    (force,) = torch.autograd.grad(divergence, leaf)
+    log_prob, action = flow.log_prob_stiff(leaf), target.action(leaf)
+    with torch.no_grad():
+        log_weights = -action - log_prob - flow.log_prob_soft(leaf)
+        log_weights = torch.where(torch.isfinite(log_weights), log_weights, -torch.inf)
+        softened, _ = soften_log_weights(log_weights, least_ess, 5 / len(q))
+        weights = torch.softmax(softened, 0)
+    divergence = _bounded_divergence(log_prob, action)
+    (force,) = torch.autograd.grad((weights * divergence).sum(), leaf)
     path = (torch.where(torch.isfinite(force), force, 0.0) * q).sum()
-    return divergence.detach() + path - path.detach()
+    return divergence.mean().detach() + path - path.detach(), leaf.detach(), log_weights
 
 
 def joint_reverse_kl(flow: JointFlow, target: BoltzmannTarget, beta: float, latent: Tensor) -> Tensor:
@@ -63,7 +83,7 @@ def joint_reverse_kl(flow: JointFlow, target: BoltzmannTarget, beta: float, late
     """
     q, logdet = flow.from_latent(latent)
     # log q = log(latent) - logdet, and the latent's own density does not depend on parameters.
-    return _mean_divergence(flow.log_prob_latent(latent) - logdet, target.action(q, beta))
+    return _bounded_divergence(flow.log_prob_latent(latent) - logdet, target.action(q, beta)).mean()
 
 
 def negative_log_likelihood(flow: JointFlow, q: Tensor, blurred: Tensor, gaussian: bool = False) -> Tensor:

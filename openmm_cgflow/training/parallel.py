@@ -64,29 +64,31 @@ class Parallel:
         return tuple(torch.cat(column) for column in zip(*results, strict=True))
 
     def gradients(
-        self, loss: Callable[..., Tensor], parameters: Sequence[nn.Parameter], *batches: Tensor
-    ) -> tuple[float, list[Tensor]]:
+        self, loss: Callable[..., Tensor | tuple[Tensor, ...]], parameters: Sequence[nn.Parameter], *batches: Tensor
+    ) -> tuple[float, list[Tensor], list[Tensor]]:
         """A mean over rows and its gradient, with the rows spread over the workers.
 
         Arguments:
-            loss: mean over the rows of what it is given, a scalar.
+            loss: mean over the rows of what it is given, a scalar; after it, what is to be kept of each row.
             parameters: what to differentiate with respect to; those not used get zeros.
             batches: tensors with equal numbers of rows.
 
         Returns:
-            the loss, and one gradient for each parameter.
+            the loss, one gradient for each parameter, and what was kept of all rows.
         """
         rows = batches[0].shape[0]
         size = -(-rows // self.workers)
         pieces = list(zip(*[torch.split(batch, size) for batch in batches], strict=True))
 
-        def part(piece: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-            share = loss(*piece) * (piece[0].shape[0] / rows)
+        def part(piece: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
+            result = loss(*piece)
+            value, *kept = (result,) if isinstance(result, Tensor) else result
+            share = value * (piece[0].shape[0] / rows)
             gradients = torch.autograd.grad(share, parameters, allow_unused=True)
-            return share.detach(), tuple(
-                torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)
-            )
+            filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+            return share.detach(), tuple(filled), kept
 
         parts = [part(pieces[0])] if self._pool is None or len(pieces) == 1 else list(self._pool.map(part, pieces))
-        total = [torch.stack(column).sum(0) for column in zip(*[g for _, g in parts], strict=True)]
-        return float(sum(share for share, _ in parts)), total
+        total = [torch.stack(column).sum(0) for column in zip(*[g for _, g, _ in parts], strict=True)]
+        kept = [torch.cat(column) for column in zip(*[k for _, _, k in parts], strict=True)]
+        return float(sum(share for share, _, _ in parts)), total, kept

@@ -16,7 +16,7 @@ class Metrics:
     """One row of a training's history.
 
     Attributes:
-        stage: `laplace`, `fit`, `reverse_kl` or `refine`.
+        stage: `laplace`, `fit`, `soft` and `refine`; or `tempering`, then `refine`.
         seconds: since the beginning.
         evaluations: single-configuration energies since the beginning.
         beta: inverse temperature relative to the target's own.

@@ -1,4 +1,4 @@
-"""Training from energies alone: Laplace start, brief reverse KL, then reweighted maximum likelihood on own samples."""
+"""Training from energies alone: Laplace start, then divergences and reweighted likelihoods of own samples."""
 
 import copy
 import math
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from openmm_cgflow.errors import TrainingError
 from openmm_cgflow.flows import JointFlow
-from openmm_cgflow.sampling import clip_log_weights, effective_sample_size, log_mean_exp
+from openmm_cgflow.sampling import effective_sample_size, log_mean_exp, soften_log_weights
 from openmm_cgflow.training.budget import Budget
 from openmm_cgflow.training.laplace import LaplaceMixture, curvature_factor, laplace
 from openmm_cgflow.training.objectives import (
     joint_reverse_kl,
     negative_log_likelihood,
     negative_log_soft,
-    stiff_reverse_kl,
+    stiff_divergence,
 )
 from openmm_cgflow.training.parallel import Parallel
 from openmm_cgflow.training.reporter import Metrics, Reporter
@@ -41,19 +41,19 @@ class TrainSettings:
         start_blur: width by which the soft variables of the start's points are spread out, in radians of their own
             period: what is learned from a thousand points in many dimensions must be smooth.
         batch: rows of a step.
-        kl_share: share of the budget at which the reverse KL stage ends.
         soft_buffers: buffers on which the soft densities are trained alone.
-        buffer: own samples between refreshes.
-        buffer_steps: steps on each buffer.
+        buffer: own samples that are weighed together.
+        buffer_steps: steps on each buffer while the soft densities are trained alone.
         kept: buffers that are learned from together, so that few effective samples are not learned by heart.
         blurred: share of the rows from which the soft densities learn with one variable spread out, so that they do
             not vanish where the flow was never seen.
         blur: by how much, in radians of its own period.
-        learning_rates: of the fit, the reverse KL and the refinement.
+        learning_rates: of the fit, the tempering and the refinement.
         soft_factor: by which the soft densities learn faster than the rest during the refinement.
         average: decay of the running average of the parameters that is returned.
         clip: share of the largest weights that is levelled before resampling.
         least_ess: weights are raised to a power below one until this share of them is effective.
+        least_path_ess: the same where the stiff densities learn from the weights of a single batch.
         tempering: instead of the Laplace start, joint reverse KL at these inverse temperatures, as the paper does.
     """
 
@@ -64,23 +64,23 @@ class TrainSettings:
     fit_steps: int = 400
     start_blur: float = 0.4
     batch: int = 1024
-    kl_share: float = 0.5
     soft_buffers: int = 12
     buffer: int = 20_000
     buffer_steps: int = 12
     kept: int = 8
     blurred: float = 0.05
     blur: float = 0.7
-    learning_rates: tuple[float, float, float] = (2e-3, 1e-3, 3e-4)
-    soft_factor: float = 5.0
-    average: float = 0.998
+    learning_rates: tuple[float, float, float] = (2e-3, 1e-3, 2e-3)
+    soft_factor: float = 1.0
+    average: float = 0.97
     clip: float = 1e-3
     least_ess: float = 0.1
+    least_path_ess: float = 0.3
     tempering: Tempering | None = None
 
 
 class Trainer:
-    """Trains a flow on a target in four stages; every one can be interrupted and goes on where it was.
+    """Trains a flow on a target in stages; every one can be interrupted and goes on where it was.
 
     Arguments:
         flow: trained in place.
@@ -129,8 +129,7 @@ class Trainer:
         following = {
             "tempering": (self._temper, "refine"),
             "laplace": (self._start, "soft"),
-            "soft": (self._fit_soft, "reverse_kl"),
-            "reverse_kl": (self._reverse_kl, "refine"),
+            "soft": (self._fit_soft, "refine"),
         }
         while self.stage in following:
             work, next_stage = following[self.stage]
@@ -199,7 +198,7 @@ class Trainer:
             chosen = torch.multinomial(weights, self.settings.batch, replacement=True, generator=self.generator)
             noise = torch.randn(chosen.numel(), self.stiff.numel(), generator=self.generator)
             (q,) = self.parallel.map(lambda *rows: (mixture.place(*rows),), chosen, noise)
-            loss = self._step(
+            loss, _ = self._step(
                 self._rate(0, progress),
                 lambda rows, blurred: negative_log_likelihood(self.flow, rows, blurred, gaussian=True),
                 q,
@@ -221,21 +220,6 @@ class Trainer:
         n_features = self.flow.bead_flow.slow.n_features
         atoms.linear.weight[:, n_features : n_features + n_bead] = factor[n_bead:, :n_bead]
 
-    def _reverse_kl(self) -> None:
-        """Reverse KL of the stiff variables at soft ones of own samples."""
-        start, end = self._fraction(), self.settings.kl_share
-        steps = 0
-        while self._fraction() < end:
-            loss = self._step(
-                self._rate(1, (self._fraction() - start) / max(end - start, 1e-9)),
-                lambda noise: stiff_reverse_kl(self.flow, self.target, 1.0, *self.flow.sample_soft(noise)),
-                self.flow.draw_noise(self.settings.batch, self.generator),
-            )
-            steps += 1
-            if steps % 20 == 0:
-                self._report("reverse_kl", loss=loss, beta=1.0)
-                self.save()
-
     def _temper(self) -> None:
         """Joint reverse KL of all variables while the temperature comes down, as in arXiv 2504.20940."""
         schedule = self.settings.tempering
@@ -246,7 +230,7 @@ class Trainer:
             for _ in range(schedule.steps):
                 latent = self.flow.draw_joint_latent(self.settings.batch, self.generator)
                 beta = schedule.beta
-                loss = self._step(
+                loss, _ = self._step(
                     self.settings.learning_rates[1],
                     lambda rows, beta=beta: joint_reverse_kl(self.flow, self.target, beta, rows),
                     latent,
@@ -261,63 +245,79 @@ class Trainer:
 
     def _fit_soft(self) -> None:
         """Reweighted maximum likelihood of the soft densities alone, which is cheap and mends most of the weights."""
+        settings = self.settings
         soft = self._soft_parameters()
         frozen = [p for p in self._parameters() if not any(p is s for s in soft)]
         for parameter in frozen:
             parameter.requires_grad_(False)
         start = self._fraction()
-        for i in range(self.settings.soft_buffers):
-            progress = self._progress(i / self.settings.soft_buffers, start, self.settings.shares[1])
+        for i in range(settings.soft_buffers):
+            progress = self._progress(i / settings.soft_buffers, start, settings.shares[1])
             if progress >= 1:
                 break
-            self._learn_from_buffer(
-                self._rate(0, progress), "soft", lambda flow, _, blurred: negative_log_soft(flow, blurred)
-            )
+            figures = self._keep(*self._draw_buffer(settings.buffer))
+            pool, rate = self._pool(), self._rate(0, progress)
+            losses = [
+                self._step(rate, lambda rows: negative_log_soft(self.flow, rows), self._rows(*pool))[0]
+                for _ in range(settings.buffer_steps)
+            ]
+            self._report("soft", loss=sum(losses) / len(losses), **figures)
         for parameter in frozen:
             parameter.requires_grad_(True)
 
     def _refine(self) -> None:
-        """Reweighted maximum likelihood of everything on buffers of own samples."""
+        """Everything: the stiff densities by their divergence on fresh samples, the soft ones by all kept samples."""
+        settings = self.settings
         start = self._fraction()
+        if not self.buffers and start < 1:
+            self._keep(*self._draw_buffer(settings.buffer))
+
+        def loss(noise: Tensor, rows: Tensor, frames: Tensor) -> tuple[Tensor, ...]:
+            soft, latent = self.flow.sample_soft(noise)
+            divergence, *drawn = stiff_divergence(self.flow, self.target, soft, latent, settings.least_path_ess)
+            total = divergence + negative_log_soft(self.flow, rows)
+            if self.frames is not None:
+                total = total + 0.25 * negative_log_likelihood(self.flow, self.frames[frames], self.frames[frames])
+            return total, *drawn
+
         while self._fraction() < 1:
-            progress = (self._fraction() - start) / max(1 - start, 1e-9)
-            self._learn_from_buffer(self._rate(2, progress), "refine", negative_log_likelihood)
+            pool = self._pool()
+            losses: list[float] = []
+            kept: list[list[Tensor]] = []
+            while self._fraction() < 1 and len(losses) * settings.batch < settings.buffer:
+                noise = self.flow.draw_noise(settings.batch, self.generator)
+                n_frames = 1 if self.frames is None else len(self.frames)
+                frames = torch.randint(n_frames, (settings.batch,), generator=self.generator)
+                progress = (self._fraction() - start) / max(1 - start, 1e-9)
+                value, drawn = self._step(self._rate(2, progress), loss, noise, self._rows(*pool), frames)
+                losses.append(value)
+                kept.append(drawn)
+                self._average()
+            figures = self._keep(*(torch.cat(part) for part in zip(*kept, strict=True)))
+            self._report("refine", loss=sum(losses) / len(losses), **figures)
             self.save()
 
-    def _learn_from_buffer(self, rate: float, stage: str, objective: Callable[..., Tensor]) -> None:
-        settings = self.settings
-        drawn, log_weights = self._draw_buffer(settings.buffer)
-        own_weights, power = self._soften(log_weights)
-        self.buffers = [*self.buffers, (drawn, own_weights)][-settings.kept :]
-        q, weights = (torch.cat(part) for part in zip(*self.buffers, strict=True))
-        losses = []
-        for _ in range(settings.buffer_steps):
-            rows = self._choose(q, weights)
-            blurred = self._blurred(rows, settings.blur, settings.blurred)
-            losses.append(self._step(rate, lambda *parts: objective(self.flow, *parts), rows, blurred))
-            self._average()
-        ess, log_z = effective_sample_size(log_weights), log_mean_exp(log_weights)[0]
-        self._report(stage, loss=sum(losses) / len(losses), ess=ess, logZ=log_z, beta=power)
+    def _keep(self, q: Tensor, log_weights: Tensor) -> dict[str, float]:
+        """Keep own samples `(n, dof)` to learn from; returns the figures of their log-weights `(n,)`."""
+        finite = torch.isfinite(log_weights)
+        self.dropped += int((~finite).sum())
+        if not bool(finite.any()):
+            raise TrainingError(f"all {len(q)} samples have infinite or NaN energies: train again with another seed.")
+        softened, power = soften_log_weights(log_weights, self.settings.least_ess, self.settings.clip)
+        # adding up to the effective share, by which buffers of different quality are best joined
+        weights = torch.softmax(softened, 0) * effective_sample_size(softened)
+        self.buffers = [*self.buffers, (q, weights)][-self.settings.kept :]
+        return {"ess": effective_sample_size(log_weights), "logZ": log_mean_exp(log_weights)[0], "beta": power}
 
-    def _soften(self, log_weights: Tensor) -> tuple[Tensor, float]:
-        """Weights raised to the largest power, at most 1, that leaves a share of them effective.
+    def _pool(self) -> tuple[Tensor, Tensor]:
+        """All kept samples `(n, dof)` and their weights `(n,)`."""
+        q, weights = zip(*self.buffers, strict=True)
+        return torch.cat(q), torch.cat(weights)
 
-        They add up to that share, by which buffers of different quality are best joined.
-        """
-        levelled = clip_log_weights(log_weights, self.settings.clip)
-        power = 1.0
-        while power > 1e-3 and effective_sample_size(power * levelled) < self.settings.least_ess:
-            power *= 0.9
-        return torch.softmax(power * levelled, 0) * effective_sample_size(power * levelled), power
-
-    def _choose(self, q: Tensor, weights: Tensor) -> Tensor:
-        """Rows of a step: drawn by their weights, a quarter of them from the user's own frames where there are any."""
-        n_frames = 0 if self.frames is None else self.settings.batch // 4
-        chosen = torch.multinomial(weights, self.settings.batch - n_frames, replacement=True, generator=self.generator)
-        if self.frames is None:
-            return q[chosen]
-        index = torch.randint(len(self.frames), (n_frames,), generator=self.generator)
-        return torch.cat([q[chosen], self.frames[index]])
+    def _rows(self, q: Tensor, weights: Tensor) -> Tensor:
+        """Samples `(batch, dof)` drawn by their weights, with blurred soft variables."""
+        chosen = torch.multinomial(weights, self.settings.batch, replacement=True, generator=self.generator)
+        return self._blurred(q[chosen], self.settings.blur, self.settings.blurred)
 
     def _blurred(self, q: Tensor, width: float, share: float | None = None) -> Tensor:
         """Rows with normal noise on their soft variables: on all of them, or on one of them in a share of the rows."""
@@ -333,11 +333,7 @@ class Trainer:
     @torch.no_grad()
     def _draw_buffer(self, n: int) -> tuple[Tensor, Tensor]:
         q, log_weights = self.parallel.map(self._weigh, self.flow.draw_noise(n, self.generator))
-        finite = torch.isfinite(log_weights)
-        self.dropped += int((~finite).sum())
-        if not bool(finite.any()):
-            raise TrainingError(f"all {n} samples have infinite or NaN energies: train again with another seed.")
-        return q, torch.where(finite, log_weights, -math.inf)
+        return q, torch.where(torch.isfinite(log_weights), log_weights, -math.inf)
 
     def _weigh(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Samples made of noise and their log-weights; called in threads, each of which has its own gradient mode."""
@@ -373,12 +369,15 @@ class Trainer:
     def _soft_parameters(self) -> list[nn.Parameter]:
         return [*self.flow.bead_flow.slow.parameters(), *self.flow.atom_flow.rotors.parameters()]
 
-    def _step(self, rate: float, loss: Callable[..., Tensor], *rows: Tensor) -> float:
+    def _step(
+        self, rate: float, loss: Callable[..., Tensor | tuple[Tensor, ...]], *rows: Tensor
+    ) -> tuple[float, list[Tensor]]:
+        """One step of the optimizer; returns the loss, and what it kept of the rows."""
         parameters = self._parameters()
         optimizer = self.optimizer or self.make_optimizer()
         for group in optimizer.param_groups:
             group["lr"] = rate * (group["factor"] if self.stage == "refine" else 1.0)
-        value, gradients = self.parallel.gradients(loss, parameters, *rows)
+        value, gradients, kept = self.parallel.gradients(loss, parameters, *rows)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = nn.utils.clip_grad_norm_(parameters, 20.0)
@@ -386,7 +385,7 @@ class Trainer:
             optimizer.step()
         else:
             self.dropped += rows[0].shape[0]
-        return value
+        return value, kept
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -1,0 +1,93 @@
+"""The free energy of the slow torsions as a force of the all-atom System."""
+
+import logging
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import openmm
+import torch
+
+from openmm_cgflow.errors import InvalidInputError, TrainingError
+from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
+from openmm_cgflow.openmm_plugin.torch_force import make_torch_force, why_no_torch_force
+
+if TYPE_CHECKING:
+    from openmm_cgflow.model import CGFlow
+
+__all__ = ["Backend", "create_force"]
+
+Backend = Literal["torch", "python", "tabulated"]
+_log = logging.getLogger("openmm_cgflow")
+_POINTS = {1: 361, 2: 121, 3: 49}  # of a table in each dimension: the last one repeats the first
+
+
+class PythonFreeEnergy:
+    """What a `PythonForce` calls; at the top level of a module, so that it can be pickled into XML."""
+
+    def __init__(self, module: torch.nn.Module, parameter: str) -> None:
+        self.module, self.parameter = module, parameter
+
+    def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
+        """Energy in kJ/mol and forces `(atoms, 3)` in kJ/mol/nm at the positions of a State."""
+        x = torch.tensor(state.getPositions(asNumpy=True)._value, dtype=torch.float64, requires_grad=True)
+        scale = torch.tensor(state.getParameters()[self.parameter], dtype=torch.float64)
+        with torch.enable_grad():
+            energy = self.module(x, scale)
+            (gradient,) = torch.autograd.grad(energy, x)
+        if not bool(torch.isfinite(energy)):
+            raise TrainingError("the free energy of the slow torsions is not finite: the simulation has blown up.")
+        return energy.item(), -gradient.numpy()
+
+
+def create_force(
+    flow: "CGFlow", backend: Backend | None = None, scale: float = 1.0, parameter: str = "cgflow_scale"
+) -> openmm.Force:
+    """The force of `CGFlow.createForce`, which see."""
+    n = flow.coordinates.sizes[0]
+    if n == 0:
+        raise InvalidInputError("createForce: this molecule has no slow torsions, so there is no free energy of them.")
+    if backend == "tabulated":
+        return _tabulated(flow, scale, parameter)
+    module = SlowFreeEnergy(flow.flow.bead_flow.slow, flow.slow_torsions, flow.target.kT)
+    if backend is None:
+        reason = why_no_torch_force()
+        backend = "torch" if reason is None else "python"
+        _log.info("createForce: %s", "a TorchForce" if reason is None else f"a PythonForce, for {reason}")
+    if backend == "torch":
+        force: Any = make_torch_force(torch.jit.script(module))
+        force.addGlobalParameter(parameter, scale)
+        return force
+    if backend == "python":
+        return openmm.PythonForce(PythonFreeEnergy(module, parameter), {parameter: scale})
+    raise InvalidInputError(f'createForce: backend is {backend!r}; give None, "torch", "python" or "tabulated".')
+
+
+def _tabulated(flow: "CGFlow", scale: float, parameter: str) -> openmm.CustomCompoundBondForce:
+    """Periodic natural splines through the free energy on a grid."""
+    n = flow.coordinates.sizes[0]
+    if n not in _POINTS:
+        raise InvalidInputError(
+            f"createForce: a table has one to three dimensions, but there are {n} slow torsions "
+            f'({", ".join(flow.slow_names)}); name fewer with slow= when training, or use backend="torch".'
+        )
+    points = _POINTS[n]
+    axis = np.linspace(-np.pi, np.pi, points)
+    grid = np.stack(np.meshgrid(*[axis] * n, indexing="ij"), axis=-1).reshape(-1, n)
+    values = flow.freeEnergy(grid)._value.reshape([points] * n)
+    values = np.pad(values[(slice(-1),) * n], (0, 1), mode="wrap")  # both ends are one point
+    atoms = list(dict.fromkeys(atom for torsion in flow.slow_torsions for atom in torsion))
+    place = {atom: f"p{k + 1}" for k, atom in enumerate(atoms)}
+    torsions = [f"dihedral({', '.join(place[atom] for atom in torsion)})" for torsion in flow.slow_torsions]
+    force = openmm.CustomCompoundBondForce(len(atoms), f"{parameter}*free_energy({', '.join(torsions)})")
+    force.addGlobalParameter(parameter, scale)
+    limits = [bound for _ in range(n) for bound in (-np.pi, np.pi)]
+    flat = values.flatten(order="F").tolist()
+    if n == 1:
+        table = openmm.Continuous1DFunction(flat, *limits, True)
+    elif n == 2:
+        table = openmm.Continuous2DFunction(points, points, flat, *limits, True)
+    else:
+        table = openmm.Continuous3DFunction(points, points, points, flat, *limits, True)
+    force.addTabulatedFunction("free_energy", table)
+    force.addBond(atoms)
+    return force

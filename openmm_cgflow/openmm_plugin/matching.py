@@ -1,0 +1,95 @@
+"""Whether a flow and a simulation belong together."""
+
+from typing import TYPE_CHECKING, Any
+
+import openmm
+from openmm import app, unit
+
+from openmm_cgflow.errors import MismatchError
+
+if TYPE_CHECKING:
+    from openmm_cgflow.model import CGFlow
+
+__all__ = ["check_system", "check_temperature", "check_topology"]
+
+_SAME_LENGTH = 1e-5  # nm
+_SAME_TEMPERATURE = 1e-4  # relative
+
+
+def check_topology(flow: "CGFlow", topology: app.Topology) -> None:
+    """Refuse a Topology with other elements or bonds, or in another order, than the flow was trained on.
+
+    Raises:
+        MismatchError: naming the first difference.
+    """
+    ours, theirs = list(flow.topology.atoms()), list(topology.atoms())
+    if len(ours) != len(theirs):
+        raise MismatchError(
+            f"the Topology has {len(theirs)} atoms, but the flow is of a molecule with {len(ours)}: "
+            "use the model of this molecule, or train one."
+        )
+    for a, b in zip(ours, theirs, strict=True):
+        if a.element is not b.element:
+            raise MismatchError(
+                f"atom {b.index} ({b.name}) of the Topology is {_symbol(b)}, that of the flow ({a.name}) is "
+                f"{_symbol(a)}: this is another molecule, or its atoms are in another order."
+            )
+    missing, extra = _bonds(flow.topology) - _bonds(topology), _bonds(topology) - _bonds(flow.topology)
+    if missing or extra:
+        i, j = sorted(min(missing or extra))
+        raise MismatchError(
+            f"atoms {i} and {j} are {'not ' if missing else ''}bonded in the Topology, unlike in the flow's: "
+            "this is another molecule, or its atoms are in another order."
+        )
+
+
+def check_system(flow: "CGFlow", system: openmm.System) -> None:
+    """Refuse a System with other atoms or constraints than the flow was trained on; its forces may differ.
+
+    Raises:
+        MismatchError: naming the difference.
+    """
+    if system.getNumParticles() != flow.system.getNumParticles():
+        raise MismatchError(
+            f"the System has {system.getNumParticles()} particles, but the flow was trained on "
+            f"{flow.system.getNumParticles()}: use the model of this molecule, or train one."
+        )
+    if system.usesPeriodicBoundaryConditions():
+        raise MismatchError("the System has a periodic box; flows are of one molecule without one: use NoCutoff.")
+    ours, theirs = _constraints(flow.system), _constraints(system)
+    for pair in sorted(ours.keys() | theirs.keys(), key=sorted):
+        if pair not in theirs or pair not in ours or abs(ours[pair] - theirs[pair]) > _SAME_LENGTH:
+            i, j = sorted(pair)
+            raise MismatchError(
+                f"the distance between atoms {i} and {j} is constrained to {theirs.get(pair, 'nothing')} nm in the "
+                f"System, and to {ours.get(pair, 'nothing')} nm in the one that the flow was trained on: build both "
+                "with the same constraints= (and rigidWater=)."
+            )
+
+
+def check_temperature(flow: "CGFlow", temperature: unit.Quantity, mend: str) -> None:
+    """Refuse another temperature than that of the flow.
+
+    Raises:
+        MismatchError: with `mend`.
+    """
+    ours, theirs = (t.value_in_unit(unit.kelvin) for t in (flow.temperature, temperature))
+    if abs(ours - theirs) > _SAME_TEMPERATURE * ours:
+        raise MismatchError(f"the temperature is {theirs:g} K, but the flow was trained at {ours:g} K: {mend}")
+
+
+def _symbol(atom: Any) -> str:  # noqa: ANN401
+    return atom.element.symbol if atom.element is not None else "without an element"
+
+
+def _bonds(topology: app.Topology) -> set[frozenset[int]]:
+    return {frozenset((bond[0].index, bond[1].index)) for bond in topology.bonds()}
+
+
+def _constraints(system: openmm.System) -> dict[frozenset[int], float]:
+    """Constrained pairs and their distances in nm."""
+    found = {}
+    for k in range(system.getNumConstraints()):
+        i, j, distance = system.getConstraintParameters(k)
+        found[frozenset((i, j))] = round(distance.value_in_unit(unit.nanometer), 7)
+    return found

@@ -1,0 +1,114 @@
+"""Independent proposals of a flow, and the ratio by which they are accepted."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from openmm_cgflow.model import CGFlow
+
+__all__ = ["IndependenceSampler"]
+
+
+class IndependenceSampler:
+    """Metropolis-Hastings with proposals that do not depend on the current structure.
+
+    A proposal is accepted with probability `min(1, w(x') / w(x))`, `w(x) = exp(-u(x)) / q(x)`. The energy is the
+    caller's, so that any System of these atoms is sampled exactly; how often proposals are accepted depends on how
+    close it is to the one that the flow was trained on. Proposals come in random orientations, and with the leaves of
+    symmetric rotors in a random one of their labellings.
+
+    Source: Hastings, Biometrika 57, 97 (1970); Tierney, Ann. Stat. 22, 1701 (1994), section 2.3.3.
+
+    Arguments:
+        flow: where the proposals come from.
+        seed: of proposals and decisions.
+        batch: proposals drawn at a time.
+
+    Attributes:
+        attempted: proposals so far.
+        accepted: how many were accepted.
+        outside: how many found a structure that the flow never gives (another isomer), where it cannot be left.
+    """
+
+    def __init__(self, flow: "CGFlow", seed: int, batch: int = 1024) -> None:
+        self.flow, self._batch = flow, batch
+        self._generator = np.random.default_rng(seed)
+        self._batch_seed, self._next = 0, batch
+        self.attempted = self.accepted = self.outside = 0
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the proposals that were accepted; NaN before the first."""
+        return self.accepted / self.attempted if self.attempted else math.nan
+
+    def propose(self, positions: np.ndarray) -> tuple[np.ndarray, float]:
+        """A proposal `(atoms, 3)` in nm around the centroid of the current positions, and its log-density."""
+        if self._next >= self._batch:
+            self._batch_seed, self._next = int(self._generator.integers(2**31)), 0
+            self._draw()
+        k = self._next
+        self._next += 1
+        return self._structures[k] @ _rotation(self._generator).T + positions.mean(0), float(self._log_densities[k])
+
+    def _draw(self) -> None:
+        samples = self.flow.sample(self._batch, seed=self._batch_seed)
+        generator = torch.Generator().manual_seed(self._batch_seed)
+        x = torch.as_tensor(samples.positions, dtype=torch.float64)
+        self._structures = self.flow.coordinates.relabelled(x, generator).numpy()
+        # minus infinity marks samples outside the domain, which are no proposals
+        self._log_densities = np.where(np.isfinite(samples.log_weights), samples.log_densities, math.inf)
+
+    def decide(self, u_old: float, u_new: float, log_q_old: float, log_q_new: float) -> tuple[bool, float]:
+        """Whether to accept, and the log of the ratio of the weights.
+
+        Arguments:
+            u_old: reduced energy of the current structure.
+            u_new: reduced energy of the proposal.
+            log_q_old: log-density of the flow at the current structure.
+            log_q_new: log-density of the flow at the proposal.
+        """
+        self.attempted += 1
+        self.outside += log_q_old == -math.inf
+        log_ratio = (u_old - u_new) + (log_q_old - log_q_new)
+        accept = log_ratio >= 0 or self._generator.random() < math.exp(log_ratio) if log_ratio == log_ratio else False
+        self.accepted += accept
+        return accept, log_ratio
+
+    def velocity_seed(self) -> int:
+        """A seed for new velocities."""
+        return int(self._generator.integers(1, 2**31 - 1))
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `restore` needs, fit for JSON."""
+        return {
+            "attempted": self.attempted,
+            "accepted": self.accepted,
+            "outside": self.outside,
+            "batch": self._batch,
+            "batch_seed": self._batch_seed,
+            "next": self._next,
+            "generator": self._generator.bit_generator.state,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken, with the same random numbers."""
+        self.attempted, self.accepted, self.outside = state["attempted"], state["accepted"], state["outside"]
+        self._batch, self._batch_seed, self._next = state["batch"], state["batch_seed"], state["next"]
+        self._generator.bit_generator.state = state["generator"]
+        if self._next < self._batch:
+            self._draw()
+
+
+def _rotation(generator: np.random.Generator) -> np.ndarray:
+    """A rotation matrix, uniform over all orientations, of a normal quaternion."""
+    w, x, y, z = (q := generator.normal(size=4)) / np.linalg.norm(q)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )

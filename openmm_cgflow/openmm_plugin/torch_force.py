@@ -1,0 +1,90 @@
+"""Whether a TorchForce can be had here, and making one."""
+
+import logging
+import subprocess
+import sys
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+import openmm
+import torch
+
+from openmm_cgflow.errors import UnsupportedForceError
+
+__all__ = ["make_torch_force", "why_no_torch_force"]
+
+_log = logging.getLogger("openmm_cgflow")
+_WORKS = {"torch": "2.9.1", "openmm": "8.5", "openmmtorch": "1.5"}
+_PAIR = 'pip install "torch==2.9.1" "openmm>=8.5,<8.6" "openmmtorch==1.5" works (openmm_cgflow[torchforce])'
+
+# All that createForce's users do with a TorchForce; where a combination of versions is wrong, some of it crashes.
+_PROBE = """
+import torch, copy
+import openmm, openmmtorch
+class Spring(torch.nn.Module):
+    def forward(self, x, k):
+        return k * (x * x).sum()
+force = openmmtorch.TorchForce(torch.jit.script(Spring()))
+force.addGlobalParameter("k", 2.0)
+system = openmm.System()
+system.addParticle(1.0)
+system.addForce(force)
+system = copy.deepcopy(openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system)))
+context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+context.setPositions([openmm.Vec3(1, 2, 3)])
+state = context.getState(energy=True, forces=True)
+assert abs(state.getPotentialEnergy()._value - 28) < 1e-6
+assert abs(state.getForces()[0][2]._value + 12) < 1e-6
+"""
+
+
+@lru_cache(maxsize=1)
+def why_no_torch_force() -> str | None:
+    """None if a TorchForce works here; else why not, and what to do.
+
+    A combination of versions that was not tried before is tried in a process of its own, for a wrong one crashes.
+    """
+    try:
+        version = metadata.version("openmmtorch")
+    except metadata.PackageNotFoundError:
+        return f"openmmtorch is not installed; {_PAIR}."
+    here = {"torch": torch.__version__, "openmm": openmm.Platform.getOpenMMVersion(), "openmmtorch": version}
+    if all(here[name].startswith(works) for name, works in _WORKS.items()):
+        return None
+    _log.info("trying out TorchForce with %s", here)
+    probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=300, check=False)
+    if probe.returncode == 0:
+        return None
+    lines = probe.stderr.strip().splitlines()
+    reason = lines[-1] if lines and probe.returncode > 0 else f"it ended by signal {-probe.returncode}"
+    versions = ", ".join(f"{name} {number}" for name, number in here.items())
+    return f"TorchForce does not work with {versions} ({reason}); {_PAIR}."
+
+
+def make_torch_force(module: torch.jit.ScriptModule) -> openmm.Force:
+    """A TorchForce of a scripted module.
+
+    Raises:
+        UnsupportedForceError: where TorchForce does not work; says which versions do.
+    """
+    reason = why_no_torch_force()
+    if reason is not None:
+        raise UnsupportedForceError(reason)
+    import openmmtorch
+
+    _load_plugin()
+    return openmmtorch.TorchForce(module)
+
+
+@lru_cache(maxsize=1)
+def _load_plugin() -> None:
+    """Load the plugin's kernels, which OpenMM could not do if it was imported before torch."""
+    failures = openmm.Platform.getPluginLoadFailures()
+    directory = Path(openmm.Platform.getDefaultPluginsDirectory())
+    for library in sorted(directory.glob("*OpenMMTorch*")):
+        if any(library.name in failure for failure in failures):
+            try:
+                openmm.Platform.loadPluginLibrary(str(library))
+            except openmm.OpenMMException as error:  # that of a GPU, where there is none
+                _log.debug("%s", error)
