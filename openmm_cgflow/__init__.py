@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from openmm_cgflow.model import CGFlow
     from openmm_cgflow.openmm_plugin.mcmc_move import FlowMove
     from openmm_cgflow.openmm_plugin.monte_carlo import FlowMonteCarlo
+    from openmm_cgflow.openmm_plugin.replica_exchange import FlowReplicaExchangeSampler
     from openmm_cgflow.sampling import Samples
     from openmm_cgflow.training import TrainSettings
 
@@ -28,6 +29,7 @@ __all__ = [
     "CGFlowError",
     "FlowMonteCarlo",
     "FlowMove",
+    "FlowReplicaExchangeSampler",
     "InvalidInputError",
     "MismatchError",
     "ModelFileError",
@@ -42,6 +44,7 @@ _HOMES = {
     "CGFlow": "model",
     "FlowMonteCarlo": "openmm_plugin.monte_carlo",
     "FlowMove": "openmm_plugin.mcmc_move",
+    "FlowReplicaExchangeSampler": "openmm_plugin.replica_exchange",
     "Samples": "sampling",
     "TrainSettings": "training",
 }

@@ -19,6 +19,7 @@ from torch import Tensor
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import FlowSettings, JointFlow
+from openmm_cgflow.openmm_plugin.force import Backend, create_force
 from openmm_cgflow.potentials import make_potential
 from openmm_cgflow.sampling import Samples
 from openmm_cgflow.storage import (
@@ -160,7 +161,7 @@ class CGFlow:
             progress: draw a progress bar.
             metrics: CSV file for a row of figures every few seconds.
             frames: MD frames of this molecule at this temperature (`(n, atoms, 3)`, trajectory, Quantity or nm), if any
-                exist: a quarter of each refinement step is drawn from them. Not needed.
+                exist: the refinement learns from their likelihood too, at a quarter of the weight. Not needed.
             settings: how to train.
 
         Returns:
@@ -302,6 +303,29 @@ class CGFlow:
             raise MismatchError(f"freeEnergy: slow has shape {tuple(s.shape)}; give (n, {n_slow}): {self.slow_names}.")
         log_prob = self.flow.bead_flow.log_prob_slow(s.float()).double()
         return (-self.target.kT * log_prob).numpy() * unit.kilojoule_per_mole
+
+    def createForce(
+        self, backend: Backend | None = None, scale: float = 1.0, parameter: str = "cgflow_scale"
+    ) -> openmm.Force:
+        """The CG free energy of the slow torsions as a force for the all-atom System.
+
+        Its energy is `scale * freeEnergy(slowVariables(x))`, in kJ/mol. The scale is a global parameter: with 1 the
+        force is that of the free energy, with -1 a bias that flattens it, with 0 it is off.
+
+        Arguments:
+            backend: `"torch"`, a `TorchForce`; `"python"`, a `PythonForce`, which needs no openmm-torch, but whose XML
+                holds a pickle: reading it runs code; `"tabulated"`, a native force of periodic splines for one to
+                three torsions, by far the fastest, with a point each 1, 3 or 7.5 degrees. By default a TorchForce where
+                it works, else a PythonForce; which one is logged.
+            scale: default value of the parameter.
+            parameter: its name.
+
+        Raises:
+            UnsupportedForceError: if a TorchForce is asked for, and openmmtorch is missing or does not work with the
+                versions of torch and OpenMM here; the message says which do.
+            InvalidInputError: without slow torsions, with too many for a table, or for another backend.
+        """
+        return create_force(self, backend, scale, parameter)
 
     # -- files ---------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from openmm_cgflow.errors import MismatchError
 if TYPE_CHECKING:
     from openmm_cgflow.model import CGFlow
 
-__all__ = ["check_system", "check_temperature", "check_topology"]
+__all__ = ["check_system", "check_temperature", "check_topology", "same_temperature"]
 
 _SAME_LENGTH = 1e-5  # nm
 _SAME_TEMPERATURE = 1e-4  # relative
@@ -67,14 +67,20 @@ def check_system(flow: "CGFlow", system: openmm.System) -> None:
             )
 
 
+def same_temperature(flow: "CGFlow", temperature: unit.Quantity) -> bool:
+    """Whether this is the temperature of the flow."""
+    ours, theirs = (t.value_in_unit(unit.kelvin) for t in (flow.temperature, temperature))
+    return abs(ours - theirs) <= _SAME_TEMPERATURE * ours
+
+
 def check_temperature(flow: "CGFlow", temperature: unit.Quantity, mend: str) -> None:
     """Refuse another temperature than that of the flow.
 
     Raises:
         MismatchError: with `mend`.
     """
-    ours, theirs = (t.value_in_unit(unit.kelvin) for t in (flow.temperature, temperature))
-    if abs(ours - theirs) > _SAME_TEMPERATURE * ours:
+    if not same_temperature(flow, temperature):
+        ours, theirs = (t.value_in_unit(unit.kelvin) for t in (flow.temperature, temperature))
         raise MismatchError(f"the temperature is {theirs:g} K, but the flow was trained at {ours:g} K: {mend}")
 
 

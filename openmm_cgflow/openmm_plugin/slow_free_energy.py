@@ -54,6 +54,7 @@ class SlowFreeEnergy(nn.Module):
         self.conditioners = nn.ModuleList(_Conditioner(network.body, network.head) for network in networks)
         self.components, self.kT = density.components, kT
         self.min_scale: float = density.min_scale
+        self.scale_range: float = MAX_CIRCULAR_SCALE - density.min_scale
         for parameter in self.parameters():
             parameter.requires_grad_(False)
 
@@ -80,7 +81,7 @@ class SlowFreeEnergy(nn.Module):
         """Log-density of one torsion, given the raw parameters of its mixture."""
         m = self.components
         log_weights = torch.log_softmax(torch.cat([raw[:m], torch.clamp(raw[3 * m :], min=-12.0)]), dim=0)
-        widths = self.min_scale + (MAX_CIRCULAR_SCALE - self.min_scale) * torch.sigmoid(raw[2 * m : 3 * m])
+        widths = self.min_scale + self.scale_range * torch.sigmoid(raw[2 * m : 3 * m])
         deviation = y - raw[m : 2 * m]
         nearest = deviation - 2 * math.pi * torch.floor(deviation / (2 * math.pi) + 0.5)
         exponents = -0.5 * ((nearest.unsqueeze(1) + self.images) / widths.unsqueeze(1)) ** 2

@@ -58,10 +58,10 @@ class TrainSettings:
     """
 
     shares: tuple[float, float] = (0.35, 0.6)
-    points: int = 1024
-    sweeps: int = 30
+    points: int = 512
+    sweeps: int = 20
     flattening: float = 3.0
-    fit_steps: int = 400
+    fit_steps: int = 150
     start_blur: float = 0.4
     batch: int = 1024
     soft_buffers: int = 12
@@ -251,7 +251,7 @@ class Trainer:
         for parameter in frozen:
             parameter.requires_grad_(False)
         start = self._fraction()
-        for i in range(settings.soft_buffers):
+        for i in range(settings.soft_buffers if self.soft.numel() else 0):
             progress = self._progress(i / settings.soft_buffers, start, settings.shares[1])
             if progress >= 1:
                 break
@@ -284,11 +284,11 @@ class Trainer:
             pool = self._pool()
             losses: list[float] = []
             kept: list[list[Tensor]] = []
-            while self._fraction() < 1 and len(losses) * settings.batch < settings.buffer:
+            while not kept or (self._fraction() < 1 and len(kept) * settings.batch < settings.buffer):
                 noise = self.flow.draw_noise(settings.batch, self.generator)
                 n_frames = 1 if self.frames is None else len(self.frames)
                 frames = torch.randint(n_frames, (settings.batch,), generator=self.generator)
-                progress = (self._fraction() - start) / max(1 - start, 1e-9)
+                progress = min(1.0, (self._fraction() - start) / max(1 - start, 1e-9))
                 value, drawn = self._step(self._rate(2, progress), loss, noise, self._rows(*pool), frames)
                 losses.append(value)
                 kept.append(drawn)

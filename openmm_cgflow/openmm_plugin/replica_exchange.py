@@ -1,0 +1,89 @@
+"""Flow proposals in OpenMM's own replica exchange."""
+
+from typing import TYPE_CHECKING, Any
+
+from openmm import app, unit
+
+from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.openmm_plugin.matching import check_system, check_temperature, check_topology, same_temperature
+from openmm_cgflow.openmm_plugin.monte_carlo import attempt
+from openmm_cgflow.openmm_plugin.proposals import IndependenceSampler
+
+if TYPE_CHECKING:
+    from openmm_cgflow.model import CGFlow
+
+__all__ = ["FlowReplicaExchangeSampler"]
+
+if not hasattr(app, "ReplicaExchangeSampler"):
+    raise ImportError(
+        "FlowReplicaExchangeSampler needs the replica exchange of OpenMM 8.6 or later; with this OpenMM, use FlowMove "
+        "in openmmtools' ReplicaExchangeSampler."
+    )
+
+
+class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
+    """OpenMM's `ReplicaExchangeSampler`, with proposals of a flow for the replica that is at its temperature.
+
+    Arguments:
+        states: as OpenMM takes them; at least one must have the temperature of the flow.
+        simulation: as OpenMM takes it.
+        stepsPerIteration: time steps of each replica between exchanges.
+        flow: where the proposals come from.
+        proposals: number of them in each iteration.
+        seed: of proposals, decisions and velocities.
+        options: further arguments of OpenMM's class.
+
+    Raises:
+        MismatchError: for a Simulation of another molecule, or when no state has the temperature of the flow.
+        InvalidInputError: for states that weigh force groups.
+    """
+
+    def __init__(
+        self,
+        states: list[dict],
+        simulation: app.Simulation,
+        stepsPerIteration: int,
+        flow: "CGFlow",
+        proposals: int = 1,
+        seed: int = 0,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        check_topology(flow, simulation.topology)
+        check_system(flow, simulation.system)
+        if any("groups" in state for state in states):
+            raise InvalidInputError(
+                "FlowReplicaExchangeSampler: states with 'groups' are not supported; leave them out."
+            )
+        super().__init__(states, simulation, stepsPerIteration, **options)
+        self._flow_sampler, self._proposals = IndependenceSampler(flow, seed), proposals
+        kelvin = flow.temperature.value_in_unit(unit.kelvin)
+        nearest = min((self._temperature(state) for state in states), key=lambda t: abs(t._value - kelvin))
+        check_temperature(flow, nearest, "that is the nearest of the states; add one at the flow's temperature.")
+
+    def _temperature(self, state: dict) -> unit.Quantity:
+        temperature = state.get("temperature")
+        if temperature is None:
+            temperature = self.simulation.integrator.getTemperature()
+        return temperature.in_units_of(unit.kelvin) if unit.is_quantity(temperature) else temperature * unit.kelvin
+
+    @property
+    def attempted(self) -> int:
+        """Proposals so far."""
+        return self._flow_sampler.attempted
+
+    @property
+    def acceptance(self) -> float:
+        """Share of accepted proposals; NaN before the first."""
+        return self._flow_sampler.acceptance
+
+    def simulateReplica(self, index: int, steps: int | None = None) -> None:
+        """Dynamics of one replica, then proposals if it is at the flow's temperature."""
+        super().simulateReplica(index, steps)
+        temperature = self._temperature(self.states[self.replicaStateIndex[index]])
+        if not same_temperature(self._flow_sampler.flow, temperature):
+            return
+        for _ in range(self._proposals):
+            attempt(self.simulation.context, self._flow_sampler, temperature)
+        self.replicaConformation[index] = self.simulation.context.getState(
+            positions=True, velocities=True, parameters=True, integratorParameters=True
+        )

@@ -1,0 +1,177 @@
+"""The free energy as a force: every backend against `freeEnergy`, and what is said where one cannot be had."""
+
+import copy
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from molecules import jiggled, load
+
+import openmm_cgflow as cgf
+from openmm_cgflow.openmm_plugin import torch_force
+from openmm_cgflow.openmm_plugin.force import create_force
+
+QUICK = cgf.TrainSettings(points=128, sweeps=5, fit_steps=60, buffer=2000, buffer_steps=20, soft_buffers=10, batch=512)
+NO_TORCH = torch_force.why_no_torch_force()
+BACKENDS = [pytest.param("torch", marks=pytest.mark.skipif(NO_TORCH is not None, reason=str(NO_TORCH))), "python"]
+REFERENCE = openmm.Platform.getPlatformByName("Reference")
+
+
+@pytest.fixture(scope="module")
+def aldp() -> cgf.CGFlow:
+    """Alanine dipeptide: two slow torsions, a short training."""
+    return cgf.CGFlow(*load("aldp_vacuum"), seed=1).train(evaluations=60_000, progress=False, settings=QUICK)
+
+
+def context_of(force: openmm.Force, platform: openmm.Platform = REFERENCE) -> openmm.Context:
+    system = openmm.System()
+    for _ in range(22):
+        system.addParticle(1.0)
+    system.addForce(force)
+    return openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+
+
+def energy_and_forces(context: openmm.Context, x: np.ndarray) -> tuple[float, np.ndarray]:
+    context.setPositions(x)
+    state = context.getState(energy=True, forces=True)
+    return state.getPotentialEnergy()._value, state.getForces(asNumpy=True)._value
+
+
+def free_energy(flow: cgf.CGFlow, x: np.ndarray) -> np.ndarray:
+    return flow.freeEnergy(flow.slowVariables(x))._value
+
+
+def frames(flow: cgf.CGFlow, n: int) -> np.ndarray:
+    return flow.sample(n, seed=0).positions.astype(float)
+
+
+@pytest.mark.parametrize("platform", ["Reference", "CPU"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_energy_is_the_free_energy_and_forces_are_its_differences(aldp, backend, platform):
+    context = context_of(aldp.createForce(backend), openmm.Platform.getPlatformByName(platform))
+    for x in frames(aldp, 4):
+        energy, forces = energy_and_forces(context, x)
+        assert energy == pytest.approx(free_energy(aldp, x)[0], abs=2e-3)
+        step, moved = 1e-4, sorted({a for torsion in aldp.slow_torsions for a in torsion})
+        numeric = np.zeros_like(forces)
+        for atom in moved:
+            for axis in range(3):
+                shifted = np.repeat(x[None], 2, 0)
+                shifted[:, atom, axis] += [step, -step]
+                ends = [energy_and_forces(context, y)[0] for y in shifted]
+                numeric[atom, axis] = -(ends[0] - ends[1]) / (2 * step)
+        tolerance = 1e-4 if platform == "Reference" else 5e-3  # the CPU platform holds positions in single precision
+        np.testing.assert_allclose(forces, numeric, atol=tolerance * np.abs(forces).max())
+        np.testing.assert_allclose(forces.sum(0), 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "tabulated"])
+def test_scale_is_a_global_parameter(aldp, backend):
+    force = aldp.createForce(backend, scale=-1.0, parameter="bias")
+    context, x = context_of(force), frames(aldp, 1)[0]
+    flat = energy_and_forces(context, x)
+    context.setParameter("bias", 1.0)
+    pmf = energy_and_forces(context, x)
+    context.setParameter("bias", 0.0)
+    assert energy_and_forces(context, x)[0] == 0
+    assert flat[0] == pytest.approx(-pmf[0])
+    np.testing.assert_allclose(flat[1], -pmf[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "tabulated"])
+def test_force_survives_xml_and_deepcopy(aldp, backend):
+    force, x = aldp.createForce(backend), frames(aldp, 1)[0]
+    context = context_of(force)
+    expected = energy_and_forces(context, x)
+    system = context.getSystem()
+    for copied in (copy.deepcopy(system), openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))):
+        again = openmm.Context(copied, openmm.VerletIntegrator(0.001), REFERENCE)
+        found = energy_and_forces(again, x)
+        assert found[0] == pytest.approx(expected[0])
+        np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "tabulated"])
+def test_force_works_as_a_collective_variable(aldp, backend):
+    x = frames(aldp, 1)[0]
+    expected = energy_and_forces(context_of(aldp.createForce(backend)), x)
+    cv = openmm.CustomCVForce("2*f")
+    cv.addCollectiveVariable("f", aldp.createForce(backend))
+    found = energy_and_forces(context_of(cv), x)
+    assert found[0] == pytest.approx(2 * expected[0])
+    np.testing.assert_allclose(found[1], 2 * expected[1], atol=1e-5)
+
+
+def test_a_table_is_close(aldp):
+    context = context_of(aldp.createForce("tabulated"))
+    x = frames(aldp, 50)
+    found = np.array([energy_and_forces(context, frame)[0] for frame in x])
+    np.testing.assert_allclose(found, free_energy(aldp, x), atol=0.1)
+
+
+def test_a_table_of_one_torsion_is_exact_and_periodic():
+    flow = cgf.CGFlow(*load("butane"), seed=1)
+    context = context_of(flow.createForce("tabulated"))
+    x = jiggled(load("butane").positions, 10, sigma=0.02)
+    padded = np.concatenate([x, np.zeros((10, 8, 3))], axis=1)
+    found = [energy_and_forces(context, frame)[0] for frame in padded]
+    np.testing.assert_allclose(found, free_energy(flow, x), atol=1e-3)
+
+
+def test_all_atom_simulation_with_the_force_stays_finite(aldp):
+    system = copy.deepcopy(load("aldp_vacuum").system)
+    system.addForce(aldp.createForce(scale=-1.0))
+    integrator = openmm.LangevinMiddleIntegrator(300, 1, 0.001)
+    context = openmm.Context(system, integrator, REFERENCE)
+    context.setPositions(load("aldp_vacuum").positions)
+    integrator.step(200)
+    assert np.isfinite(context.getState(energy=True).getPotentialEnergy()._value)
+
+
+def test_what_cannot_be_had_is_said():
+    with pytest.raises(cgf.InvalidInputError, match="one to three dimensions"):
+        cgf.CGFlow(*load("ARG"), seed=0).createForce("tabulated")
+    with pytest.raises(cgf.InvalidInputError, match="no slow torsions"):
+        cgf.CGFlow(*load("caffeine"), seed=0).createForce()
+    with pytest.raises(cgf.InvalidInputError, match="backend"):
+        cgf.CGFlow(*load("butane"), seed=0).createForce("nonsense")
+
+
+def test_without_openmmtorch_it_says_which_versions_work(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", _missing)
+    torch_force.why_no_torch_force.cache_clear()
+    flow = cgf.CGFlow(*load("butane"), seed=0)
+    try:
+        with pytest.raises(cgf.UnsupportedForceError, match=r"not installed.*torch==2\.9\.1"):
+            create_force(flow, "torch")
+        assert isinstance(flow.createForce(), openmm.PythonForce)
+    finally:
+        monkeypatch.undo()
+        torch_force.why_no_torch_force.cache_clear()
+
+
+def _missing(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError
+
+    raise PackageNotFoundError(name)
+
+
+def test_python_force_does_not_swallow_a_broken_simulation(aldp):
+    context = context_of(aldp.createForce("python"))
+    x = frames(aldp, 1)[0]
+    x[6] = np.nan
+    with pytest.raises(Exception, match=r"blown up|NaN|nan"):
+        energy_and_forces(context, x)
+
+
+def test_the_script_module_is_the_eager_one(aldp):
+    from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
+
+    module = SlowFreeEnergy(aldp.flow.bead_flow.slow, aldp.slow_torsions, aldp.target.kT)
+    script = torch.jit.script(module)
+    x = torch.as_tensor(frames(aldp, 1)[0])
+    for dtype in (torch.float32, torch.float64):
+        one = torch.ones((), dtype=dtype)
+        assert script(x.to(dtype), one).dtype is dtype
+        torch.testing.assert_close(script(x.to(dtype), one), module(x.to(dtype), one))
