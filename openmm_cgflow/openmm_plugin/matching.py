@@ -1,6 +1,6 @@
 """Whether a flow and a simulation belong together."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import openmm
 from openmm import app, unit
@@ -84,7 +84,7 @@ def check_temperature(flow: "CGFlow", temperature: unit.Quantity, mend: str) -> 
         raise MismatchError(f"the temperature is {theirs:g} K, but the flow was trained at {ours:g} K: {mend}")
 
 
-def _symbol(atom: Any) -> str:  # noqa: ANN401
+def _symbol(atom: app.topology.Atom) -> str:
     return atom.element.symbol if atom.element is not None else "without an element"
 
 

@@ -21,25 +21,19 @@ __all__ = ["FlowMonteCarlo", "attempt"]
 _COLUMNS = ("step", "attempted", "accepted", "outside", "acceptance", "log_ratio")
 
 
-def attempt(
-    context: openmm.Context,
-    sampler: IndependenceSampler,
-    temperature: unit.Quantity,
-    groups: Any = -1,  # noqa: ANN401
-) -> tuple[bool, float]:
+def attempt(context: openmm.Context, sampler: IndependenceSampler, temperature: unit.Quantity) -> tuple[bool, float]:
     """One proposal for the structure of a Context, accepted or rejected exactly; velocities are redrawn if accepted.
 
     Arguments:
         context: whose positions are replaced, and whose energy decides.
         sampler: makes the proposals.
         temperature: of the Context.
-        groups: force groups that make the energy, as `Context.getState` takes them.
 
     Returns:
         whether it was accepted, and the log of the ratio of the weights.
     """
     beta = 1 / (KB * temperature.value_in_unit(unit.kelvin))
-    state = context.getState(positions=True, energy=True, groups=groups)
+    state = context.getState(positions=True, energy=True)
     old = state.getPositions(asNumpy=True)
     x = old.value_in_unit(unit.nanometer)
     proposal, log_q_new = sampler.propose(x)
@@ -47,7 +41,7 @@ def attempt(
     context.setPositions(proposal)
     u_old, u_new = (
         beta * s.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
-        for s in (state, context.getState(energy=True, groups=groups))
+        for s in (state, context.getState(energy=True))
     )
     accepted, log_ratio = sampler.decide(u_old, u_new, log_q_old, log_q_new)
     if accepted:
@@ -104,7 +98,7 @@ class FlowMonteCarlo:
         if log is not None:
             new = not (append and isinstance(log, str | Path) and Path(log).exists())
             self._file = (
-                open(log, "a" if append else "w", newline="", encoding="utf-8")  # noqa: SIM115
+                open(log, "a" if append else "w", newline="", encoding="utf-8")  # noqa: SIM115 (stays open for later rows)
                 if isinstance(log, str | Path)
                 else log
             )

@@ -27,7 +27,7 @@ class FlowReplicaExchangeSampler(_Base):
         flow: where the proposals come from.
         proposals: number of them in each iteration.
         seed: of proposals, decisions and velocities.
-        options: further arguments of OpenMM's class.
+        reinitializeVelocities: as OpenMM takes it.
 
     Raises:
         MismatchError: for a Simulation of another molecule, or when no state has the temperature of the flow.
@@ -42,7 +42,7 @@ class FlowReplicaExchangeSampler(_Base):
         flow: "CGFlow",
         proposals: int = 1,
         seed: int = 0,
-        **options: Any,  # noqa: ANN401
+        reinitializeVelocities: bool = False,
     ) -> None:
         if _Base is object:
             raise InvalidInputError(
@@ -55,7 +55,7 @@ class FlowReplicaExchangeSampler(_Base):
             raise InvalidInputError(
                 "FlowReplicaExchangeSampler: states with 'groups' are not supported; leave them out."
             )
-        super().__init__(states, simulation, stepsPerIteration, **options)
+        super().__init__(states, simulation, stepsPerIteration, reinitializeVelocities)
         self._flow_sampler, self._proposals = IndependenceSampler(flow, seed), proposals
         kelvin = flow.temperature.value_in_unit(unit.kelvin)
         nearest = min((self._temperature(state) for state in states), key=lambda t: abs(t._value - kelvin))

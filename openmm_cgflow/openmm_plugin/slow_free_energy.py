@@ -13,18 +13,6 @@ from openmm_cgflow.flows.mixture import MAX_CIRCULAR_SCALE
 __all__ = ["SlowFreeEnergy"]
 
 
-class _Conditioner(nn.Module):
-    """One network of the slow density, as TorchScript can have it."""
-
-    def __init__(self, body: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.body, self.head = body, head
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Raw parameters `(1, n)` of features `(1, n_features)`."""
-        return self.head(self.body(x))
-
-
 class SlowFreeEnergy(nn.Module):
     """`-kT log q(s(x))` of the slow torsions of positions, times a scale; to be scripted.
 
@@ -51,7 +39,7 @@ class SlowFreeEnergy(nn.Module):
         self.register_buffer("images", 2 * math.pi * torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64))
         self.register_buffer("centre", slow.centre.double())
         networks: Any = copy.deepcopy(density.conditioners).double()
-        self.conditioners = nn.ModuleList(_Conditioner(network.body, network.head) for network in networks)
+        self.conditioners = nn.ModuleList(nn.Sequential(network.body, network.head) for network in networks)
         self.components, self.kT = density.components, kT
         self.min_scale: float = density.min_scale
         self.scale_range: float = MAX_CIRCULAR_SCALE - density.min_scale
