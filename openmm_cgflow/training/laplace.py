@@ -30,11 +30,6 @@ class LaplaceMixture:
     log_partition: Tensor
     stiff: Tensor
 
-    def sample(self, chosen: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """One sample `(batch, dof)` of each `chosen (batch,)` Gaussian."""
-        noise = torch.randn(chosen.numel(), self.stiff.numel(), generator=generator, dtype=self.minima.dtype)
-        return self.place(chosen, noise)
-
     def place(self, chosen: Tensor, noise: Tensor) -> Tensor:
         """Samples `(batch, dof)` of the `chosen (batch,)` Gaussians, made of normal noise `(batch, n_stiff)`."""
         q = self.minima[chosen]
