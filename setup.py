@@ -31,8 +31,12 @@ setup(
     ],
     extras_require={
         "torchforce": TORCHFORCE,
-        "test": [*TORCHFORCE, "pytest>=8,<10", "pytest-cov>=6,<8", "ruff>=0.14,<1", "mypy>=1.18,<3"],
+        "ml": ["openmmml>=1.7,<1.9"],
+        "test": [*TORCHFORCE, "openmmml>=1.7,<1.8", "pytest>=8,<10", "pytest-cov>=6,<8", "ruff>=0.14,<1", "mypy>=1.18,<3"],
         "benchmark": ["tqdm>=4.66,<5"],
     },
-    entry_points={"console_scripts": ["openmm-cgflow=openmm_cgflow.cli:main"]},
+    entry_points={
+        "console_scripts": ["openmm-cgflow=openmm_cgflow.cli:main"],
+        "openmmml.potentials": ["cgflow=openmm_cgflow.ml_potential:CGFlowPotentialFactory"],
+    },
 )

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import platform
-import signal
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +15,12 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
+from openmm_cgflow.backmapping import Backmapped, backmap
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import FlowSettings, JointFlow
-from openmm_cgflow.openmm_plugin.force import Backend, create_force
+from openmm_cgflow.openmm_plugin.cg_system import CGSystem, create_cg_system
+from openmm_cgflow.openmm_plugin.force import Backend, BeadBackend, create_force
 from openmm_cgflow.potentials import make_potential
 from openmm_cgflow.sampling import Samples
 from openmm_cgflow.storage import (
@@ -31,7 +32,8 @@ from openmm_cgflow.storage import (
     write_file,
 )
 from openmm_cgflow.training import BoltzmannTarget, Budget, Metrics, Parallel, Reporter, Trainer, TrainSettings
-from openmm_cgflow.training.checkpoint import load_state, save_state
+from openmm_cgflow.training.checkpoint import CheckpointWriter, load_state
+from openmm_cgflow.training.interrupt import Interruptible
 from openmm_cgflow.units import KB, in_kelvin, in_nm, in_seconds
 from openmm_cgflow.version import __version__
 
@@ -40,7 +42,6 @@ __all__ = ["CGFlow"]
 logger = logging.getLogger("openmm_cgflow")
 
 DEFAULT_SECONDS = 480.0
-_CHECKPOINT_SECONDS = 15.0
 
 
 class CGFlow:
@@ -106,6 +107,11 @@ class CGFlow:
     def temperature(self) -> unit.Quantity:
         """Temperature of the distribution."""
         return self._kelvin * unit.kelvin
+
+    @property
+    def positions(self) -> unit.Quantity:
+        """The structure that the flow was made from, `(atoms, 3)`."""
+        return self._positions * unit.nanometer
 
     @property
     def slow_names(self) -> list[str]:
@@ -186,9 +192,9 @@ class CGFlow:
         path = None if checkpoint is None else Path(checkpoint)
         if path is not None and resume and path.exists():
             history = self._resume(trainer, budget, path)
-        with Reporter(progress, metrics, history) as reporter, Parallel() as parallel, _Interruptible() as interrupted:
+        with Reporter(progress, metrics, history) as reporter, Parallel() as parallel, Interruptible() as interrupted:
             self._trainer = trainer
-            save = _CheckpointWriter(path, trainer, reporter, self._identity())
+            save = CheckpointWriter(path, trainer, reporter, self._identity())
             try:
                 trainer.run(budget, reporter, parallel, save, interrupted)
             finally:
@@ -327,6 +333,45 @@ class CGFlow:
         """
         return create_force(self, backend, scale, parameter)
 
+    def createCGSystem(self, backend: BeadBackend | None = None) -> CGSystem:
+        """A System of the beads alone, on which molecular dynamics samples the flow's distribution of them.
+
+        Its energy is `-kT log q(beads)` in the Cartesian positions of the beads, in kJ/mol: the many-body potential of
+        mean force that the flow learned. In a geometry that the flow has never seen it goes on with a constant
+        slope, so that the beads are driven back. The parameter `cgflow_scale` scales it, as in `createForce`.
+
+        Arguments:
+            backend: `"torch"` or `"python"`, as in `createForce`.
+
+        Returns:
+            `.topology` (elements and names of the beads' atoms), `.system` (each bead with the mass of the atoms that
+            it stands for, and the constraints among beads) and `.positions` to start from.
+
+        Raises:
+            InvalidInputError: with fewer than four beads, or for another backend.
+            UnsupportedForceError: if a TorchForce is asked for and cannot be had.
+        """
+        return create_cg_system(self, backend)
+
+    def backmap(self, cg: Any, n: int = 1, relax: bool | int = False, seed: int | None = None) -> Backmapped:  # noqa: ANN401
+        """All-atom structures around beads, drawn from the flow's conditional density, with weights.
+
+        Every bead stays where it is. Frames whose beads are outside the region that the flow knows are named in a
+        warning and marked in `outside`.
+
+        Arguments:
+            cg: the beads, in the order of `coordinates.bead_atoms`: an mdtraj trajectory, a file that mdtraj reads, or
+                `(frames, beads, 3)` or `(beads, 3)`, Quantity or nm.
+            n: number of structures for each frame. Reweighted, they are the ensemble `p(atoms | beads)`.
+            relax: minimise each structure with its beads held, in at most so many iterations (True: 50).
+            seed: of the draw; a new one each call by default.
+
+        Raises:
+            MismatchError: for another number or order of beads.
+            InvalidInputError: for fewer than four beads in the flow, NaN, no frames, `n` below one or an unreadable file.
+        """
+        return backmap(self, cg, n, relax, seed)
+
     # -- files ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
@@ -376,46 +421,3 @@ class CGFlow:
 def _formula(topology: app.Topology) -> str:
     """Residue names, the way a user knows the molecule."""
     return "-".join(residue.name for residue in topology.residues())
-
-
-class _Interruptible:
-    """While active, the first Ctrl-C only asks for an end; the second one stops at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __call__(self) -> bool:
-        return self.asked
-
-    def _ask(self, number: int, frame: Any) -> None:  # noqa: ANN401
-        self.asked = True
-        logger.warning("ending after this step and keeping what was learned; Ctrl-C again stops at once")
-        signal.signal(signal.SIGINT, self._before)
-
-    def __enter__(self) -> "_Interruptible":
-        try:
-            self._before = signal.signal(signal.SIGINT, self._ask)
-            self._active = True
-        except ValueError:  # not in the main thread, where signals do not arrive
-            self._active = False
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._active:
-            signal.signal(signal.SIGINT, self._before)
-
-
-class _CheckpointWriter:
-    """Writes the trainer's state, not more often than every few seconds unless forced."""
-
-    def __init__(self, path: Path | None, trainer: Trainer, reporter: Reporter, identity: str) -> None:
-        self._path, self._trainer, self._reporter, self._identity = path, trainer, reporter, identity
-        self._last = 0.0
-
-    def __call__(self, force: bool = False) -> None:
-        elapsed = self._trainer.budget.elapsed
-        if self._path is None or not (force or elapsed - self._last > _CHECKPOINT_SECONDS):
-            return
-        tensors, header = save_state(self._trainer, self._reporter.history)
-        write_file(self._path, "checkpoint", tensors, header | {"identity": self._identity})
-        self._last = elapsed

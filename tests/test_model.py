@@ -144,8 +144,8 @@ import sys
 sys.path.insert(0, {tests!r})
 import openmm_cgflow as cgf
 from molecules import load
-import openmm_cgflow.model as model
-model._CHECKPOINT_SECONDS = 0.2
+from openmm_cgflow.training import checkpoint
+checkpoint._SECONDS = 0.2
 quick = cgf.TrainSettings(
     points=64, sweeps=2, fit_steps={fit_steps}, buffer=1000, buffer_steps=5, soft_buffers={soft_buffers}, batch=256
 )

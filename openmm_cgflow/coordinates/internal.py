@@ -204,6 +204,27 @@ class InternalCoordinates(torch.nn.Module):
         return list(self.layout.beads)
 
     @property
+    def bead_of_atom(self) -> list[int]:
+        """For each atom the bead, as an atom index, that it is placed on by way of others; a bead's own is itself."""
+        beads = set(self.layout.beads)
+        owner = dict.fromkeys(range(self.n_atoms), -1)
+        for atom, placed_on in self._parents():
+            owner[atom] = atom if atom in beads else owner[placed_on]
+        return [owner[atom] for atom in range(self.n_atoms)]
+
+    @property
+    def bead_bonds(self) -> list[tuple[int, int]]:
+        """Pairs of beads, as atom indices, by which they are placed: bonds, or pseudo-bonds where there are none."""
+        beads = set(self.layout.beads)
+        return [(i, j) for i, j in self._parents() if i in beads and i != j]
+
+    def _parents(self) -> list[tuple[int, int]]:
+        """Each atom in its order of placing, and the atom that its bond leads to (the first atom: itself)."""
+        order = self.layout.order
+        placed_on = [0, 0, 0, *(refs[0] for refs in self.layout.refs)]
+        return [(order[row], order[placed_on[row]]) for row in range(self.n_atoms)]
+
+    @property
     def slow_torsions(self) -> list[tuple[int, int, int, int]]:
         """The four atoms of each slow torsion, in the order of q."""
         return [(t[0], t[1], t[2], t[3]) for t in self.layout.slow_torsions]
@@ -251,6 +272,19 @@ class InternalCoordinates(torch.nn.Module):
         Returns:
             positions `(batch, atoms, 3)`, nm (a transposed view: the batch is last in memory), and `(batch,)`.
         """
+        bonds, angles, torsions = self._rows(q)
+        local = self._local(bonds, angles, torsions)
+        x = self._seed_positions(bonds, angles)
+        for level, (start, count) in enumerate(self._levels):
+            x = torch.cat([x, self._place(x, getattr(self, f"_refs{level}"), count, local[:, start : start + count])])
+        return x.index_select(0, self._inverse_order).permute(2, 0, 1), self._log_measure(bonds, angles, torsions)
+
+    def log_measure(self, q: Tensor) -> Tensor:
+        """`log |det dx/dq|` `(batch,)` of q, as `to_cartesian` gives it."""
+        return self._log_measure(*self._rows(q))
+
+    def _rows(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Bonds, angles and torsions by row, `(rows, batch)`."""
         n = self.n_atoms
         values = torch.cat([q.t(), self._constants.to(q.dtype)[:, None].expand(-1, q.shape[0])])
         bonds, angles, torsions = values.index_select(0, self._slots).split([n - 1, n - 2, n - 3])
@@ -258,27 +292,26 @@ class InternalCoordinates(torch.nn.Module):
         if self.layout.triples:
             both = values.index_select(0, self._mean_slots)
             torsions = torsions - (both[: n - 3] + both[n - 3 :]) / 3
-        local, log_measure = self._local(bonds, angles, torsions)
-        x = self._seed_positions(bonds, angles)
-        for level, (start, count) in enumerate(self._levels):
-            x = torch.cat([x, self._place(x, getattr(self, f"_refs{level}"), count, local[:, start : start + count])])
-        return x.index_select(0, self._inverse_order).permute(2, 0, 1), log_measure
+        return bonds, angles, torsions
 
-    def _local(self, bonds: Tensor, angles: Tensor, torsions: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions in the frames of the references, `(3, rows, batch)`, and the log-measure."""
-        sine, minus_cosine = torch.sin(angles), -torch.cos(angles)
-        reach = bonds[2:]
-        along, around = minus_cosine[1:], sine[1:]
-        y, z = around * torch.cos(torsions), around * torch.sin(torsions)
+    def _log_measure(self, bonds: Tensor, angles: Tensor, torsions: Tensor) -> Tensor:
+        sine = torch.sin(angles)
         if self.layout.linear:
             a, b = angles[1:], torsions
+            sine = torch.cat([sine[:1], torch.where(self._is_linear, sinc_of_square(a * a + b * b), sine[1:])])
+        return 2 * bonds.abs().log().sum(0) + sine.abs().log().sum(0)
+
+    def _local(self, bonds: Tensor, angles: Tensor, torsions: Tensor) -> Tensor:
+        """Positions in the frames of the references, `(3, rows, batch)`."""
+        reach, a, b = bonds[2:], angles[1:], torsions
+        along, around = -torch.cos(a), torch.sin(a)
+        y, z = around * torch.cos(b), around * torch.sin(b)
+        if self.layout.linear:
             square = a * a + b * b
             sinc = sinc_of_square(square)
             along = torch.where(self._is_linear, cos_of_square(square), along)
             y, z = torch.where(self._is_linear, sinc * a, y), torch.where(self._is_linear, sinc * b, z)
-            sine = torch.cat([sine[:1], torch.where(self._is_linear, sinc, sine[1:])])
-        log_measure = 2 * bonds.abs().log().sum(0) + sine.abs().log().sum(0)
-        return torch.stack([reach * along, reach * y, reach * z]), log_measure
+        return torch.stack([reach * along, reach * y, reach * z])
 
     def _seed_positions(self, bonds: Tensor, angles: Tensor) -> Tensor:
         zero = torch.zeros_like(bonds[0])

@@ -26,8 +26,6 @@ class SoftVariables(nn.Module):
 
     centre: Tensor
     factor: Tensor
-    circular: Tensor
-
     def __init__(
         self,
         centre: Tensor,
@@ -46,7 +44,6 @@ class SoftVariables(nn.Module):
         factor = torch.where(circular, 2 * math.pi / period.clamp(min=1e-9), torch.ones_like(period))
         self.register_buffer("factor", factor)
         self.n, self.n_circular, self.harmonics = period.numel(), n_circular, harmonics
-        self.register_buffer("circular", torch.arange(n_circular), persistent=False)
         self.density = MixtureDensity(n_circular, self.n - n_circular, n_context, components, hidden, harmonics)
         self.n_features = 2 * harmonics * n_circular + self.n - n_circular
 
@@ -66,7 +63,7 @@ class SoftVariables(nn.Module):
         A symmetric rotor is shown by its angle, not by its multiple: its leaves change places where its range ends, so
         that what depends on them has different values at both ends.
         """
-        return fourier_features(self.scaled(q) / self.factor, self.circular, self.harmonics)
+        return fourier_features(self.scaled(q) / self.factor, self.n_circular, self.harmonics)
 
     def log_prob(self, q: Tensor, context: Tensor) -> Tensor:
         """Log-density `(batch,)` of `q (batch, n)` in its own units."""

@@ -38,8 +38,6 @@ class MixtureDensity(nn.Module):
         min_scale: smallest standard deviation of a component.
     """
 
-    circular: Tensor
-
     def __init__(
         self,
         n_circular: int,
@@ -53,7 +51,6 @@ class MixtureDensity(nn.Module):
         super().__init__()
         self.n_circular, self.n = n_circular, n_circular + n_linear
         self.components, self.harmonics, self.min_scale = components, harmonics, min_scale
-        self.register_buffer("circular", torch.arange(n_circular), persistent=False)
         self.conditioners = nn.ModuleList()
         for k in range(self.n):
             before = 2 * harmonics * min(k, n_circular) + max(0, k - n_circular)
@@ -75,7 +72,7 @@ class MixtureDensity(nn.Module):
 
     def _parameters_of(self, k: int, before: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights `(batch, components + 1)`, means and scales `(batch, components)` of factor `k`."""
-        features = fourier_features(before, self.circular[: min(k, self.n_circular)], self.harmonics)
+        features = fourier_features(before, min(k, self.n_circular), self.harmonics)
         raw = self.conditioners[k](torch.cat([features, context], dim=1))
         logits, means, scales, uniform = raw.split([self.components] * 3 + [1], dim=1)
         if k < self.n_circular:
@@ -93,8 +90,8 @@ class MixtureDensity(nn.Module):
             terms = log_weights[:, :-1] - 0.5 * (deviation / scales) ** 2 - torch.log(scales) - _LOG_SQRT_2PI
             return torch.logsumexp(terms, dim=1)
         nearest = torch.remainder(deviation + math.pi, 2 * math.pi) - math.pi
-        images = torch.tensor(_DENSITY_IMAGES, dtype=y.dtype, device=y.device) * (2 * math.pi)
-        exponents = -0.5 * ((nearest.unsqueeze(-1) + images) / scales.unsqueeze(-1)) ** 2
+        images = torch.stack([nearest + 2 * math.pi * image for image in _DENSITY_IMAGES], dim=-1)
+        exponents = -0.5 * (images / scales.unsqueeze(-1)) ** 2
         terms = log_weights[:, :-1] + torch.logsumexp(exponents, dim=-1) - torch.log(scales) - _LOG_SQRT_2PI
         uniform = log_weights[:, -1:] - math.log(2 * math.pi)
         return torch.logsumexp(torch.cat([terms, uniform], dim=1), dim=1)
@@ -115,7 +112,7 @@ class MixtureDensity(nn.Module):
 
     def log_prob(self, y: Tensor, context: Tensor) -> Tensor:
         """Log-density `(batch,)` of `y (batch, n)` given `context (batch, n_context)`."""
-        total = y.new_zeros(y.shape[0])
+        total = y[:, :0].sum(1)
         for k in range(self.n):
             total = total + self._log_prob_of(k, y[:, k], self._parameters_of(k, y[:, :k], context))
         return total

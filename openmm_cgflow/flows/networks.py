@@ -22,6 +22,8 @@ class MLP(nn.Module):
         bias: start value of the outputs, `(n_out,)`; zeros if not given.
     """
 
+    one: Tensor
+
     def __init__(self, n_in: int, n_out: int, hidden: int, depth: int = 2, bias: Tensor | None = None) -> None:
         super().__init__()
         self.n_in = n_in
@@ -31,6 +33,7 @@ class MLP(nn.Module):
             layers += [nn.Linear(width_in, width_out), nn.SiLU()]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(widths[-1], n_out)
+        self.register_buffer("one", torch.ones(1, 1), persistent=False)
         self.head.weight.data.zero_()
         self.head.bias.data.zero_()
         if bias is not None:
@@ -40,26 +43,23 @@ class MLP(nn.Module):
         """Outputs `(batch, n_out)` for inputs `(batch, n_in)`."""
         if self.n_in:
             return self.head(self.body(x))
-        return self.head(self.body(x.new_ones(1, 1))).expand(x.shape[0], -1)
+        return self.head(self.body(self.one)).expand(x.shape[0], -1)
 
 
-def fourier_features(y: Tensor, circular: Tensor, harmonics: int) -> Tensor:
+def fourier_features(y: Tensor, n_circular: int, harmonics: int) -> Tensor:
     """What a network sees of soft variables: smooth, and periodic where they are.
 
     Arguments:
         y: `(batch, n)`, circular entries in radians of their own period (2 pi once around), others about unit scale.
-        circular: indices of the circular entries, `(n_circular,)`; they must come first.
+        n_circular: how many of the entries are circular; they come first.
         harmonics: number of sine and cosine pairs for each of them.
 
     Returns:
         `(batch, 2 * harmonics * n_circular + n - n_circular)`
 
     Example:
-        >>> fourier_features(torch.zeros(1, 2), torch.tensor([0]), harmonics=2)
+        >>> fourier_features(torch.zeros(1, 2), n_circular=1, harmonics=2)
         tensor([[0., 0., 1., 1., 0.]])
     """
-    n_circular = circular.numel()
-    angles = y[:, :n_circular]
-    multiples = torch.arange(1, harmonics + 1, device=y.device, dtype=y.dtype)
-    phases = (angles.unsqueeze(-1) * multiples).flatten(1)
+    phases = y[:, :n_circular, None].expand(-1, -1, harmonics).cumsum(2).flatten(1)
     return torch.cat([torch.sin(phases), torch.cos(phases), y[:, n_circular:]], dim=1)

@@ -179,13 +179,18 @@ class StiffDensity(nn.Module):
     def to_latent(self, f: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The normal latent `(batch, n)` of `f`, the whitened variables, and `log |det dlatent/df|`."""
         whitened, logdet = self.whiten(f, context)
-        latent = whitened
+        latent, change = self.unbend(whitened, context)
+        return latent, whitened, logdet + change
+
+    def unbend(self, whitened: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The couplings alone: the normal latent `(batch, n)` of whitened variables, and `log |det dlatent/dwhitened|`."""
+        latent, logdet = whitened, whitened[:, :0].sum(1)
         for layer in range(len(self.couplings) - 1, -1, -1):
             coupling = self.couplings[layer]
             assert isinstance(coupling, SinhArcsinhCoupling)
             latent, change = coupling.inverse(latent, context)
             logdet = logdet + change
-        return latent, whitened, logdet
+        return latent, logdet
 
     def from_latent(self, latent: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`f (batch, n)` of a normal latent, its whitened variables, and `log |det df/dlatent|`."""

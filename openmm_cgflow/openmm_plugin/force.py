@@ -1,6 +1,7 @@
-"""The free energy of the slow torsions as a force of the all-atom System."""
+"""Free energies as forces: that of the slow torsions of the atoms, and that of the beads."""
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -8,15 +9,17 @@ import openmm
 import torch
 
 from openmm_cgflow.errors import InvalidInputError, TrainingError
+from openmm_cgflow.openmm_plugin.bead_free_energy import BeadFreeEnergy
 from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
 from openmm_cgflow.openmm_plugin.torch_force import make_torch_force, why_no_torch_force
 
 if TYPE_CHECKING:
     from openmm_cgflow.model import CGFlow
 
-__all__ = ["Backend", "create_force"]
+__all__ = ["Backend", "BeadBackend", "create_bead_force", "create_force"]
 
 Backend = Literal["torch", "python", "tabulated"]
+BeadBackend = Literal["torch", "python"]
 _log = logging.getLogger("openmm_cgflow")
 _POINTS = {1: 361, 2: 121, 3: 49}  # of a table in each dimension: the last one repeats the first
 
@@ -35,7 +38,7 @@ class PythonFreeEnergy:
             energy = self.module(x, scale)
             (gradient,) = torch.autograd.grad(energy, x)
         if not bool(torch.isfinite(energy)):
-            raise TrainingError("the free energy of the slow torsions is not finite: the simulation has blown up.")
+            raise TrainingError("the free energy is not finite: the simulation has blown up; shorten its time step.")
         return energy.item(), -gradient.numpy()
 
 
@@ -48,18 +51,58 @@ def create_force(
         raise InvalidInputError("createForce: this molecule has no slow torsions, so there is no free energy of them.")
     if backend == "tabulated":
         return _tabulated(flow, scale, parameter)
+    if backend not in (None, "torch", "python"):
+        raise InvalidInputError(f'createForce: backend is {backend!r}; give None, "torch", "python" or "tabulated".')
     module = SlowFreeEnergy(flow.flow.bead_flow.slow, flow.slow_torsions, flow.target.kT)
+    return _force(module, torch.jit.script, backend, scale, parameter)
+
+
+def create_bead_force(
+    flow: "CGFlow",
+    backend: BeadBackend | None = None,
+    scale: float = 1.0,
+    parameter: str = "cgflow_scale",
+    atoms: list[int] | None = None,
+) -> openmm.Force:
+    """The free energy of the beads as a force on a System of beads, or on some particles of a larger one.
+
+    Arguments:
+        flow: the flow.
+        backend: `"torch"` or `"python"`; by default a TorchForce where it works.
+        scale: default value of the factor.
+        parameter: the name of the factor, a global parameter.
+        atoms: the particles that are the beads, in the order of `flow.coordinates.bead_atoms`; by default the first.
+
+    Raises:
+        InvalidInputError: with fewer than four beads, or for another backend.
+        UnsupportedForceError: if a TorchForce is asked for and cannot be had.
+    """
+    if backend not in (None, "torch", "python"):
+        raise InvalidInputError(f'createCGSystem: backend is {backend!r}; give None, "torch" or "python".')
+    module = BeadFreeEnergy(flow, atoms)
+    particles = 1 + int(module.atoms.max())
+    start = torch.zeros(particles, 3, dtype=torch.float64)
+    start[module.atoms] = torch.as_tensor(flow.positions._value[flow.coordinates.bead_atoms])
+    return _force(module, lambda m: torch.jit.trace(m, (start, torch.tensor(1.0))), backend, scale, parameter)
+
+
+def _force(
+    module: torch.nn.Module,
+    compiled: Callable[[torch.nn.Module], torch.jit.ScriptModule],
+    backend: str | None,
+    scale: float,
+    parameter: str,
+) -> openmm.Force:
+    """A TorchForce or PythonForce of a module of positions and scale."""
     if backend is None:
         reason = why_no_torch_force()
         backend = "torch" if reason is None else "python"
-        _log.info("createForce: %s", "a TorchForce" if reason is None else f"a PythonForce, for {reason}")
-    if backend == "torch":
-        force: Any = make_torch_force(torch.jit.script(module))
-        force.addGlobalParameter(parameter, scale)
-        return force
+        _log.info("the force is %s", "a TorchForce" if reason is None else f"a PythonForce, for {reason}")
     if backend == "python":
         return openmm.PythonForce(PythonFreeEnergy(module, parameter), {parameter: scale})
-    raise InvalidInputError(f'createForce: backend is {backend!r}; give None, "torch", "python" or "tabulated".')
+    force: Any = make_torch_force(compiled(module))
+    force.addGlobalParameter(parameter, scale)
+    return force
 
 
 def _tabulated(flow: "CGFlow", scale: float, parameter: str) -> openmm.CustomCompoundBondForce:

@@ -1,6 +1,7 @@
 """Whether a flow and a simulation belong together."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import openmm
 from openmm import app, unit
@@ -10,7 +11,7 @@ from openmm_cgflow.errors import MismatchError
 if TYPE_CHECKING:
     from openmm_cgflow.model import CGFlow
 
-__all__ = ["check_system", "check_temperature", "check_topology", "same_temperature"]
+__all__ = ["check_beads", "check_system", "check_temperature", "check_topology", "same_temperature"]
 
 _SAME_LENGTH = 1e-5  # nm
 _SAME_TEMPERATURE = 1e-4  # relative
@@ -41,6 +42,30 @@ def check_topology(flow: "CGFlow", topology: app.Topology) -> None:
             f"atoms {i} and {j} are {'not ' if missing else ''}bonded in the Topology, unlike in the flow's: "
             "this is another molecule, or its atoms are in another order."
         )
+
+
+def check_beads(flow: "CGFlow", atoms: Sequence[Any]) -> None:
+    """Refuse beads in another number or order than the flow's; elements count where there are any, names if the same.
+
+    Arguments:
+        flow: the flow.
+        atoms: atoms of an OpenMM or mdtraj Topology, one for each bead.
+
+    Raises:
+        MismatchError: naming the first difference and the order that is wanted.
+    """
+    all_atoms = list(flow.topology.atoms())
+    ours = [all_atoms[index] for index in flow.coordinates.bead_atoms]
+    wanted = ", ".join(f"{atom.residue.name}{atom.residue.id}:{atom.name}" for atom in ours)
+    if len(atoms) != len(ours):
+        raise MismatchError(f"there are {len(atoms)} beads, but the flow has {len(ours)}: {wanted}.")
+    named = sorted(a.name for a in ours) == sorted(b.name for b in atoms)
+    for k, (a, b) in enumerate(zip(ours, atoms, strict=True)):
+        if (_real(a) and _real(b) and _symbol(a) != _symbol(b)) or (named and a.name != b.name):
+            raise MismatchError(
+                f"bead {k} is {b.name} ({_symbol(b)}), that of the flow {a.name} ({_symbol(a)}): "
+                f"give the beads in the order {wanted}."
+            )
 
 
 def check_system(flow: "CGFlow", system: openmm.System) -> None:
@@ -84,8 +109,13 @@ def check_temperature(flow: "CGFlow", temperature: unit.Quantity, mend: str) -> 
         raise MismatchError(f"the temperature is {theirs:g} K, but the flow was trained at {ours:g} K: {mend}")
 
 
-def _symbol(atom: app.topology.Atom) -> str:
-    return atom.element.symbol if atom.element is not None else "without an element"
+def _real(atom: Any) -> bool:  # noqa: ANN401
+    """Whether the atom has an element; mdtraj has one that stands for none."""
+    return atom.element is not None and atom.element.symbol != "VS"
+
+
+def _symbol(atom: Any) -> str:  # noqa: ANN401
+    return atom.element.symbol if _real(atom) else "without an element"
 
 
 def _bonds(topology: app.Topology) -> set[frozenset[int]]:

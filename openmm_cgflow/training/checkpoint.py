@@ -1,15 +1,19 @@
 """A training's state as tensors and plain values, from which it goes on as if it had not been interrupted."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from openmm_cgflow.training.reporter import Metrics
+from openmm_cgflow.storage import write_file
+from openmm_cgflow.training.reporter import Metrics, Reporter
 from openmm_cgflow.training.trainer import Trainer
 
-__all__ = ["load_state", "save_state"]
+__all__ = ["CheckpointWriter", "load_state", "save_state"]
+
+_SECONDS = 15.0
 
 
 def save_state(trainer: Trainer, history: list[Metrics]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -47,3 +51,19 @@ def load_state(trainer: Trainer, tensors: dict[str, Tensor], header: dict[str, A
         groups = trainer.optimizer.state_dict()["param_groups"]
         trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
     return [Metrics(**row) for row in header["history"]]
+
+
+class CheckpointWriter:
+    """Writes the trainer's state, not more often than every few seconds unless forced."""
+
+    def __init__(self, path: Path | None, trainer: Trainer, reporter: Reporter, identity: str) -> None:
+        self._path, self._trainer, self._reporter, self._identity = path, trainer, reporter, identity
+        self._last = 0.0
+
+    def __call__(self, force: bool = False) -> None:
+        elapsed = self._trainer.budget.elapsed
+        if self._path is None or not (force or elapsed - self._last > _SECONDS):
+            return
+        tensors, header = save_state(self._trainer, self._reporter.history)
+        write_file(self._path, "checkpoint", tensors, header | {"identity": self._identity})
+        self._last = elapsed

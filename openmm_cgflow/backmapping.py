@@ -1,0 +1,305 @@
+"""From beads to atoms: structures around given beads, drawn from the flow's conditional density, with weights."""
+
+import copy
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mdtraj
+import numpy as np
+import openmm
+import torch
+from openmm import app, unit
+from torch import Tensor
+
+from openmm_cgflow.analysis.structure_checks import StructureChecks, check_structures
+from openmm_cgflow.coordinates import InternalCoordinates
+from openmm_cgflow.errors import InvalidInputError, MismatchError
+from openmm_cgflow.openmm_plugin.cg_system import bead_topology
+from openmm_cgflow.openmm_plugin.matching import check_beads
+from openmm_cgflow.training import Parallel
+from openmm_cgflow.units import in_nm
+
+if TYPE_CHECKING:
+    from openmm_cgflow.model import CGFlow
+
+__all__ = ["Backmapped", "backmap"]
+
+_log = logging.getLogger("openmm_cgflow")
+_CHUNK = 20_000
+_KNOWN = 20_000  # beads drawn from the flow to learn what it knows
+_BEYOND = 3.0  # kT by which a frame may be less likely than the least likely of those
+_MISFIT = 1e-3  # nm by which a constrained bond between beads may be off
+_RELAX_STEPS = 50
+_STIFF_BOND = 4e5  # kJ/mol/nm^2, in place of constraints while beads are held
+
+
+@dataclass(frozen=True)
+class Backmapped:
+    """`n` all-atom structures around each of some frames of beads.
+
+    Reweighted within each frame they are `p(atoms | beads)`: `weights`, or `resample` for one structure a frame.
+
+    Attributes:
+        positions: `(frames, n, atoms, 3)` nm, float32, every bead where it was given.
+        log_densities: `(frames, n)`, `log q(atoms | beads)`, per nm^(3 (atoms - beads) - constraints of the atoms).
+        reduced_energies: `(frames, n)`, `U / kT`.
+        outside: `(frames,)`, whether the beads are outside the region that the flow knows; what is made there is a guess.
+        relaxed: whether the structures were minimised; their log-densities, energies and weights are those before.
+        temperature: K.
+        topology: OpenMM topology of the molecule.
+        reference: `(atoms, 3)` nm, the structure whose isomers are the right ones.
+    """
+
+    positions: np.ndarray
+    log_densities: np.ndarray
+    reduced_energies: np.ndarray
+    outside: np.ndarray
+    relaxed: bool
+    temperature: float
+    topology: app.Topology
+    reference: np.ndarray
+
+    @property
+    def log_weights(self) -> np.ndarray:
+        """`(frames, n)`, `-u - log q(atoms | beads)`; minus infinity for another isomer, or an energy that is not finite.
+
+        Their mean over a frame's structures (`exp`, mean, `log`) estimates minus the frame's free energy in kT.
+        """
+        return np.where(np.isfinite(self.reduced_energies), -self.reduced_energies - self.log_densities, -np.inf)
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """`(frames, n)`, normalised within each frame; zeros in a frame in which no structure has a finite energy."""
+        log_weights = self.log_weights
+        top = log_weights.max(1, keepdims=True)
+        weights = np.exp(log_weights - np.where(np.isfinite(top), top, 0))
+        return weights / np.maximum(weights.sum(1, keepdims=True), np.finfo(float).tiny)
+
+    @cached_property
+    def ess(self) -> np.ndarray:
+        """Kish effective sample size over n in each frame, `(frames,)`."""
+        return 1 / np.maximum((self.weights**2).sum(1), np.finfo(float).tiny) / self.weights.shape[1]
+
+    @cached_property
+    def checks(self) -> StructureChecks:
+        """Chirality, peptide isomers, clashes, pierced rings and bond lengths of all structures, frame by frame."""
+        return check_structures(self.topology, self.reference, self.positions.reshape(-1, *self.positions.shape[2:]))
+
+    @cached_property
+    def trajectory(self) -> mdtraj.Trajectory:
+        """All structures, unweighted: the n of the first frame, then those of the second, and so on."""
+        x = self.positions.reshape(-1, *self.positions.shape[2:])
+        return mdtraj.Trajectory(x, mdtraj.Topology.from_openmm(self.topology))
+
+    def resample(self, seed: int = 0) -> mdtraj.Trajectory:
+        """One structure for each frame, drawn by its weights: an unweighted ensemble, the better the larger n."""
+        generator = np.random.default_rng(seed)
+        cumulative = self.weights.cumsum(1)
+        drawn = generator.random((len(cumulative), 1)) * cumulative[:, -1:]
+        chosen = (drawn >= cumulative).sum(1).clip(max=cumulative.shape[1] - 1)
+        x = self.positions[np.arange(len(chosen)), chosen]
+        return mdtraj.Trajectory(x, mdtraj.Topology.from_openmm(self.topology))
+
+    def save(self, path: str | Path) -> None:
+        """Write the structures as what mdtraj writes, and densities, energies and weights as `.npz` beside them."""
+        path = Path(path)
+        self.trajectory.save(str(path))
+        checks = {f"check_{name}": value for name, value in vars(self.checks).items() if name != "fine"}
+        np.savez_compressed(
+            path.with_suffix(".npz"),
+            log_densities=self.log_densities,
+            reduced_energies=self.reduced_energies,
+            log_weights=self.log_weights,
+            weights=self.weights,
+            outside=self.outside,
+            temperature=np.array(self.temperature),
+            **checks,
+        )
+
+
+def backmap(flow: "CGFlow", cg: Any, n: int = 1, relax: bool | int = False, seed: int | None = None) -> Backmapped:  # noqa: ANN401
+    """The structures of `CGFlow.backmap`, which see."""
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n <= 0:
+        raise InvalidInputError(f"backmap: n is {n!r}; give a positive number of structures for each frame.")
+    beads = _read_beads(flow, cg)
+    mapper = _Backmapper(flow, torch.as_tensor(beads))
+    _warn(mapper)
+    seed = int(torch.randint(2**31, (1,))) if seed is None else seed
+    generator = torch.Generator().manual_seed(seed)
+    with Parallel() as parallel, torch.no_grad():
+        per_chunk = max(1, _CHUNK // n)
+        rows = torch.arange(len(beads))
+        chunks = [mapper.place(part.repeat_interleave(n), generator, parallel) for part in rows.split(per_chunk)]
+    x, log_density, u = (torch.cat(column).numpy() for column in zip(*chunks, strict=True))
+    shape = (len(beads), n)
+    x = x.reshape(*shape, *x.shape[1:])
+    if relax:
+        x = _relaxed(flow, x, _RELAX_STEPS if relax is True else int(relax))
+    kelvin = flow.temperature.value_in_unit(unit.kelvin)
+    return Backmapped(
+        x,
+        log_density.reshape(shape),
+        u.reshape(shape),
+        mapper.outside.numpy(),
+        bool(relax),
+        kelvin,
+        flow.topology,
+        flow.positions._value,
+    )
+
+
+def _read_beads(flow: "CGFlow", cg: Any) -> np.ndarray:  # noqa: ANN401
+    """Positions of the beads `(frames, beads, 3)` in nm of a trajectory, a file or an array."""
+    n = len(flow.coordinates.bead_atoms)
+    if isinstance(cg, str | Path):
+        cg = _load(flow, Path(cg))
+    if isinstance(cg, mdtraj.Trajectory):
+        check_beads(flow, list(cg.topology.atoms))
+        cg = cg.xyz
+    x = in_nm(cg)
+    x = x[None] if x.ndim == 2 else x
+    if x.ndim != 3 or x.shape[1:] != (n, 3):
+        names = ", ".join(atom.name for atom in bead_topology(flow).atoms())
+        raise MismatchError(f"backmap: beads have shape {x.shape}; give (frames, {n}, 3), in nm: {names}.")
+    if not len(x):
+        raise InvalidInputError("backmap: there are no frames; give at least one.")
+    wrong = np.flatnonzero(~np.isfinite(x).all((1, 2)))
+    if len(wrong):
+        raise InvalidInputError(f"backmap: frame {wrong[0]} holds NaN or infinite values; remove it.")
+    return x
+
+
+def _load(flow: "CGFlow", path: Path) -> mdtraj.Trajectory:
+    if not path.exists():
+        raise InvalidInputError(f"backmap: there is no file {path}.")
+    ours = mdtraj.Topology.from_openmm(bead_topology(flow))
+    needs_topology = path.suffix.lower() in (".dcd", ".xtc", ".trr", ".nc", ".netcdf", ".mdcrd", ".crd", ".xyz")
+    try:
+        return mdtraj.load(str(path), top=ours) if needs_topology else mdtraj.load(str(path))
+    except Exception as error:  # mdtraj's readers raise whatever they meet
+        raise InvalidInputError(
+            f"backmap: {path} cannot be read as a trajectory of {ours.n_atoms} beads: {error}"
+        ) from error
+
+
+class _Backmapper:
+    """Places atoms around beads, and knows which frames are strange.
+
+    Attributes:
+        outside: `(frames,)` bool.
+    """
+
+    def __init__(self, flow: "CGFlow", beads: Tensor) -> None:
+        self.flow, self.beads = flow, beads
+        self.coordinates = flow.coordinates
+        self.bead_coordinates: InternalCoordinates = flow.coordinates.bead_coordinates()
+        q, log_measure = self.bead_coordinates.to_internal(beads)
+        self.q, self.log_measure = q.float(), log_measure
+        placed = list(flow.coordinates.bead_atoms)
+        self.gauge = torch.tensor([placed.index(atom) for atom in flow.coordinates.layout.order[:3]])
+        self.atoms = torch.tensor(placed)
+        with torch.no_grad():
+            self.known = self._draw_known()
+            least = flow.flow.bead_flow.log_prob(self.known).min() - _BEYOND
+            likely = flow.flow.bead_flow.log_prob(self.q) >= least
+        refitted, _ = self.bead_coordinates.to_cartesian(q)
+        misfit = _pair_misfit(refitted, beads) if self.coordinates.layout.constants else torch.zeros(len(beads))
+        self.outside = ~likely | ~self.bead_coordinates.in_domain(q) | (misfit > _MISFIT)
+
+    def _draw_known(self) -> Tensor:
+        """Bead coordinates of the flow's own samples."""
+        flow, generator = self.flow.flow.bead_flow, torch.Generator().manual_seed(0)
+        slow = flow.sample_slow(flow.slow.draw_noise(_KNOWN, generator))
+        return flow.place(slow, torch.randn(_KNOWN, flow.stiff.n, generator=generator))[0]
+
+    def reason(self, frame: int) -> str:
+        """The coordinate of a strange frame that is farthest from what the flow knows."""
+        n_slow = self.coordinates.sizes[0]
+        low, high = self.known[:, n_slow:].amin(0), self.known[:, n_slow:].amax(0)
+        values = self.q[frame, n_slow:]
+        beyond = torch.maximum(low - values, values - high) / (high - low)
+        if not len(beyond) or beyond.max() <= 0:
+            return "an unlikely combination of coordinates"
+        worst = int(beyond.argmax())
+        name = self.bead_coordinates.names[n_slow + worst]
+        return f"{name} is {values[worst]:.3f}, between {low[worst]:.3f} and {high[worst]:.3f} where trained (nm, rad)"
+
+    def place(self, rows: Tensor, generator: torch.Generator, parallel: Parallel) -> tuple[Tensor, ...]:
+        """Structures `(len(rows), atoms, 3)` around the beads of the frames `rows`, log-densities, reduced energies."""
+        flow = self.flow.flow
+        like = self.q[rows]
+        noise = flow.atom_flow.rotors.draw_noise(len(rows), generator)
+        latent = torch.randn(len(rows), flow.sizes[3], generator=generator)
+
+        def part(q: Tensor, log_measure: Tensor, beads: Tensor, noise: Tensor, latent: Tensor) -> tuple[Tensor, ...]:
+            with torch.no_grad():  # each thread has its own gradient mode
+                _, context = flow.bead_flow.log_prob_stiff(*flow.bead_flow.split(q))
+                rotors = flow.atom_flow.rotors.sample(noise, context)
+                atoms, log_prob = flow.atom_flow.place(rotors, latent, context)
+                log_prob = log_prob + flow.atom_flow.rotors.log_prob(rotors, context)
+                everything = torch.cat([q, atoms], dim=1)
+                x, logdet = self.coordinates.to_cartesian(everything)
+                x = self._onto(x, beads)
+                u = self.flow.potential.energy(x) / self.flow.target.kT
+                fine = self.coordinates.in_domain(everything)
+            log_density = log_prob.double() - (logdet.double() - log_measure)
+            return x, log_density, torch.where(fine, u.double(), torch.inf)
+
+        return parallel.map(part, like, self.log_measure[rows], self.beads[rows], noise, latent)
+
+    def _onto(self, x: Tensor, beads: Tensor) -> Tensor:
+        """Turn and move structures from their gauge onto their beads."""
+        origin, first, second = beads[:, self.gauge].unbind(1)
+        along = torch.nn.functional.normalize(first - origin, dim=1)
+        normal = torch.nn.functional.normalize(torch.linalg.cross(along, second - origin), dim=1)
+        frame = torch.stack([along, torch.linalg.cross(normal, along), normal], dim=1)
+        x = x @ frame.to(x.dtype) + origin.to(x.dtype).unsqueeze(1)
+        x[:, self.atoms] = beads.to(x.dtype)  # what is left are rounding errors
+        return x
+
+
+def _pair_misfit(x: Tensor, y: Tensor) -> Tensor:
+    """Largest difference between the distances within `x` and within `y`, `(batch,)`."""
+    return (torch.cdist(x, x) - torch.cdist(y, y)).abs().amax((1, 2))
+
+
+def _warn(mapper: _Backmapper) -> None:
+    strange = mapper.outside.nonzero().flatten().tolist()
+    if not strange:
+        return
+    listed = ", ".join(str(frame) for frame in strange[:10]) + (", ..." if len(strange) > 10 else "")
+    _log.warning(
+        "backmap: the beads of %d of %d frames are outside the region that the flow was trained on: %s. "
+        "In frame %d, %s. What is made of these frames is a guess (see `outside`).",
+        len(strange),
+        len(mapper.beads),
+        listed,
+        strange[0],
+        mapper.reason(strange[0]),
+    )
+
+
+def _relaxed(flow: "CGFlow", x: np.ndarray, steps: int) -> np.ndarray:
+    """The structures `(frames, n, atoms, 3)` after some steps of minimisation with their beads held."""
+    system = copy.deepcopy(flow.system)
+    beads = flow.coordinates.bead_atoms
+    springs = openmm.HarmonicBondForce()
+    for k in reversed(range(system.getNumConstraints())):
+        i, j, distance = system.getConstraintParameters(k)
+        springs.addBond(i, j, distance, _STIFF_BOND)
+        system.removeConstraint(k)
+    system.addForce(springs)
+    for bead in beads:
+        system.setParticleMass(bead, 0.0)
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001))
+    relaxed = x.reshape(-1, *x.shape[2:]).copy()
+    for frame in relaxed:
+        context.setPositions(frame.astype(np.float64))
+        openmm.LocalEnergyMinimizer.minimize(context, 10.0, steps)
+        moved = context.getState(positions=True).getPositions(asNumpy=True)._value
+        moved[beads] = frame[beads]
+        frame[:] = moved
+    return relaxed.reshape(x.shape)

@@ -1,0 +1,83 @@
+"""The flow's beads as a potential of openmm-ml: `MLPotential("cgflow", modelPath="MODEL.cgflow")`.
+
+openmm-ml loads this file whenever it is imported itself, so torch is imported where it is needed only.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import openmm
+from openmm import app
+from openmmml.mlpotential import MLPotentialImpl, MLPotentialImplFactory
+
+from openmm_cgflow.errors import InvalidInputError
+
+__all__ = ["CGFlowPotential", "CGFlowPotentialFactory"]
+
+
+class CGFlowPotentialFactory(MLPotentialImplFactory):
+    """What the entry point `cgflow` of the group `openmmml.potentials` leads to."""
+
+    def createImpl(self, name: str, modelPath: str | Path | None = None, **args: Any) -> "CGFlowPotential":  # noqa: ANN401
+        """The potential of a model file.
+
+        Raises:
+            InvalidInputError: if `modelPath` is missing.
+        """
+        if modelPath is None:
+            raise InvalidInputError(f'MLPotential("{name}") needs a model: MLPotential("{name}", modelPath="MODEL.cgflow")')
+        return CGFlowPotential(modelPath)
+
+
+class CGFlowPotential(MLPotentialImpl):
+    """`-kT log q(beads)` of the flow in a model file, as `CGFlow.createCGSystem` has it.
+
+    Arguments:
+        modelPath: file that `CGFlow.save` wrote.
+    """
+
+    def __init__(self, modelPath: str | Path) -> None:
+        self.modelPath = modelPath
+
+    def addForces(
+        self,
+        topology: app.Topology,
+        system: openmm.System,
+        atoms: Iterable[int] | None,
+        forceGroup: int,
+        backend: Any = None,  # noqa: ANN401
+        **args: Any,  # noqa: ANN401
+    ) -> None:
+        """Add the force, and in a System of beads alone the masses of the beads and the constraints among them.
+
+        Arguments:
+            topology: of the beads, in the order of the flow; or of a larger System.
+            system: to which to add.
+            atoms: the beads in it; all if None.
+            forceGroup: of the force.
+            backend: `"torch"` or `"python"`; by default a TorchForce where it works.
+            args: what other potentials may take; not used.
+
+        Raises:
+            MismatchError: if the beads are not those of the flow.
+            ModelFileError: for a model file that cannot be read.
+        """
+        import torch  # noqa: F401  (before openmm's plugin is needed)
+
+        from openmm_cgflow.model import CGFlow
+        from openmm_cgflow.openmm_plugin.cg_system import add_bead_constraints, bead_masses
+        from openmm_cgflow.openmm_plugin.force import create_bead_force
+        from openmm_cgflow.openmm_plugin.matching import check_beads
+
+        flow = CGFlow.load(self.modelPath)
+        everything = list(topology.atoms())
+        beads = list(range(len(everything))) if atoms is None else list(atoms)
+        check_beads(flow, [everything[k] for k in beads])
+        force = create_bead_force(flow, backend, atoms=beads)
+        force.setForceGroup(forceGroup)
+        system.addForce(force)
+        if atoms is None:
+            for bead, mass in enumerate(bead_masses(flow)):
+                system.setParticleMass(bead, mass)
+            add_bead_constraints(flow, system)

@@ -1,0 +1,88 @@
+"""The free energy of the beads as one module of their positions."""
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from openmm_cgflow.model import CGFlow
+
+__all__ = ["BeadFreeEnergy"]
+
+_SAMPLES = 20_000  # of the flow's beads, whose extent is the region that it knows
+_MARGIN = 0.5  # by which that region is widened, in thermal widths
+_SLOPE = 8.0  # of the energy outside, kT for each thermal width
+
+
+class BeadFreeEnergy(nn.Module):
+    """`-kT log q(beads)` in Cartesian positions of the beads, times a scale; to be traced.
+
+    `q` is the flow's density of the beads' internal coordinates divided by their Jacobian, so that molecular dynamics in
+    this energy samples `q`. Each stiff coordinate, whitened by the flow, is followed as far as the flow's own samples
+    go; beyond, the energy goes on from there with a constant slope, twice continuously differentiable, so that beads
+    in a geometry that the flow has never seen are driven back by forces of ordinary size.
+
+    Arguments:
+        flow: a flow with at least four beads.
+        atoms: particles of the beads in the positions that come in; all of them by default.
+    """
+
+    atoms: Tensor
+    low: Tensor
+    high: Tensor
+    widest: Tensor
+    narrowest: Tensor
+
+    def __init__(self, flow: "CGFlow", atoms: list[int] | None = None) -> None:
+        super().__init__()
+        self.coordinates = flow.coordinates.bead_coordinates()
+        self.bead_flow = copy.deepcopy(flow.flow.bead_flow).double().requires_grad_(False)
+        self.kT = flow.target.kT
+        self.register_buffer("atoms", torch.arange(self.coordinates.n_atoms) if atoms is None else torch.tensor(atoms))
+        whitened, stiff = self._draw()
+        self.register_buffer("low", whitened.amin(0) - _MARGIN)
+        self.register_buffer("high", whitened.amax(0) + _MARGIN)
+        self.register_buffer("narrowest", self._in_widths(stiff).amin(0) - _MARGIN)
+        self.register_buffer("widest", self._in_widths(stiff).amax(0) + _MARGIN)
+
+    @torch.no_grad()
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        flow = self.bead_flow
+        slow = flow.sample_slow(flow.slow.draw_noise(_SAMPLES, generator))
+        latent = torch.randn(_SAMPLES, flow.stiff.n, generator=generator, dtype=slow.dtype)
+        stiff, whitened, _ = flow.stiff.place(latent, flow.slow.features(slow))
+        return whitened, stiff
+
+    def _in_widths(self, stiff: Tensor) -> Tensor:
+        return (stiff - self.bead_flow.stiff.reference) / self.bead_flow.stiff.scale
+
+    def forward(self, positions: Tensor, scale: Tensor) -> Tensor:
+        """Energy in kJ/mol, a scalar.
+
+        Arguments:
+            positions: `(particles, 3)` in nm, of any precision.
+            scale: the factor, a scalar.
+        """
+        x = positions.to(torch.float64).index_select(0, self.atoms).unsqueeze(0)
+        slow, stiff = self.bead_flow.split(self.coordinates.to_internal(x)[0])
+        density = self.bead_flow.stiff
+        context = self.bead_flow.slow.features(slow)
+        whitened, logdet = density.whiten(stiff, context)
+        whitened, excess = _bounded(whitened, self.low, self.high)
+        latent, change = density.unbend(whitened, context)
+        widths, _ = _bounded(self._in_widths(stiff), self.narrowest, self.widest)
+        stiff = density.reference + density.scale * widths
+        log_prob = self.bead_flow.log_prob_slow(slow) + density.log_prob_latent(latent) + logdet + change
+        log_prob = log_prob - self.coordinates.log_measure(torch.cat([slow, stiff], dim=1))
+        energy = self.kT * (_SLOPE * excess.sum() - log_prob.sum())
+        return (energy * scale.to(torch.float64)).to(positions.dtype)
+
+
+def _bounded(value: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The value, followed by less than one unit beyond its bounds, and what is cut off: both C2."""
+    over, under = torch.relu(value - high), torch.relu(low - value)
+    over, under = over - torch.tanh(over), under - torch.tanh(under)
+    return value - over + under, over + under
