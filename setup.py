@@ -32,7 +32,14 @@ setup(
     extras_require={
         "torchforce": TORCHFORCE,
         "ml": ["openmmml>=1.7,<1.9"],
-        "test": [*TORCHFORCE, "openmmml>=1.7,<1.8", "pytest>=8,<10", "pytest-cov>=6,<8", "ruff>=0.14,<1", "mypy>=1.18,<3"],
+        "test": [
+            *TORCHFORCE,
+            "openmmml>=1.7,<1.8",
+            "pytest>=8,<10",
+            "pytest-cov>=6,<8",
+            "ruff>=0.14,<1",
+            "mypy>=1.18,<3",
+        ],
         "benchmark": ["tqdm>=4.66,<5"],
     },
     entry_points={

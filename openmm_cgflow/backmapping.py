@@ -46,7 +46,7 @@ class Backmapped:
         positions: `(frames, n, atoms, 3)` nm, float32, every bead where it was given.
         log_densities: `(frames, n)`, `log q(atoms | beads)`, per nm^(3 (atoms - beads) - constraints of the atoms).
         reduced_energies: `(frames, n)`, `U / kT`.
-        outside: `(frames,)`, whether the beads are outside the region that the flow knows; what is made there is a guess.
+        outside: `(frames,)`, whether the beads are outside the region that the flow knows: a guess is made there.
         relaxed: whether the structures were minimised; their log-densities, energies and weights are those before.
         temperature: K.
         topology: OpenMM topology of the molecule.
@@ -64,7 +64,7 @@ class Backmapped:
 
     @property
     def log_weights(self) -> np.ndarray:
-        """`(frames, n)`, `-u - log q(atoms | beads)`; minus infinity for another isomer, or an energy that is not finite.
+        """`(frames, n)`, `-u - log q(atoms | beads)`; minus infinity for another isomer or without a finite energy.
 
         Their mean over a frame's structures (`exp`, mean, `log`) estimates minus the frame's free energy in kT.
         """

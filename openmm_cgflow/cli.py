@@ -1,4 +1,4 @@
-"""The command line: demo, train, sample, report. Heavy libraries load inside the commands, so that --help is quick."""
+"""The command line. Heavy libraries load inside the commands, so that --help is quick."""
 
 import logging
 import re
@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 
 if TYPE_CHECKING:
+    from openmm_cgflow.backmapping import Backmapped
     from openmm_cgflow.model import CGFlow
     from openmm_cgflow.sampling import Samples
 
@@ -194,6 +195,82 @@ def sample(
 
 
 @app.command()
+def backmap(
+    model: Model,
+    beads: Annotated[
+        Path, typer.Argument(help="Beads: a .dcd or .xtc of them, or any file that mdtraj reads.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File for the structures: .dcd, .xtc or .pdb.", show_default=False)
+    ],
+    n: Annotated[int, typer.Option("-n", help="Structures for each frame.")] = 1,
+    relax: Annotated[int, typer.Option(help="Iterations of minimisation with the beads held.")] = 0,
+    seed: DrawSeed = None,
+) -> None:
+    """Put atoms around the beads of a CG trajectory; weights and checks go into an .npz file beside the frames."""
+    _positive("-n", n)
+    if relax < 0:
+        raise InvalidInputError(f"--relax is {relax}: give 0 or a number of iterations")
+    if output.suffix not in FORMATS[:-1]:
+        raise InvalidInputError(f"{output}: structures are written as {', '.join(FORMATS[:-1])}; choose one of these")
+    _writable_folder(output.parent)
+    _start()
+    from openmm_cgflow.analysis import duration
+    from openmm_cgflow.model import CGFlow
+
+    flow = CGFlow.load(model)
+    start = time.monotonic()
+    result = flow.backmap(beads, n=n, relax=relax, seed=seed)
+    taken = time.monotonic() - start
+    frames, total = len(result.outside), result.outside.size * n
+    rows = [("structures", f"{total:,} around {frames:,} frames of beads, in {duration(taken)}")]
+    rows.append(("outside the trained region", f"{result.outside.sum():,} of {frames:,} frames"))
+    if n > 1:
+        rows.append(("ESS within a frame", f"{100 * result.ess.mean():.1f} % on average"))
+    rows += result.checks.summary()
+    _table([*rows, ("written", ", ".join(str(path) for path in _save(result, output)))])
+
+
+@app.command()
+def simulate(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File for the beads: .dcd, .xtc or .pdb.", show_default=False)
+    ],
+    picoseconds: Annotated[float, typer.Option("--time", help="Length, ps.")] = 100.0,
+    timestep: Annotated[float, typer.Option(help="Time step, fs.")] = 2.0,
+    interval: Annotated[float, typer.Option(help="Between frames, ps.")] = 0.1,
+    seed: Seed = 0,
+) -> None:
+    """Run Langevin dynamics of the beads in the free energy that the flow learned, at its temperature."""
+    for name, value in (("--time", picoseconds), ("--timestep", timestep), ("--interval", interval)):
+        _positive(name, value)
+    if output.suffix not in FORMATS[:-1]:
+        raise InvalidInputError(f"{output}: beads are written as {', '.join(FORMATS[:-1])}; choose one of these")
+    _writable_folder(output.parent)
+    _start()
+    from openmm_cgflow.analysis import duration
+    from openmm_cgflow.model import CGFlow
+    from openmm_cgflow.openmm_plugin.cg_system import langevin_frames
+
+    flow = CGFlow.load(model)
+    start = time.monotonic()
+    trajectory = langevin_frames(flow, picoseconds, timestep, interval, seed)
+    taken = time.monotonic() - start
+    steps = round(1000 * picoseconds / timestep)
+    trajectory.save(str(output))
+    topology = output.with_suffix(".topology.pdb")
+    trajectory[0].save_pdb(str(topology))
+    _table(
+        [
+            ("beads", f"{trajectory.n_atoms}, {trajectory.n_frames:,} frames"),
+            ("speed", f"{steps:,} steps in {duration(taken)}, {1e6 * taken / steps:.0f} microseconds a step"),
+            ("written", f"{output}, {topology}"),
+        ]
+    )
+
+
+@app.command()
 def report(
     ctx: typer.Context,
     model: Model,
@@ -242,7 +319,7 @@ def _writable_folder(folder: Path) -> None:
         raise InvalidInputError(f"cannot write into {folder} ({error.strerror}): choose another place") from error
 
 
-def _save(samples: "Samples", path: Path) -> list[Path]:
+def _save(samples: "Samples | Backmapped", path: Path) -> list[Path]:
     """Write frames and weights, and the topology that DCD and XTC files lack; returns every file written."""
     samples.save(path)
     written = [path]
@@ -255,16 +332,20 @@ def _save(samples: "Samples", path: Path) -> list[Path]:
 
 
 def _summarise(flow: "CGFlow", samples: "Samples", more: list[tuple[str, str]]) -> None:
+    from openmm_cgflow.analysis import summary
+
+    _table([*summary(flow, samples), *more])
+
+
+def _table(rows: list[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from openmm_cgflow.analysis import summary
-
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for label, text in [*summary(flow, samples), *more]:
+    for label, text in rows:
         table.add_row(label, Text(text))
     Console().print(table)
 

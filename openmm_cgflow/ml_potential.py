@@ -1,6 +1,8 @@
 """The flow's beads as a potential of openmm-ml: `MLPotential("cgflow", modelPath="MODEL.cgflow")`.
 
-openmm-ml loads this file whenever it is imported itself, so torch is imported where it is needed only.
+openmm-ml loads this file whenever it is imported itself, so torch is imported where it is needed only. The classes
+have the methods of its `MLPotentialImplFactory` and `MLPotentialImpl` without deriving from them, so that openmm-ml
+need not be there.
 """
 
 from collections.abc import Iterable
@@ -9,14 +11,13 @@ from typing import Any
 
 import openmm
 from openmm import app
-from openmmml.mlpotential import MLPotentialImpl, MLPotentialImplFactory
 
 from openmm_cgflow.errors import InvalidInputError
 
 __all__ = ["CGFlowPotential", "CGFlowPotentialFactory"]
 
 
-class CGFlowPotentialFactory(MLPotentialImplFactory):
+class CGFlowPotentialFactory:
     """What the entry point `cgflow` of the group `openmmml.potentials` leads to."""
 
     def createImpl(self, name: str, modelPath: str | Path | None = None, **args: Any) -> "CGFlowPotential":  # noqa: ANN401
@@ -26,11 +27,13 @@ class CGFlowPotentialFactory(MLPotentialImplFactory):
             InvalidInputError: if `modelPath` is missing.
         """
         if modelPath is None:
-            raise InvalidInputError(f'MLPotential("{name}") needs a model: MLPotential("{name}", modelPath="MODEL.cgflow")')
+            raise InvalidInputError(
+                f'MLPotential("{name}") needs a model: MLPotential("{name}", modelPath="MODEL.cgflow")'
+            )
         return CGFlowPotential(modelPath)
 
 
-class CGFlowPotential(MLPotentialImpl):
+class CGFlowPotential:
     """`-kT log q(beads)` of the flow in a model file, as `CGFlow.createCGSystem` has it.
 
     Arguments:

@@ -368,7 +368,7 @@ class CGFlow:
 
         Raises:
             MismatchError: for another number or order of beads.
-            InvalidInputError: for fewer than four beads in the flow, NaN, no frames, `n` below one or an unreadable file.
+            InvalidInputError: for a flow with fewer than four beads, NaN, no frames, `n` below one, an unreadable file.
         """
         return backmap(self, cg, n, relax, seed)
 

@@ -123,7 +123,9 @@ def _stereocentres(graph: networkx.Graph) -> np.ndarray:
             break
         labels = refined
     found = [
-        (i, *sorted(graph[i])[:3]) for i in sorted(graph) if len(graph[i]) == 4 and len({labels[j] for j in graph[i]}) == 4
+        (i, *sorted(graph[i])[:3])
+        for i in sorted(graph)
+        if len(graph[i]) == 4 and len({labels[j] for j in graph[i]}) == 4
     ]
     return np.array(found, dtype=int).reshape(-1, 4)
 
@@ -170,7 +172,7 @@ def _cosines(x: np.ndarray, torsions: np.ndarray) -> np.ndarray:
 
 
 def _piercings(x: np.ndarray, ring: np.ndarray, bonds: np.ndarray) -> np.ndarray:
-    """How many of the bonds go through the ring, `(n,)`: through one of the triangles between its centre and its edges."""
+    """How many of the bonds go through the ring, `(n,)`: through a triangle between its centre and one of its edges."""
     corners = x[:, ring]
     middle = corners.mean(1, keepdims=True)
     start, end = x[:, bonds[:, 0], None], x[:, bonds[:, 1], None]  # (n, bonds, 1, 3)

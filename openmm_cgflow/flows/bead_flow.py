@@ -26,6 +26,7 @@ class SoftVariables(nn.Module):
 
     centre: Tensor
     factor: Tensor
+
     def __init__(
         self,
         centre: Tensor,

@@ -183,7 +183,7 @@ class StiffDensity(nn.Module):
         return latent, whitened, logdet + change
 
     def unbend(self, whitened: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """The couplings alone: the normal latent `(batch, n)` of whitened variables, and `log |det dlatent/dwhitened|`."""
+        """The couplings alone: the latent `(batch, n)` of whitened variables, and `log |det dlatent/dwhitened|`."""
         latent, logdet = whitened, whitened[:, :0].sum(1)
         for layer in range(len(self.couplings) - 1, -1, -1):
             coupling = self.couplings[layer]

@@ -19,10 +19,10 @@ _SLOPE = 8.0  # of the energy outside, kT for each thermal width
 class BeadFreeEnergy(nn.Module):
     """`-kT log q(beads)` in Cartesian positions of the beads, times a scale; to be traced.
 
-    `q` is the flow's density of the beads' internal coordinates divided by their Jacobian, so that molecular dynamics in
-    this energy samples `q`. Each stiff coordinate, whitened by the flow, is followed as far as the flow's own samples
-    go; beyond, the energy goes on from there with a constant slope, twice continuously differentiable, so that beads
-    in a geometry that the flow has never seen are driven back by forces of ordinary size.
+    `q` is the flow's density of the beads' internal coordinates divided by their Jacobian, so that molecular dynamics
+    in this energy samples `q`. Each stiff coordinate, whitened by the flow, is followed as far as the flow's own
+    samples go; beyond, the energy goes on from there with a constant slope, twice continuously differentiable, so that
+    beads in a geometry that the flow has never seen are driven back by forces of ordinary size.
 
     Arguments:
         flow: a flow with at least four beads.

@@ -3,15 +3,18 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import mdtraj
+import numpy as np
 import openmm
 from openmm import app, unit
+from rich.progress import track
 
 from openmm_cgflow.openmm_plugin.force import BeadBackend, create_bead_force
 
 if TYPE_CHECKING:
     from openmm_cgflow.model import CGFlow
 
-__all__ = ["CGSystem", "add_bead_constraints", "bead_masses", "bead_topology", "create_cg_system"]
+__all__ = ["CGSystem", "add_bead_constraints", "bead_masses", "bead_topology", "create_cg_system", "langevin_frames"]
 
 
 @dataclass(frozen=True)
@@ -75,3 +78,32 @@ def bead_topology(flow: "CGFlow") -> app.Topology:
     for i, j in sorted(sorted(bond) for bond in bonds if bond <= made.keys()):
         topology.addBond(made[i], made[j])
     return topology
+
+
+def langevin_frames(
+    flow: "CGFlow", picoseconds: float, timestep: float, interval: float, seed: int = 0
+) -> mdtraj.Trajectory:
+    """Frames of Langevin dynamics of the beads at the flow's temperature (friction 1 / ps, Reference platform).
+
+    Arguments:
+        flow: the flow.
+        picoseconds: how long, ps.
+        timestep: fs.
+        interval: between frames, ps.
+        seed: of velocities and noise.
+    """
+    cg = create_cg_system(flow)
+    integrator = openmm.LangevinMiddleIntegrator(flow.temperature, 1 / unit.picosecond, timestep * unit.femtosecond)
+    integrator.setRandomNumberSeed(seed)
+    # a handful of particles: starting threads or a GPU for each step costs more than the step
+    context = openmm.Context(cg.system, integrator, openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(cg.positions)
+    context.setVelocitiesToTemperature(flow.temperature, seed)
+    every = max(1, round(1000 * interval / timestep))
+    frames = np.empty((max(1, round(1000 * picoseconds / timestep / every)), cg.topology.getNumAtoms(), 3))
+    for frame in track(frames, description="beads", transient=True):
+        integrator.step(every)
+        frame[:] = context.getState(positions=True).getPositions(asNumpy=True)._value
+    frames -= frames.mean(1, keepdims=True)
+    times = 1e-3 * timestep * every * np.arange(1, len(frames) + 1)
+    return mdtraj.Trajectory(frames, mdtraj.Topology.from_openmm(cg.topology), time=times)

@@ -48,6 +48,7 @@ class TorchPotential(Potential):
         self._index = table.index(n_atoms, dtype)
         self._compile = compile
         self._compiled: EnergyGradient | None = None
+        self._done = 0  # by this object; `evaluations` may go on from an earlier run
         self._work = sum(table.sizes) * (_GB_WORK if any("GB" in name for name in self.forces) else 1)
 
     @classmethod
@@ -115,12 +116,13 @@ class TorchPotential(Potential):
     def _count(self, evaluations: int) -> None:
         with _COUNTING:  # threads may share a potential
             self.evaluations += evaluations
+            self._done += evaluations
 
     def _compiled_function(self, device: torch.device, batch: int) -> EnergyGradient | None:
         """The compiled function, made at the first batch that is worth it; None where it is not (yet) to be used."""
         if self._compile is False or batch <= _SMALL:
             return None
-        if self._compile == "auto" and self.evaluations * self._work < _AUTO_WORK:
+        if self._compile == "auto" and self._done * self._work < _AUTO_WORK:
             return None
         if self._compiled is None and _COMPILING.acquire(blocking=self._compile is True):
             try:

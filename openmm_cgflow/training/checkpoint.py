@@ -61,6 +61,7 @@ class CheckpointWriter:
         self._last = 0.0
 
     def __call__(self, force: bool = False) -> None:
+        """Write, if it is time or `force`."""
         elapsed = self._trainer.budget.elapsed
         if self._path is None or not (force or elapsed - self._last > _SECONDS):
             return

@@ -16,6 +16,7 @@ class Interruptible:
         self.asked = False
 
     def __call__(self) -> bool:
+        """Whether the end was asked for."""
         return self.asked
 
     def _ask(self, number: int, frame: Any) -> None:  # noqa: ANN401
