@@ -1,6 +1,8 @@
 """The free energy as a force: every backend against `freeEnergy`, and what is said where one cannot be had."""
 
 import copy
+import subprocess
+import sys
 
 import numpy as np
 import openmm
@@ -175,3 +177,16 @@ def test_the_script_module_is_the_eager_one(aldp):
         one = torch.ones((), dtype=dtype)
         assert script(x.to(dtype), one).dtype is dtype
         torch.testing.assert_close(script(x.to(dtype), one), module(x.to(dtype), one))
+
+
+@pytest.mark.skipif(NO_TORCH is not None, reason=str(NO_TORCH))
+def test_torch_force_in_a_script_that_imports_openmm_first(aldp, tmp_path):
+    aldp.save(tmp_path / "aldp.cgflow")
+    script = f"""
+import openmm
+import openmm_cgflow as cgf
+flow = cgf.CGFlow.load({str(tmp_path / "aldp.cgflow")!r})
+flow.system.addForce(flow.createForce("torch"))
+openmm.Context(flow.system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)

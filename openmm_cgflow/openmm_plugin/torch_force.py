@@ -1,11 +1,11 @@
 """Whether a TorchForce can be had here, and making one."""
 
 import logging
+import re
 import subprocess
 import sys
 from functools import lru_cache
 from importlib import metadata
-from pathlib import Path
 
 import openmm
 import torch
@@ -80,11 +80,10 @@ def make_torch_force(module: torch.jit.ScriptModule) -> openmm.Force:
 @lru_cache(maxsize=1)
 def _load_plugin() -> None:
     """Load the plugin's kernels, which OpenMM could not do if it was imported before torch."""
-    failures = openmm.Platform.getPluginLoadFailures()
-    directory = Path(openmm.Platform.getDefaultPluginsDirectory())
-    for library in sorted(directory.glob("*OpenMMTorch*")):
-        if any(library.name in failure for failure in failures):
+    for failure in openmm.Platform.getPluginLoadFailures():
+        found = re.search(r"Error loading library (.*OpenMMTorch[^/\\]*?): ", failure)
+        if found:
             try:
-                openmm.Platform.loadPluginLibrary(str(library))
+                openmm.Platform.loadPluginLibrary(found[1])
             except openmm.OpenMMException as error:  # that of a GPU, where there is none
                 _log.debug("%s", error)

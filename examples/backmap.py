@@ -1,0 +1,56 @@
+"""From beads to atoms: all-atom structures around the frames of a CG simulation, and molecular dynamics from there.
+
+    python examples/cg_simulation.py && python examples/backmap.py --cg cg.dcd
+    python examples/backmap.py                      # makes a short CG trajectory itself
+
+Around every frame eight structures are drawn, checked and weighted; one of them, by its weight, starts a short all-atom run.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import openmm
+from openmm import unit
+
+import openmm_cgflow as cgf
+from openmm_cgflow.openmm_plugin.cg_system import langevin_frames
+
+from add_to_script import MODEL, fastest_platform  # isort: skip  (beside this file)
+
+
+def main() -> None:
+    """Backmap, check, and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cg", type=Path, help="beads, in a file that mdtraj reads")
+    parser.add_argument("--output", type=Path, default=Path("atoms.dcd"))
+    parser.add_argument("--runs", type=int, default=3, help="all-atom runs of 1 ps")
+    options = parser.parse_args()
+    flow = cgf.CGFlow.load(MODEL)
+    cg = options.cg or langevin_frames(flow, picoseconds=2, timestep=1, interval=0.1)
+
+    atoms = flow.backmap(cg, n=8, seed=0)
+    frames = len(atoms.outside)
+    print(
+        f"{frames} frames, {atoms.trajectory.n_frames} structures, {atoms.outside.sum()} frames outside the trained region"
+    )
+    for label, text in atoms.checks.summary():
+        print(f"  {label:22s} {text}")
+    print(f"ESS within a frame: {100 * atoms.ess.mean():.1f} % on average, {100 * atoms.ess.min():.1f} % at worst")
+    chosen = atoms.resample(seed=0)
+    chosen.save(str(options.output))
+    print(f"written: {options.output}, one structure a frame, drawn by its weight")
+
+    for index in np.linspace(0, frames - 1, options.runs).astype(int):
+        integrator = openmm.LangevinMiddleIntegrator(flow.temperature, 1 / unit.picosecond, 1 * unit.femtosecond)
+        context = openmm.Context(flow.system, integrator, *fastest_platform())
+        context.setPositions(chosen.xyz[index].astype(float))
+        context.setVelocitiesToTemperature(flow.temperature, 1)
+        start = context.getState(energy=True).getPotentialEnergy()._value
+        integrator.step(1000)
+        end = context.getState(energy=True).getPotentialEnergy()._value
+        print(f"all atoms from frame {index}: {start:.0f} kJ/mol at the start, {end:.0f} after 1 ps, no minimisation")
+
+
+if __name__ == "__main__":
+    main()
