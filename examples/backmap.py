@@ -3,7 +3,8 @@
     python examples/cg_simulation.py && python examples/backmap.py --cg cg.dcd
     python examples/backmap.py                      # makes a short CG trajectory itself
 
-Around every frame eight structures are drawn, checked and weighted; one of them, by its weight, starts a short all-atom run.
+Around every frame eight structures are drawn, checked and weighted; one of them, by its weight, starts a short run of
+all atoms.
 """
 
 import argparse
@@ -31,9 +32,7 @@ def main() -> None:
 
     atoms = flow.backmap(cg, n=8, seed=0)
     frames = len(atoms.outside)
-    print(
-        f"{frames} frames, {atoms.trajectory.n_frames} structures, {atoms.outside.sum()} frames outside the trained region"
-    )
+    print(f"{frames} frames of beads, {atoms.outside.sum()} outside the trained region; 8 structures for each")
     for label, text in atoms.checks.summary():
         print(f"  {label:22s} {text}")
     print(f"ESS within a frame: {100 * atoms.ess.mean():.1f} % on average, {100 * atoms.ess.min():.1f} % at worst")

@@ -3,8 +3,9 @@
     python examples/replica_exchange.py                    # 200 iterations, minutes
     python examples/replica_exchange.py --iterations 5     # a taste
 
-Beside Langevin dynamics, the replica at 300 K, where the flow was trained, gets a structure of the whole molecule proposed
-in each iteration; the others may take part too, at the price of a lower acceptance. Stored and restored like any other move.
+Beside Langevin dynamics, a structure of the whole molecule is proposed in each replica and each iteration: always
+accepted, nearly, at 300 K, where the flow was trained, and less the hotter the replica. The move is stored and restored
+like any other.
 """
 
 import argparse

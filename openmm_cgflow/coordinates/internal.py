@@ -17,6 +17,7 @@ from openmm_cgflow.coordinates.checks import check_inputs
 from openmm_cgflow.coordinates.constraints import fixed_bonds
 from openmm_cgflow.coordinates.geometry import cos_of_square, cross, dot, length, sinc_of_square
 from openmm_cgflow.coordinates.layout import ATOM, BEAD, ROTOR, SLOW, TWO_PI, Layout, build_layout
+from openmm_cgflow.coordinates.puckers import flipping_bonds
 from openmm_cgflow.coordinates.rotors import Relabelling
 from openmm_cgflow.coordinates.symmetry import symmetric_centres
 from openmm_cgflow.coordinates.zmatrix import build_zmatrix
@@ -148,6 +149,7 @@ class InternalCoordinates(torch.nn.Module):
         profiles = torsion_profiles(molecule, system)
         centres = symmetric_centres(molecule, system)
         plan = plan_beads(molecule, profiles, centres, beads, slow)
+        plan.soft.update(flipping_bonds(molecule, system, plan.beads))
         rows = build_zmatrix(molecule, plan, centres)
         return cls(build_layout(molecule, plan, rows, centres, fixed_bonds(molecule, system, rows)))
 
