@@ -17,6 +17,7 @@ import openmm_cgflow as cgf
 from openmm_cgflow.openmm_plugin import torch_force
 from openmm_cgflow.openmm_plugin.bead_free_energy import BeadFreeEnergy
 from openmm_cgflow.openmm_plugin.cg_system import bead_topology
+from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
 
 MODEL = Path(__file__).parent.parent / "examples" / "models" / "alanine_dipeptide.cgflow"
 NO_TORCH = torch_force.why_no_torch_force()
@@ -93,9 +94,12 @@ def test_beads_carry_elements_bonds_and_the_whole_mass(aldp):
     assert cg.positions.shape == (5, 3)
 
 
-def test_nothing_in_the_traced_energy_is_bound_to_a_device(aldp):
+@pytest.mark.parametrize("kind", ["beads", "slow"])
+def test_nothing_in_the_traced_energy_is_bound_to_a_device(aldp, kind):
     """A TorchForce moves buffers and parameters to the GPU; a device noted in the graph would stay behind."""
-    traced = torch.jit.trace(BeadFreeEnergy(aldp), (torch.randn(5, 3).double(), torch.tensor(1.0)), check_trace=False)
+    slow = SlowFreeEnergy(aldp.flow.bead_flow.slow, aldp.slow_torsions, KT)
+    module = BeadFreeEnergy(aldp) if kind == "beads" else slow
+    traced = torch.jit.trace(module, (torch.randn(22, 3).double(), torch.tensor(1.0)), check_trace=False)
     graph = str(traced.inlined_graph)
     assert 'value="cpu"' not in graph
     assert "Device = prim::Constant" not in graph

@@ -167,16 +167,19 @@ def test_python_force_does_not_swallow_a_broken_simulation(aldp):
         energy_and_forces(context, x)
 
 
-def test_the_script_module_is_the_eager_one(aldp):
+def test_the_traced_module_takes_positions_of_any_precision(aldp):
+    """GPUs hand over single-precision positions, and want their gradient in the same."""
     from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
 
     module = SlowFreeEnergy(aldp.flow.bead_flow.slow, aldp.slow_torsions, aldp.target.kT)
-    script = torch.jit.script(module)
-    x = torch.as_tensor(frames(aldp, 1)[0])
-    for dtype in (torch.float32, torch.float64):
-        one = torch.ones((), dtype=dtype)
-        assert script(x.to(dtype), one).dtype is dtype
-        torch.testing.assert_close(script(x.to(dtype), one), module(x.to(dtype), one))
+    x, one = torch.as_tensor(frames(aldp, 1)[0]), torch.tensor(1.0)
+    traced = torch.jit.trace(module, (x, one), check_trace=False)
+    single = x.float().requires_grad_()
+    energy = traced(single, one)
+    energy.backward()
+    torch.testing.assert_close(energy, module(x, one), rtol=1e-5, atol=1e-5)
+    assert single.grad.dtype is torch.float32
+    assert energy.dtype is torch.float64
 
 
 @pytest.mark.skipif(NO_TORCH is not None, reason=str(NO_TORCH))

@@ -60,7 +60,7 @@ class BeadFreeEnergy(nn.Module):
         return (stiff - self.bead_flow.stiff.reference) / self.bead_flow.stiff.scale
 
     def forward(self, positions: Tensor, scale: Tensor) -> Tensor:
-        """Energy in kJ/mol, a scalar.
+        """Energy in kJ/mol, a scalar in double precision.
 
         Arguments:
             positions: `(particles, 3)` in nm, of any precision.
@@ -78,7 +78,7 @@ class BeadFreeEnergy(nn.Module):
         log_prob = self.bead_flow.log_prob_slow(slow) + density.log_prob_latent(latent) + logdet + change
         log_prob = log_prob - self.coordinates.log_measure(torch.cat([slow, stiff], dim=1))
         energy = self.kT * (_SLOPE * excess.sum() - log_prob.sum())
-        return (energy * scale.to(torch.float64)).to(positions.dtype)
+        return energy * scale.to(torch.float64)
 
 
 def _bounded(value: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Free energies as forces: that of the slow torsions of the atoms, and that of the beads."""
 
 import logging
-from collections.abc import Callable
+import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -54,7 +54,7 @@ def create_force(
     if backend not in (None, "torch", "python"):
         raise InvalidInputError(f'createForce: backend is {backend!r}; give None, "torch", "python" or "tabulated".')
     module = SlowFreeEnergy(flow.flow.bead_flow.slow, flow.slow_torsions, flow.target.kT)
-    return _force(module, torch.jit.script, backend, scale, parameter)
+    return _force(module, torch.as_tensor(flow.positions._value), backend, scale, parameter)
 
 
 def create_bead_force(
@@ -83,24 +83,23 @@ def create_bead_force(
     particles = 1 + int(module.atoms.max())
     start = torch.zeros(particles, 3, dtype=torch.float64)
     start[module.atoms] = torch.as_tensor(flow.positions._value[flow.coordinates.bead_atoms])
-    return _force(module, lambda m: torch.jit.trace(m, (start, torch.tensor(1.0))), backend, scale, parameter)
+    return _force(module, start, backend, scale, parameter)
 
 
 def _force(
-    module: torch.nn.Module,
-    compiled: Callable[[torch.nn.Module], torch.jit.ScriptModule],
-    backend: str | None,
-    scale: float,
-    parameter: str,
+    module: torch.nn.Module, positions: torch.Tensor, backend: str | None, scale: float, parameter: str
 ) -> openmm.Force:
-    """A TorchForce or PythonForce of a module of positions and scale."""
+    """A TorchForce or PythonForce of a module of positions and scale, which is traced at the given positions."""
     if backend is None:
         reason = why_no_torch_force()
         backend = "torch" if reason is None else "python"
         _log.info("the force is %s", "a TorchForce" if reason is None else f"a PythonForce, for {reason}")
     if backend == "python":
         return openmm.PythonForce(PythonFreeEnergy(module, parameter), {parameter: scale})
-    force: Any = make_torch_force(compiled(module))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which is what a TorchForce takes
+        traced = torch.jit.trace(module, (positions, torch.tensor(1.0, dtype=torch.float64)))
+    force: Any = make_torch_force(traced)
     force.addGlobalParameter(parameter, scale)
     return force
 

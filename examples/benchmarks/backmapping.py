@@ -1,0 +1,126 @@
+"""Backmapping measured: speed, what is kept, and whether the reweighted energies are those of the all-atom ensemble.
+
+    python examples/benchmarks/backmapping.py            # alanine dipeptide, some minutes
+    python examples/benchmarks/backmapping.py --quick    # a taste
+
+The reference are frames of molecular dynamics (batched Langevin dynamics on the System's own energies, which knows
+nothing of the flow). The beads of one half of the walkers are backmapped; the energies of what comes out, one structure
+a frame drawn by its weight, are compared with those of the other half.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch  # noqa: F401  (before openmm, whose torch plugin needs its libraries)
+from scipy.stats import ks_2samp
+
+# isort: split
+import openmm_cgflow as cgf
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import batched_replica_exchange as batched
+
+MODEL = Path(__file__).resolve().parent.parent / "models" / "alanine_dipeptide.cgflow"
+STEP = 0.0005  # ps, so short that the dynamics' own error is too small to be seen
+BETWEEN = 0.5  # ps between frames of a walker
+
+
+def reference_frames(walkers: int, rounds: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Frames `(rounds, walkers, 22, 3)` in nm at 300 K, and their energies `(rounds, walkers)` in kJ/mol."""
+    batched.STEP = STEP
+    ladders = batched.Ladders(walkers, np.array([300.0]), seed)
+    ladders.prepare()
+    sweeps = max(1, round(BETWEEN / (STEP * batched.PERIOD)))
+    frames, energies = [], []
+    for index in range(rounds + 10):  # 5 ps come to thermal equilibrium first
+        for _ in range(sweeps):
+            ladders.sweep()
+        if index >= 10:
+            frames.append(ladders.x.numpy().copy())
+            energies.append(ladders.energy.numpy().copy())
+    return np.array(frames), np.array(energies)
+
+
+def kolmogorov_smirnov(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """The largest distance of two distribution functions, and its p-value."""
+    result = ks_2samp(ours, theirs, method="asymp")
+    return result.statistic, result.pvalue
+
+
+def detectable_shift(energies: np.ndarray, n: int, m: int) -> float:
+    """The shift of all energies, in kJ/mol, that the test at 5 % finds in 95 of 100 cases, by simulation."""
+    rng = np.random.default_rng(0)
+    for share in np.arange(0.02, 1.0, 0.01):
+        shift = share * energies.std()
+        cases = [kolmogorov_smirnov(rng.choice(energies, n) + shift, rng.choice(energies, m))[1] for _ in range(100)]
+        if np.sum(np.array(cases) < 0.05) >= 95:
+            return shift
+    return float("inf")
+
+
+def speed(flow: cgf.CGFlow, frames: int) -> None:
+    """Frames a second, and what is kept."""
+    beads = flow.sample(frames, seed=1).positions[:, flow.coordinates.bead_atoms]
+    flow.backmap(beads, seed=0)  # may compile
+    taken = []
+    for seed in range(3):
+        start = time.perf_counter()
+        result = flow.backmap(beads, seed=seed)
+        taken.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    checks = result.checks
+    checking = time.perf_counter() - start
+    kept = np.abs(result.positions[:, 0][:, flow.coordinates.bead_atoms] - beads).max()
+    print(f"speed: {frames / min(taken):,.0f} frames/s with densities and weights (best of 3 x {frames:,} frames)")
+    print(f"       {frames / (min(taken) + checking):,.0f} frames/s with all checks as well")
+    right, fine = (100 * np.mean(share) for share in (checks.wrong_chirality == 0, checks.fine))
+    print(f"chirality right in {right:.2f} %, all checks passed by {fine:.2f} %")
+    print(f"largest deviation of a bead: {kept:.1e} nm")
+
+
+def energies(flow: cgf.CGFlow, walkers: int, rounds: int) -> bool:
+    """Compare the energies of backmapped reference beads with those of the reference; whether they agree."""
+    x, u = reference_frames(walkers, rounds)
+    half = walkers // 4  # walkers start in two sets of basins, one after the other: take half of each
+    first = np.r_[0:half, walkers // 2 : walkers // 2 + half]
+    second = np.setdiff1d(np.arange(walkers), first)
+    beads = x[:, first].reshape(-1, 22, 3)[:, flow.coordinates.bead_atoms]
+    theirs = u[:, second].ravel()
+    result = flow.backmap(beads, n=16, seed=2)
+    outside, ess = result.outside.sum(), 100 * result.ess.mean()
+    print(f"reference: {walkers} walkers, {rounds} frames each, every {BETWEEN:g} ps")
+    print(f"beads outside the trained region: {outside} of {len(beads)}; ESS within a frame {ess:.1f} %")
+    everything = flow.target.kT * result.reduced_energies
+    drawn = everything[np.arange(len(beads)), draw(result.weights)]
+    plain = everything[:, 0][np.isfinite(everything[:, 0])]
+    mean = np.where(result.weights > 0, result.weights * everything, 0).sum() / len(beads)
+    print(f"mean energy, kJ/mol: {mean:.2f} reweighted, {theirs.mean():.2f} reference (s.d. {theirs.std():.1f})")
+    distance, p = kolmogorov_smirnov(drawn, theirs)
+    print(f"two-sample test, {len(drawn)} against {len(theirs)}: D = {distance:.4f}, p = {p:.3f}")
+    print("the same without weights: D = {:.4f}, p = {:.3f}".format(*kolmogorov_smirnov(plain, theirs)))
+    shift = detectable_shift(theirs, len(drawn), len(theirs))
+    print(f"power: a shift of {shift:.2f} kJ/mol ({shift / theirs.std():.2f} s.d.) is found in 95 of 100 cases")
+    return p > 0.01
+
+
+def draw(weights: np.ndarray) -> np.ndarray:
+    """One index a row, by its weights."""
+    cumulative = weights.cumsum(1)
+    return (np.random.default_rng(0).random((len(weights), 1)) * cumulative[:, -1:] >= cumulative).sum(1)
+
+
+def main() -> None:
+    """Run, and exit with 1 if the energies differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    flow = cgf.CGFlow.load(MODEL)
+    speed(flow, 2000 if options.quick else 20_000)
+    raise SystemExit(0 if energies(flow, 64 if options.quick else 512, 4 if options.quick else 10) else 1)
+
+
+if __name__ == "__main__":
+    main()

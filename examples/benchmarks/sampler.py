@@ -1,0 +1,136 @@
+"""FlowMonteCarlo measured: acceptance, populations with a good and with a bad flow, and the cost beside plain dynamics.
+
+    python examples/benchmarks/sampler.py                     # 100,000 moves each, half an hour or so
+    python examples/benchmarks/sampler.py --moves 2000 --walkers 64 --picoseconds 5     # a taste
+
+The bad flow has a slow density that was never trained: it must give the same populations, with fewer accepted moves.
+What plain molecular dynamics costs is measured by how long walkers that start in alpha_L stay there.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
+import numpy as np
+import torch
+
+# torch before openmm, whose torch plugin needs its libraries
+# isort: split
+import openmm
+from openmm import app, unit
+
+import openmm_cgflow as cgf
+from openmm_cgflow.flows import JointFlow
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import batched_replica_exchange as batched
+from add_to_script import MODEL
+from aldp_analysis import ALDP_BASINS, basin_labels, torsions
+
+REFERENCE = Path(__file__).resolve().parent.parent / "references" / "aldp_obc1.json"
+BETWEEN = 5  # steps of 1 fs between moves; a move itself costs two energies
+RARE, TOLERANCE = 0.0023, 0.1  # the population of alpha_L, and the relative error wanted
+
+
+def bad_flow() -> cgf.CGFlow:
+    """The shipped flow with a slow density as it was before training: nearly uniform in phi and psi."""
+    flow = cgf.CGFlow.load(MODEL)
+    c = flow.coordinates
+    untrained = JointFlow.build(c.sizes, c.reference, c.scale, c.period)
+    flow.flow.bead_flow.slow.load_state_dict(untrained.bead_flow.slow.state_dict())
+    return flow
+
+
+def chain(flow: cgf.CGFlow, moves: int, seed: int) -> tuple[np.ndarray, float, float]:
+    """Basins after each move, the acceptance, and seconds."""
+    topology, system, positions = flow.topology, flow.system, flow.positions
+    integrator = openmm.LangevinMiddleIntegrator(300, 1 / unit.picosecond, 1 * unit.femtosecond)
+    integrator.setRandomNumberSeed(seed)
+    platform = openmm.Platform.getPlatformByName("CPU")
+    simulation = app.Simulation(topology, system, integrator, platform, {"Threads": "1"})
+    simulation.context.setPositions(positions)
+    simulation.context.setVelocitiesToTemperature(300, seed)
+    monte_carlo = cgf.FlowMonteCarlo(simulation, flow, frequency=BETWEEN, seed=seed)
+    x = np.empty((moves, 22, 3), dtype=np.float32)
+    start = time.monotonic()
+    for frame in x:
+        monte_carlo.step(simulation, BETWEEN)
+        frame[:] = simulation.context.getState(positions=True).getPositions(asNumpy=True)._value
+    return basin_labels(*torsions(x.astype(float))), monte_carlo.acceptance, time.monotonic() - start
+
+
+def inefficiency(inside: np.ndarray) -> float:
+    """How many moves make an independent one: by the variance of the means of 50 blocks."""
+    blocks = np.array([block.mean() for block in np.array_split(inside, 50)])
+    return max(1.0, blocks.var(ddof=1) * (len(inside) / 50) / max(inside.var(), 1e-12))
+
+
+def report(name: str, flow: cgf.CGFlow, moves: int, seed: int) -> tuple[bool, float]:
+    """Print populations beside the reference; whether they agree, and moves for an independent sample of alpha_L."""
+    labels, acceptance, seconds = chain(flow, moves, seed)
+    reference = json.loads(REFERENCE.read_text())
+    print(f"\n{name}: {moves:,} moves in {seconds:.0f} s, acceptance {100 * acceptance:.1f} %")
+    agree = True
+    for k, basin in enumerate(ALDP_BASINS):
+        inside = (labels == k).astype(float)
+        error = math.sqrt(inside.var() * inefficiency(inside) / moves)
+        theirs = reference["populations_all_temperatures"][basin]
+        their_error = reference["errors_all_temperatures"][basin]
+        away = (inside.mean() - theirs) / math.hypot(error, their_error)
+        agree &= abs(away) <= 3
+        ours = f"{inside.mean():.5f} +- {error:.5f}"
+        print(f"  {basin:14s} {ours}   reference {theirs:.5f} +- {their_error:.5f}   {away:+.1f} s.e.")
+    return agree, inefficiency((labels == 2).astype(float))
+
+
+def stay(walkers: int, picoseconds: float) -> tuple[float, int]:
+    """Mean time in ps that plain dynamics stays in alpha_L, and how many walkers left: exposure over departures."""
+    batched.STARTS = {"phi > 0": batched.STARTS["phi > 0"], "also": batched.STARTS["phi > 0"]}
+    batched.STEP = 0.002
+    ladders = batched.Ladders(walkers, np.array([300.0]), seed=3)
+    ladders.prepare()
+    sweep = batched.STEP * batched.PERIOD
+    left = np.zeros(walkers, dtype=bool)
+    exposure = 0.0
+    for _ in range(round(picoseconds / sweep)):
+        ladders.sweep()
+        labels = basin_labels(*torsions(ladders.x.double().numpy()))
+        exposure += sweep * np.count_nonzero(~left)
+        left |= labels != 2
+    return exposure / max(1, left.sum()), int(left.sum())
+
+
+def main() -> None:
+    """Run, and exit with 1 if a population is more than three standard errors off or a figure is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--moves", type=int, default=100_000)
+    parser.add_argument("--walkers", type=int, default=256)
+    parser.add_argument("--picoseconds", type=float, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    good = cgf.CGFlow.load(MODEL)
+    agree, moves = report("shipped flow", good, options.moves, options.seed)
+    bad, _ = report("bad flow", bad_flow(), options.moves, options.seed)
+    time_there, departures = stay(options.walkers, options.picoseconds)
+    print(f"\nplain dynamics stays in alpha_L for {time_there:.0f} ps ({departures} of {options.walkers} walkers left)")
+    # two states: their correlation time is about the stay in the rarer one, and twice that makes an independent sample
+    dynamics, ours = 2 * time_there / 0.002, moves * (BETWEEN + 2)
+    samples = (1 - RARE) / (RARE * TOLERANCE**2)
+    trained = good.provenance["evaluations"]
+    print(f"energies for the population of alpha_L to {100 * TOLERANCE:.0f} %, {samples:,.0f} independent samples:")
+    print(f"  dynamics, 2 fs         {samples * dynamics:.1e}")
+    print(f"  FlowMonteCarlo         {samples * ours:.1e}   {dynamics / ours:,.0f} times fewer")
+    with_training = samples * ours + trained
+    print(f"  with its training      {with_training:.1e}   {samples * dynamics / with_training:,.0f} times fewer")
+    raise SystemExit(0 if agree and bad else 1)
+
+
+if __name__ == "__main__":
+    main()
