@@ -28,6 +28,7 @@ setup(
         "matplotlib>=3.9,<4",
         "rich>=13,<16",
         "typer>=0.15,<1",
+        "networkx>=3.3,<4",
     ],
     extras_require={
         "torchforce": TORCHFORCE,
@@ -40,7 +41,7 @@ setup(
             "ruff>=0.14,<1",
             "mypy>=1.18,<3",
         ],
-        "benchmark": ["tqdm>=4.66,<5"],
+        "benchmark": ["scipy>=1.11,<2"],
     },
     entry_points={
         "console_scripts": ["openmm-cgflow=openmm_cgflow.cli:main"],

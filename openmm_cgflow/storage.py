@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import openmm
 import safetensors
@@ -128,8 +129,9 @@ def system_from_xml(xml: str) -> openmm.System:
 
     Raises:
         ModelFileError: if it holds a PythonForce, whose XML runs code when read.
+        ParseError: if it is no XML.
     """
-    if 'type="PythonForce"' in xml:
+    if any(element.get("type") == "PythonForce" for element in ElementTree.fromstring(xml).iter()):
         raise ModelFileError(
             "the stored System holds a PythonForce; reading its XML would run code, so it is refused. "
             "Build the System in your script and give it to CGFlow."

@@ -376,6 +376,7 @@ def test_full_disk_while_saving_loses_nothing(butane, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["b.cgflow"]
 
 
-def test_system_with_a_python_force_is_not_read_from_a_file():
+@pytest.mark.parametrize("how", ['"PythonForce"', "'PythonForce'", '"&#80;ythonForce"'])
+def test_system_with_a_python_force_is_not_read_from_a_file(how):
     with pytest.raises(cgf.ModelFileError, match="would run code"):
-        storage.system_from_xml('<System><Forces><Force type="PythonForce"/></Forces></System>')
+        storage.system_from_xml(f"<System><Forces><Force type={how}/></Forces></System>")
