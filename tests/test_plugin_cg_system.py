@@ -17,6 +17,7 @@ import openmm_cgflow as cgf
 from openmm_cgflow.openmm_plugin import torch_force
 from openmm_cgflow.openmm_plugin.bead_free_energy import BeadFreeEnergy
 from openmm_cgflow.openmm_plugin.cg_system import bead_topology
+from openmm_cgflow.openmm_plugin.compiled_forces import compile_forces
 from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
 
 MODEL = Path(__file__).parent.parent / "examples" / "models" / "alanine_dipeptide.cgflow"
@@ -95,14 +96,23 @@ def test_beads_carry_elements_bonds_and_the_whole_mass(aldp):
 
 
 @pytest.mark.parametrize("kind", ["beads", "slow"])
-def test_nothing_in_the_traced_energy_is_bound_to_a_device(aldp, kind):
+def test_the_compiled_forces_are_bound_to_no_device_and_no_precision(aldp, kind):
     """A TorchForce moves buffers and parameters to the GPU; a device noted in the graph would stay behind."""
     slow = SlowFreeEnergy(aldp.flow.bead_flow.slow, aldp.slow_torsions, KT)
     module = BeadFreeEnergy(aldp) if kind == "beads" else slow
-    traced = torch.jit.trace(module, (torch.randn(22, 3).double(), torch.tensor(1.0)), check_trace=False)
-    graph = str(traced.inlined_graph)
-    assert 'value="cpu"' not in graph
-    assert "Device = prim::Constant" not in graph
+    x = torch.as_tensor(aldp.positions._value)
+    compiled = compile_forces(module, x)
+    assert "Device = prim::Constant" not in str(compiled.inlined_graph)
+    moved = x + 0.002 * torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    leaf = moved.clone().requires_grad_()
+    energy = module(leaf, torch.tensor(0.5))
+    energy.backward()
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-3)):
+        found, forces = compiled(moved.to(dtype), torch.tensor(0.5))
+        assert found.item() == pytest.approx(energy.item(), abs=tolerance * 10)
+        assert forces.dtype is dtype
+        assert forces.is_contiguous()
+        torch.testing.assert_close(forces.double(), -leaf.grad, rtol=tolerance, atol=tolerance * leaf.grad.abs().max())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import openmm
 import pytest
-import torch
 from molecules import jiggled, load
 
 import openmm_cgflow as cgf
@@ -165,21 +164,6 @@ def test_python_force_does_not_swallow_a_broken_simulation(aldp):
     x[6] = np.nan
     with pytest.raises(Exception, match=r"blown up|NaN|nan"):
         energy_and_forces(context, x)
-
-
-def test_the_traced_module_takes_positions_of_any_precision(aldp):
-    """GPUs hand over single-precision positions, and want their gradient in the same."""
-    from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
-
-    module = SlowFreeEnergy(aldp.flow.bead_flow.slow, aldp.slow_torsions, aldp.target.kT)
-    x, one = torch.as_tensor(frames(aldp, 1)[0]), torch.tensor(1.0)
-    traced = torch.jit.trace(module, (x, one), check_trace=False)
-    single = x.float().requires_grad_()
-    energy = traced(single, one)
-    energy.backward()
-    torch.testing.assert_close(energy, module(x, one), rtol=1e-5, atol=1e-5)
-    assert single.grad.dtype is torch.float32
-    assert energy.dtype is torch.float64
 
 
 @pytest.mark.skipif(NO_TORCH is not None, reason=str(NO_TORCH))

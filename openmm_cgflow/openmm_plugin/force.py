@@ -1,7 +1,6 @@
 """Free energies as forces: that of the slow torsions of the atoms, and that of the beads."""
 
 import logging
-import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 
 from openmm_cgflow.errors import InvalidInputError, TrainingError
 from openmm_cgflow.openmm_plugin.bead_free_energy import BeadFreeEnergy
+from openmm_cgflow.openmm_plugin.compiled_forces import compile_forces
 from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
 from openmm_cgflow.openmm_plugin.torch_force import make_torch_force, why_no_torch_force
 
@@ -29,17 +29,22 @@ class PythonFreeEnergy:
 
     def __init__(self, module: torch.nn.Module, parameter: str) -> None:
         self.module, self.parameter = module, parameter
+        self._compiled: torch.jit.ScriptModule | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None}
 
     def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
-        """Energy in kJ/mol and forces `(atoms, 3)` in kJ/mol/nm at the positions of a State."""
-        x = torch.tensor(state.getPositions(asNumpy=True)._value, dtype=torch.float64, requires_grad=True)
+        """Energy in kJ/mol and forces `(particles, 3)` in kJ/mol/nm at the positions of a State."""
+        x = torch.tensor(state.getPositions(asNumpy=True)._value, dtype=torch.float64)
         scale = torch.tensor(state.getParameters()[self.parameter], dtype=torch.float64)
-        with torch.enable_grad():
-            energy = self.module(x, scale)
-            (gradient,) = torch.autograd.grad(energy, x)
+        if self._compiled is None:
+            self._compiled = compile_forces(self.module, x)
+        with torch.no_grad():
+            energy, forces = self._compiled(x, scale)
         if not bool(torch.isfinite(energy)):
             raise TrainingError("the free energy is not finite: the simulation has blown up; shorten its time step.")
-        return energy.item(), -gradient.numpy()
+        return energy.item(), forces.numpy()
 
 
 def create_force(
@@ -89,17 +94,15 @@ def create_bead_force(
 def _force(
     module: torch.nn.Module, positions: torch.Tensor, backend: str | None, scale: float, parameter: str
 ) -> openmm.Force:
-    """A TorchForce or PythonForce of a module of positions and scale, which is traced at the given positions."""
+    """A TorchForce or PythonForce of a module of positions and scale, compiled for as many positions as given."""
     if backend is None:
         reason = why_no_torch_force()
         backend = "torch" if reason is None else "python"
         _log.info("the force is %s", "a TorchForce" if reason is None else f"a PythonForce, for {reason}")
     if backend == "python":
         return openmm.PythonForce(PythonFreeEnergy(module, parameter), {parameter: scale})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which is what a TorchForce takes
-        traced = torch.jit.trace(module, (positions, torch.tensor(1.0, dtype=torch.float64)))
-    force: Any = make_torch_force(traced)
+    force: Any = make_torch_force(compile_forces(module, positions))
+    force.setOutputsForces(True)
     force.addGlobalParameter(parameter, scale)
     return force
 
