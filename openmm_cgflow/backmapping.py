@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mdtraj
 import numpy as np
@@ -19,11 +19,9 @@ from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.openmm_plugin.cg_system import bead_topology
 from openmm_cgflow.openmm_plugin.matching import check_beads
+from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.training import Parallel
 from openmm_cgflow.units import in_nm
-
-if TYPE_CHECKING:
-    from openmm_cgflow.model import CGFlow
 
 __all__ = ["Backmapped", "backmap"]
 
@@ -120,7 +118,7 @@ class Backmapped:
         )
 
 
-def backmap(flow: "CGFlow", cg: Any, n: int = 1, relax: bool | int = False, seed: int | None = None) -> Backmapped:  # noqa: ANN401
+def backmap(flow: TrainedFlow, cg: Any, n: int = 1, relax: bool | int = False, seed: int | None = None) -> Backmapped:  # noqa: ANN401
     """The structures of `CGFlow.backmap`, which see."""
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n <= 0:
         raise InvalidInputError(f"backmap: n is {n!r}; give a positive number of structures for each frame.")
@@ -151,7 +149,7 @@ def backmap(flow: "CGFlow", cg: Any, n: int = 1, relax: bool | int = False, seed
     )
 
 
-def _read_beads(flow: "CGFlow", cg: Any) -> np.ndarray:  # noqa: ANN401
+def _read_beads(flow: TrainedFlow, cg: Any) -> np.ndarray:  # noqa: ANN401
     """Positions of the beads `(frames, beads, 3)` in nm of a trajectory, a file or an array."""
     n = len(flow.coordinates.bead_atoms)
     if isinstance(cg, str | Path):
@@ -172,7 +170,7 @@ def _read_beads(flow: "CGFlow", cg: Any) -> np.ndarray:  # noqa: ANN401
     return x
 
 
-def _load(flow: "CGFlow", path: Path) -> mdtraj.Trajectory:
+def _load(flow: TrainedFlow, path: Path) -> mdtraj.Trajectory:
     if not path.exists():
         raise InvalidInputError(f"backmap: there is no file {path}.")
     ours = mdtraj.Topology.from_openmm(bead_topology(flow))
@@ -192,7 +190,7 @@ class _Backmapper:
         outside: `(frames,)` bool.
     """
 
-    def __init__(self, flow: "CGFlow", beads: Tensor) -> None:
+    def __init__(self, flow: TrainedFlow, beads: Tensor) -> None:
         self.flow, self.beads = flow, beads
         self.coordinates = flow.coordinates
         self.bead_coordinates: InternalCoordinates = flow.coordinates.bead_coordinates()
@@ -282,7 +280,7 @@ def _warn(mapper: _Backmapper) -> None:
     )
 
 
-def _relaxed(flow: "CGFlow", x: np.ndarray, steps: int) -> np.ndarray:
+def _relaxed(flow: TrainedFlow, x: np.ndarray, steps: int) -> np.ndarray:
     """The structures `(frames, n, atoms, 3)` after some steps of minimisation with their beads held."""
     system = copy.deepcopy(flow.system)
     beads = flow.coordinates.bead_atoms

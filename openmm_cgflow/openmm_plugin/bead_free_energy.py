@@ -1,13 +1,11 @@
 """The free energy of the beads as one module of their positions."""
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from openmm_cgflow.model import CGFlow
+from openmm_cgflow.trained import TrainedFlow
 
 __all__ = ["BeadFreeEnergy"]
 
@@ -35,7 +33,7 @@ class BeadFreeEnergy(nn.Module):
     widest: Tensor
     narrowest: Tensor
 
-    def __init__(self, flow: "CGFlow", atoms: list[int] | None = None) -> None:
+    def __init__(self, flow: TrainedFlow, atoms: list[int] | None = None) -> None:
         super().__init__()
         self.coordinates = flow.coordinates.bead_coordinates()
         self.bead_flow = copy.deepcopy(flow.flow.bead_flow).double().requires_grad_(False)

@@ -1,7 +1,6 @@
 """A System of beads whose force is the free energy that the flow learned."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import mdtraj
 import numpy as np
@@ -10,9 +9,7 @@ from openmm import app, unit
 from rich.progress import track
 
 from openmm_cgflow.openmm_plugin.force import BeadBackend, create_bead_force
-
-if TYPE_CHECKING:
-    from openmm_cgflow.model import CGFlow
+from openmm_cgflow.trained import TrainedFlow
 
 __all__ = ["CGSystem", "add_bead_constraints", "bead_masses", "bead_topology", "create_cg_system", "langevin_frames"]
 
@@ -32,7 +29,7 @@ class CGSystem:
     positions: unit.Quantity
 
 
-def create_cg_system(flow: "CGFlow", backend: BeadBackend | None = None) -> CGSystem:
+def create_cg_system(flow: TrainedFlow, backend: BeadBackend | None = None) -> CGSystem:
     """The CG System of `CGFlow.createCGSystem`, which see."""
     force = create_bead_force(flow, backend)
     system = openmm.System()
@@ -43,7 +40,7 @@ def create_cg_system(flow: "CGFlow", backend: BeadBackend | None = None) -> CGSy
     return CGSystem(bead_topology(flow), system, flow.positions[flow.coordinates.bead_atoms])
 
 
-def add_bead_constraints(flow: "CGFlow", system: openmm.System) -> None:
+def add_bead_constraints(flow: TrainedFlow, system: openmm.System) -> None:
     """Constrain those beads of a System of beads that are constrained to one another in the flow's own System."""
     bead_of = {atom: bead for bead, atom in enumerate(flow.coordinates.bead_atoms)}
     for k in range(flow.system.getNumConstraints()):
@@ -52,7 +49,7 @@ def add_bead_constraints(flow: "CGFlow", system: openmm.System) -> None:
             system.addConstraint(bead_of[i], bead_of[j], distance)
 
 
-def bead_masses(flow: "CGFlow") -> list[unit.Quantity]:
+def bead_masses(flow: TrainedFlow) -> list[unit.Quantity]:
     """The mass of each bead: that of its atom and of all that hang on it and on no other bead."""
     beads = flow.coordinates.bead_atoms
     masses = dict.fromkeys(beads, 0.0 * unit.dalton)
@@ -61,7 +58,7 @@ def bead_masses(flow: "CGFlow") -> list[unit.Quantity]:
     return [masses[bead] for bead in beads]
 
 
-def bead_topology(flow: "CGFlow") -> app.Topology:
+def bead_topology(flow: TrainedFlow) -> app.Topology:
     """The beads as a Topology, in their order, with elements and names of their atoms."""
     atoms = list(flow.topology.atoms())
     topology = app.Topology()
@@ -81,7 +78,7 @@ def bead_topology(flow: "CGFlow") -> app.Topology:
 
 
 def langevin_frames(
-    flow: "CGFlow", picoseconds: float, timestep: float, interval: float, seed: int = 0
+    flow: TrainedFlow, picoseconds: float, timestep: float, interval: float, seed: int = 0
 ) -> mdtraj.Trajectory:
     """Frames of Langevin dynamics of the beads at the flow's temperature (friction 1 / ps, Reference platform).
 

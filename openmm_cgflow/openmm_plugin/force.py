@@ -1,7 +1,7 @@
 """Free energies as forces: that of the slow torsions of the atoms, and that of the beads."""
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import openmm
@@ -12,9 +12,7 @@ from openmm_cgflow.openmm_plugin.bead_free_energy import BeadFreeEnergy
 from openmm_cgflow.openmm_plugin.compiled_forces import compile_forces
 from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
 from openmm_cgflow.openmm_plugin.torch_force import make_torch_force, why_no_torch_force
-
-if TYPE_CHECKING:
-    from openmm_cgflow.model import CGFlow
+from openmm_cgflow.trained import TrainedFlow
 
 __all__ = ["Backend", "BeadBackend", "create_bead_force", "create_force"]
 
@@ -48,7 +46,7 @@ class PythonFreeEnergy:
 
 
 def create_force(
-    flow: "CGFlow", backend: Backend | None = None, scale: float = 1.0, parameter: str = "cgflow_scale"
+    flow: TrainedFlow, backend: Backend | None = None, scale: float = 1.0, parameter: str = "cgflow_scale"
 ) -> openmm.Force:
     """The force of `CGFlow.createForce`, which see."""
     n = flow.coordinates.sizes[0]
@@ -63,7 +61,7 @@ def create_force(
 
 
 def create_bead_force(
-    flow: "CGFlow",
+    flow: TrainedFlow,
     backend: BeadBackend | None = None,
     scale: float = 1.0,
     parameter: str = "cgflow_scale",
@@ -107,7 +105,7 @@ def _force(
     return force
 
 
-def _tabulated(flow: "CGFlow", scale: float, parameter: str) -> openmm.CustomCompoundBondForce:
+def _tabulated(flow: TrainedFlow, scale: float, parameter: str) -> openmm.CustomCompoundBondForce:
     """Periodic natural splines through the free energy on a grid."""
     n = flow.coordinates.sizes[0]
     if n not in _POINTS:

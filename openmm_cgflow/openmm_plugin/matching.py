@@ -1,15 +1,13 @@
 """Whether a flow and a simulation belong together."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import openmm
 from openmm import app, unit
 
 from openmm_cgflow.errors import MismatchError
-
-if TYPE_CHECKING:
-    from openmm_cgflow.model import CGFlow
+from openmm_cgflow.trained import TrainedFlow
 
 __all__ = ["check_beads", "check_system", "check_temperature", "check_topology", "same_temperature"]
 
@@ -17,7 +15,7 @@ _SAME_LENGTH = 1e-5  # nm
 _SAME_TEMPERATURE = 1e-4  # relative
 
 
-def check_topology(flow: "CGFlow", topology: app.Topology) -> None:
+def check_topology(flow: TrainedFlow, topology: app.Topology) -> None:
     """Refuse a Topology with other elements or bonds, or in another order, than the flow was trained on.
 
     Raises:
@@ -44,7 +42,7 @@ def check_topology(flow: "CGFlow", topology: app.Topology) -> None:
         )
 
 
-def check_beads(flow: "CGFlow", atoms: Sequence[Any]) -> None:
+def check_beads(flow: TrainedFlow, atoms: Sequence[Any]) -> None:
     """Refuse beads in another number or order than the flow's; elements count where there are any, names if the same.
 
     Arguments:
@@ -68,7 +66,7 @@ def check_beads(flow: "CGFlow", atoms: Sequence[Any]) -> None:
             )
 
 
-def check_system(flow: "CGFlow", system: openmm.System) -> None:
+def check_system(flow: TrainedFlow, system: openmm.System) -> None:
     """Refuse a System with other atoms or constraints than the flow was trained on; its forces may differ.
 
     Raises:
@@ -92,13 +90,13 @@ def check_system(flow: "CGFlow", system: openmm.System) -> None:
             )
 
 
-def same_temperature(flow: "CGFlow", temperature: unit.Quantity) -> bool:
+def same_temperature(flow: TrainedFlow, temperature: unit.Quantity) -> bool:
     """Whether this is the temperature of the flow."""
     ours, theirs = (t.value_in_unit(unit.kelvin) for t in (flow.temperature, temperature))
     return abs(ours - theirs) <= _SAME_TEMPERATURE * ours
 
 
-def check_temperature(flow: "CGFlow", temperature: unit.Quantity, mend: str) -> None:
+def check_temperature(flow: TrainedFlow, temperature: unit.Quantity, mend: str) -> None:
     """Refuse another temperature than that of the flow.
 
     Raises:
