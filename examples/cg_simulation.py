@@ -1,10 +1,11 @@
 """Molecular dynamics of the beads alone, in the free energy that the flow learned from all atoms.
 
-    python examples/cg_simulation.py                    # 200 ps of NVT and 100 ps of NVE, minutes
+    python examples/cg_simulation.py                    # 200 ps of NVT and 100 ps of NVE, a quarter of an hour
     python examples/cg_simulation.py --picoseconds 2    # a taste
 
-Prints the time a step takes, the drift of the energy without a thermostat, and populations of the dynamics beside those
-of the flow's own density of the beads, which it must sample. Writes the beads for `backmap.py`.
+Fifty walkers start from beads that the flow drew. Dynamics must leave their distribution as it is: populations of the
+basins, means and widths of bonds and angles are printed beside those of the flow, with errors from the scatter between
+walkers. Then the drift of the energy without a thermostat. Writes the beads for `backmap.py`.
 """
 
 import argparse
@@ -23,6 +24,9 @@ from add_to_script import MODEL  # isort: skip  (beside this file)
 from aldp_analysis import ALDP_BASINS, basin_labels  # isort: skip
 
 
+WALKERS = 50
+
+
 def main() -> None:
     """NVT, then NVE."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,17 +37,10 @@ def main() -> None:
     flow = cgf.CGFlow.load(MODEL)
 
     frames, seconds = nvt(flow, options.picoseconds)
-    steps = round(1000 * options.picoseconds)
+    steps = 100 * frames.shape[0] * frames.shape[1]
     print(f"NVT: {steps:,} steps of 1 fs in {seconds:.0f} s, {1e6 * seconds / steps:.0f} microseconds a step")
-    coordinates = flow.coordinates.bead_coordinates()
-    slow = coordinates.to_internal(torch.as_tensor(frames))[0][:, :2].numpy()
-    expected = flow.sample(100_000, seed=0).slow
-    print(f"{'basin':14s} {'dynamics of the beads':>22s} {'density of the flow':>20s}")
-    for k, name in enumerate(ALDP_BASINS):
-        inside = basin_labels(*np.degrees(slow).T) == k
-        error = np.std([block.mean() for block in np.array_split(inside, 10)], ddof=1) / 10**0.5
-        wanted = np.mean(basin_labels(*np.degrees(expected).T) == k)
-        print(f"{name:14s} {inside.mean():11.4f} +- {error:6.4f} {wanted:20.4f}")
+    compare(flow, frames)
+    frames = frames.reshape(-1, *frames.shape[2:])
     trajectory = mdtraj.Trajectory(frames, mdtraj.Topology.from_openmm(flow.createCGSystem("python").topology))
     trajectory.save(str(options.output))
     trajectory[0].save_pdb(str(options.output.with_suffix(".topology.pdb")))
@@ -52,6 +49,27 @@ def main() -> None:
     drift, spread = nve(flow, options.picoseconds / 2)
     print(f"NVE: {options.picoseconds / 2:g} ps in steps of 1 fs, the energy varies by {spread:.3f} kT ")
     print(f"     and drifts by {drift:+.2e} kT per degree of freedom per ps")
+
+
+def compare(flow: cgf.CGFlow, frames: np.ndarray) -> None:
+    """Print what the dynamics `(walkers, n, beads, 3)` gives beside the flow's own density of the beads."""
+    coordinates = flow.coordinates.bead_coordinates()
+    own = flow.sample(100_000, seed=0).positions[:, flow.coordinates.bead_atoms]
+    expected = coordinates.to_internal(torch.as_tensor(own))[0].double().numpy()
+    found = coordinates.to_internal(torch.as_tensor(frames.reshape(-1, *frames.shape[2:])))[0].numpy()
+    print(f"{'':34s} {'dynamics of the beads':>22s} {'density of the flow':>20s}")
+    rows = [
+        (name, basin_labels(*np.degrees(found[:, :2]).T) == k, basin_labels(*np.degrees(expected[:, :2]).T) == k)
+        for k, name in enumerate(ALDP_BASINS)
+    ]
+    for k, name in enumerate(coordinates.names[2:], start=2):
+        rows.append((f"{name}, mean", found[:, k], expected[:, k]))
+        squares = [(values - expected[:, k].mean()) ** 2 for values in (found[:, k], expected[:, k])]
+        rows.append(("    variance", *squares))
+    for name, values, wanted in rows:
+        walkers = values.reshape(len(frames), -1).mean(1)
+        error = walkers.std(ddof=1) / len(walkers) ** 0.5
+        print(f"{name:34s} {values.mean():11.6f} +- {error:8.6f} {wanted.mean():19.6f}")
 
 
 def context_of(flow: cgf.CGFlow, integrator: openmm.Integrator) -> openmm.Context:
@@ -64,17 +82,21 @@ def context_of(flow: cgf.CGFlow, integrator: openmm.Integrator) -> openmm.Contex
 
 
 def nvt(flow: cgf.CGFlow, picoseconds: float) -> tuple[np.ndarray, float]:
-    """Frames `(n, 5, 3)` every 0.1 ps of Langevin dynamics at the flow's temperature, and the seconds it took."""
+    """Frames `(walkers, n, 5, 3)` every 0.1 ps of Langevin dynamics, `picoseconds` in all, and the seconds it took."""
     integrator = openmm.LangevinMiddleIntegrator(flow.temperature, 1 / unit.picosecond, 1 * unit.femtosecond)
     integrator.setRandomNumberSeed(1)
     context = context_of(flow, integrator)
     integrator.step(20)  # the first steps compile
-    frames = np.empty((max(1, round(10 * picoseconds)), 5, 3))
+    starts = flow.sample(WALKERS, seed=1).positions[:, flow.coordinates.bead_atoms].astype(float)
+    frames = np.empty((WALKERS, max(1, round(10 * picoseconds / WALKERS)), 5, 3))
     begun = time.monotonic()
-    for frame in frames:
-        integrator.step(100)
-        frame[:] = context.getState(positions=True).getPositions(asNumpy=True)._value
-    return frames - frames.mean(1, keepdims=True), time.monotonic() - begun
+    for walker, (start, rows) in enumerate(zip(starts, frames, strict=True)):
+        context.setPositions(start)
+        context.setVelocitiesToTemperature(flow.temperature, walker + 1)
+        for frame in rows:
+            integrator.step(100)
+            frame[:] = context.getState(positions=True).getPositions(asNumpy=True)._value
+    return frames - frames.mean(2, keepdims=True), time.monotonic() - begun
 
 
 def nve(flow: cgf.CGFlow, picoseconds: float) -> tuple[float, float]:
