@@ -77,7 +77,7 @@ class CGFlowPotential:
         everything = list(topology.atoms())
         beads = list(range(len(everything))) if atoms is None else list(atoms)
         check_beads(flow, [everything[k] for k in beads])
-        force = create_bead_force(flow, backend, atoms=beads)
+        force = create_bead_force(flow, backend, atoms=beads, particles=len(everything))
         force.setForceGroup(forceGroup)
         system.addForce(force)
         if atoms is None:

@@ -233,7 +233,8 @@ def test_openmm_ml_makes_the_same_system(aldp, beads, backend):
 
 
 @needs_ml
-def test_openmm_ml_on_a_part_of_a_larger_system(aldp, beads):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_openmm_ml_on_a_part_of_a_larger_system(aldp, beads, backend):
     from openmmml import MLPotential
 
     system = openmm.System()
@@ -244,7 +245,7 @@ def test_openmm_ml_on_a_part_of_a_larger_system(aldp, beads):
     residue = larger.addResidue("X", larger.addChain())
     for name in ("A", "B"):
         larger.addAtom(name, None, residue)
-    potential._impl.addForces(larger, system, [0, 1, 2, 3, 4], 3, backend="python")
+    potential._impl.addForces(larger, system, [0, 1, 2, 3, 4], 3, backend=backend)
     assert system.getForce(0).getForceGroup() == 3
     x = np.concatenate([beads[0], np.ones((2, 3))])
     energy, forces = energy_and_forces(context_of(system), x)

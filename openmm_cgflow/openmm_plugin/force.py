@@ -66,6 +66,7 @@ def create_bead_force(
     scale: float = 1.0,
     parameter: str = "cgflow_scale",
     atoms: list[int] | None = None,
+    particles: int | None = None,
 ) -> openmm.Force:
     """The free energy of the beads as a force on a System of beads, or on some particles of a larger one.
 
@@ -75,6 +76,7 @@ def create_bead_force(
         scale: default value of the factor.
         parameter: the name of the factor, a global parameter.
         atoms: the particles that are the beads, in the order of `flow.coordinates.bead_atoms`; by default the first.
+        particles: how many there are in the System; by default as many as there are beads.
 
     Raises:
         InvalidInputError: with fewer than four beads, or for another backend.
@@ -83,8 +85,7 @@ def create_bead_force(
     if backend not in (None, "torch", "python"):
         raise InvalidInputError(f'createCGSystem: backend is {backend!r}; give None, "torch" or "python".')
     module = BeadFreeEnergy(flow, atoms)
-    particles = 1 + int(module.atoms.max())
-    start = torch.zeros(particles, 3, dtype=torch.float64)
+    start = torch.zeros(particles or len(module.atoms), 3, dtype=torch.float64)
     start[module.atoms] = torch.as_tensor(flow.positions._value[flow.coordinates.bead_atoms])
     return _force(module, start, backend, scale, parameter)
 
