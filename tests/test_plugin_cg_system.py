@@ -122,7 +122,7 @@ def test_energy_is_conserved_without_a_thermostat(aldp, backend):
     context = context_of(cg.system, integrator)
     context.setPositions(cg.positions)
     context.setVelocitiesToTemperature(300, 1)
-    steps, picoseconds, energies = (100, 4, []) if backend == "torch" else (100, 1, [])
+    steps, picoseconds, energies = (50, 2, []) if backend == "torch" else (50, 1, [])
     for _ in range(picoseconds * 1000 // steps):
         integrator.step(steps)
         state = context.getState(energy=True)
@@ -161,7 +161,7 @@ def test_dynamics_sample_the_density_of_the_beads(aldp, backend):
     context.setPositions(cg.positions)
     context.setVelocitiesToTemperature(300, 3)
     integrator.step(500)
-    blocks, each = (20, 15) if backend == "torch" else (10, 8)
+    blocks, each = (15, 12) if backend == "torch" else (10, 8)
     frames = np.empty((blocks, each, 5, 3))
     for index in np.ndindex(blocks, each):
         integrator.step(20)
