@@ -41,7 +41,7 @@ def molecule() -> tuple[app.Topology, openmm.System, np.ndarray, list[int]]:
 
 
 def dynamics(n: int) -> np.ndarray:
-    """Frames `(n, 43, 3)` every 5 ps, nm."""
+    """Frames `(n, 43, 3)` every 2 ps, nm."""
     _, system, positions, _ = molecule()
     integrator = openmm.LangevinMiddleIntegrator(300, 2 / unit.picosecond, 1 * unit.femtosecond)
     integrator.setRandomNumberSeed(1)
@@ -51,7 +51,7 @@ def dynamics(n: int) -> np.ndarray:
     integrator.step(20_000)
     frames = np.empty((n, len(positions), 3))
     for frame in frames:
-        integrator.step(5000)
+        integrator.step(2000)
         frame[:] = context.getState(positions=True).getPositions(asNumpy=True)._value
     return frames
 
