@@ -158,6 +158,18 @@ def _missing(name: str) -> str:
     raise PackageNotFoundError(name)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_force_on_the_wrong_system_says_so(aldp, backend):
+    system = openmm.System()
+    for _ in range(14):
+        system.addParticle(1.0)
+    system.addForce(aldp.createForce(backend))
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), REFERENCE)
+    context.setPositions(np.random.default_rng(0).normal(size=(14, 3)))
+    with pytest.raises(Exception, match="for 22 particles, but the System has 14"):
+        context.getState(energy=True)
+
+
 def test_python_force_does_not_swallow_a_broken_simulation(aldp):
     context = context_of(aldp.createForce("python"))
     x = frames(aldp, 1)[0]

@@ -15,11 +15,16 @@ _ATEN = torch.ops.aten
 class _AnyPrecision(nn.Module):
     """The graph works in double precision; positions come, and forces go, in that of the platform."""
 
-    def __init__(self, graph: torch.jit.ScriptModule) -> None:
+    def __init__(self, graph: torch.jit.ScriptModule, particles: int) -> None:
         super().__init__()
-        self.graph = graph
+        self.graph, self.particles = graph, particles
 
     def forward(self, positions: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        if positions.shape[0] != self.particles:
+            raise RuntimeError(
+                f"this force is for {self.particles} particles, but the System has {positions.shape[0]}: "
+                "add it to the System of the molecule that the flow was trained on."
+            )
         with torch.no_grad():  # openmm-torch hands over positions that ask for a gradient
             energy, forces = self.graph(positions.to(torch.float64), scale.to(torch.float64))
         return energy, forces.to(positions.dtype).contiguous()
@@ -45,7 +50,8 @@ def compile_forces(module: nn.Module, positions: Tensor) -> torch.jit.ScriptModu
     _tidy(recorded)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which is what a TorchForce takes
-        return torch.jit.script(_AnyPrecision(torch.jit.trace(recorded, example, check_trace=False)))
+        graph = torch.jit.trace(recorded, example, check_trace=False)
+        return torch.jit.script(_AnyPrecision(graph, len(positions)))
 
 
 def _fold(recorded: fx.GraphModule) -> None:

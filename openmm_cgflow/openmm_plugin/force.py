@@ -25,8 +25,8 @@ _POINTS = {1: 361, 2: 121, 3: 49}  # of a table in each dimension: the last one 
 class PythonFreeEnergy:
     """What a `PythonForce` calls; at the top level of a module, so that it can be pickled into XML."""
 
-    def __init__(self, module: torch.nn.Module, parameter: str) -> None:
-        self.module, self.parameter = module, parameter
+    def __init__(self, module: torch.nn.Module, positions: torch.Tensor, parameter: str) -> None:
+        self.module, self.positions, self.parameter = module, positions, parameter
         self._compiled: torch.jit.ScriptModule | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class PythonFreeEnergy:
         x = torch.tensor(state.getPositions(asNumpy=True)._value, dtype=torch.float64)
         scale = torch.tensor(state.getParameters()[self.parameter], dtype=torch.float64)
         if self._compiled is None:
-            self._compiled = compile_forces(self.module, x)
+            self._compiled = compile_forces(self.module, self.positions)
         with torch.no_grad():
             energy, forces = self._compiled(x, scale)
         if not bool(torch.isfinite(energy)):
@@ -99,7 +99,7 @@ def _force(
         backend = "torch" if reason is None else "python"
         _log.info("the force is %s", "a TorchForce" if reason is None else f"a PythonForce, for {reason}")
     if backend == "python":
-        return openmm.PythonForce(PythonFreeEnergy(module, parameter), {parameter: scale})
+        return openmm.PythonForce(PythonFreeEnergy(module, positions, parameter), {parameter: scale})
     force: Any = make_torch_force(compile_forces(module, positions))
     force.setOutputsForces(True)
     force.addGlobalParameter(parameter, scale)
