@@ -117,11 +117,11 @@ def test_budget_counts_what_came_before():
     assert Budget(seconds=1000, seconds_before=2000).fraction(0) == 1.0
 
 
-def train(evaluations: int, name: str = "butane", **settings) -> cgf.CGFlow:
+def train(evaluations: int, name: str = "butane", seed: int = 1, **settings) -> cgf.CGFlow:
     quick = cgf.TrainSettings(
         **{"points": 128, "sweeps": 5, "fit_steps": 100, "buffer": 1000, "batch": 256, "soft_buffers": 3, **settings}
     )
-    return cgf.CGFlow(*load(name), seed=1).train(evaluations=evaluations, progress=False, settings=quick)
+    return cgf.CGFlow(*load(name), seed=seed).train(evaluations=evaluations, progress=False, settings=quick)
 
 
 @pytest.mark.parametrize("least_ess", [1.0, 0.3], ids=["reverse", "forward"])
@@ -154,13 +154,14 @@ SCHEDULES = [AdaptiveTempering(beta=0.2, delta=0.5, largest=0.2, steps=10), Geom
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=["adaptive", "geometric"])
 def test_tempered_reverse_kl_learns_butane_without_the_laplace_start(schedule):
-    flow = train(80_000, tempering=schedule, batch=512, learning_rates=(1e-3, 5e-3, 1e-4), buffer=10_000)
+    rates = (1e-3, 5e-3, 1e-4)
+    flow = train(160_000, seed=2, tempering=schedule, batch=512, learning_rates=rates, buffer=10_000)
     betas = [row["beta"] for row in flow.history if row["stage"] == "tempering"]
     assert betas[0] == 0.2
     assert betas == sorted(betas)
     assert betas[-1] == 1.0
     assert "laplace" not in [row["stage"] for row in flow.history]
-    assert flow.sample(2000, seed=0).ess > 0.05
+    assert flow.sample(2000, seed=0).ess > 0.2
 
 
 def test_a_molecule_without_slow_torsions_can_be_trained():
