@@ -47,7 +47,7 @@ def main() -> None:
     print(f"written: {options.output}, {len(frames)} frames")
 
     drift, spread = nve(flow, options.picoseconds / 2)
-    print(f"NVE: {options.picoseconds / 2:g} ps in steps of 1 fs, the energy varies by {spread:.3f} kT ")
+    print(f"NVE: {options.picoseconds / 2:g} ps in steps of 1 fs, the energy varies by {spread:.3f} kT")
     print(f"     and drifts by {drift:+.2e} kT per degree of freedom per ps")
 
 

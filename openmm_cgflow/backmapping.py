@@ -84,7 +84,7 @@ class Backmapped:
     @cached_property
     def checks(self) -> StructureChecks:
         """Chirality, peptide isomers, clashes, pierced rings and bond lengths of all structures, frame by frame."""
-        return check_structures(self.topology, self.reference, self.positions.reshape(-1, *self.positions.shape[2:]))
+        return check_structures(self.topology, self.reference, self.trajectory.xyz)
 
     @cached_property
     def trajectory(self) -> mdtraj.Trajectory:
@@ -200,18 +200,12 @@ class _Backmapper:
         self.gauge = torch.tensor([placed.index(atom) for atom in flow.coordinates.layout.order[:3]])
         self.atoms = torch.tensor(placed)
         with torch.no_grad():
-            self.known = self._draw_known()
+            self.known = flow.flow.bead_flow.sample(_KNOWN, torch.Generator().manual_seed(0))[0]
             least = flow.flow.bead_flow.log_prob(self.known).min() - _BEYOND
             likely = flow.flow.bead_flow.log_prob(self.q) >= least
         refitted, _ = self.bead_coordinates.to_cartesian(q)
         misfit = _pair_misfit(refitted, beads) if self.coordinates.layout.constants else torch.zeros(len(beads))
         self.outside = ~likely | ~self.bead_coordinates.in_domain(q) | (misfit > _MISFIT)
-
-    def _draw_known(self) -> Tensor:
-        """Bead coordinates of the flow's own samples."""
-        flow, generator = self.flow.flow.bead_flow, torch.Generator().manual_seed(0)
-        slow = flow.sample_slow(flow.slow.draw_noise(_KNOWN, generator))
-        return flow.place(slow, torch.randn(_KNOWN, flow.stiff.n, generator=generator))[0]
 
     def reason(self, frame: int) -> str:
         """The coordinate of a strange frame that is farthest from what the flow knows."""
@@ -235,9 +229,7 @@ class _Backmapper:
         def part(q: Tensor, log_measure: Tensor, beads: Tensor, noise: Tensor, latent: Tensor) -> tuple[Tensor, ...]:
             with torch.no_grad():  # each thread has its own gradient mode
                 _, context = flow.bead_flow.log_prob_stiff(*flow.bead_flow.split(q))
-                rotors = flow.atom_flow.rotors.sample(noise, context)
-                atoms, log_prob = flow.atom_flow.place(rotors, latent, context)
-                log_prob = log_prob + flow.atom_flow.rotors.log_prob(rotors, context)
+                atoms, log_prob = flow.atom_flow.sample_from(noise, latent, context)
                 everything = torch.cat([q, atoms], dim=1)
                 x, logdet = self.coordinates.to_cartesian(everything)
                 x = self._onto(x, beads)

@@ -211,9 +211,7 @@ def backmap(
     _positive("-n", n)
     if relax < 0:
         raise InvalidInputError(f"--relax is {relax}: give 0 or a number of iterations")
-    if output.suffix not in FORMATS[:-1]:
-        raise InvalidInputError(f"{output}: structures are written as {', '.join(FORMATS[:-1])}; choose one of these")
-    _writable_folder(output.parent)
+    _trajectory_file(output, "structures")
     _start()
     from openmm_cgflow.analysis import duration
     from openmm_cgflow.model import CGFlow
@@ -245,9 +243,7 @@ def simulate(
     """Run Langevin dynamics of the beads in the free energy that the flow learned, at its temperature."""
     for name, value in (("--time", picoseconds), ("--timestep", timestep), ("--interval", interval)):
         _positive(name, value)
-    if output.suffix not in FORMATS[:-1]:
-        raise InvalidInputError(f"{output}: beads are written as {', '.join(FORMATS[:-1])}; choose one of these")
-    _writable_folder(output.parent)
+    _trajectory_file(output, "beads")
     _start()
     from openmm_cgflow.analysis import duration
     from openmm_cgflow.model import CGFlow
@@ -307,6 +303,14 @@ def _slow(text: str | None) -> list[str | Sequence[int]] | None:
     if not parts:
         raise InvalidInputError("--slow is empty: name torsions, for instance --slow phi,psi")
     return [[int(k) for k in part.split("-")] if re.fullmatch(r"\d+(-\d+){3}", part) else part for part in parts]
+
+
+def _trajectory_file(output: Path, what: str) -> None:
+    """See that frames can be written there, before any long work."""
+    formats = FORMATS[:-1]
+    if output.suffix not in formats:
+        raise InvalidInputError(f"{output}: {what} are written as {', '.join(formats)}; choose one of these")
+    _writable_folder(output.parent)
 
 
 def _writable_folder(folder: Path) -> None:

@@ -7,12 +7,15 @@ need not be there.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import openmm
 from openmm import app
 
 from openmm_cgflow.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from openmm_cgflow.openmm_plugin.force import BeadBackend
 
 __all__ = ["CGFlowPotential", "CGFlowPotentialFactory"]
 
@@ -49,7 +52,7 @@ class CGFlowPotential:
         system: openmm.System,
         atoms: Iterable[int] | None,
         forceGroup: int,
-        backend: Any = None,  # noqa: ANN401
+        backend: "BeadBackend | None" = None,
         **args: Any,  # noqa: ANN401
     ) -> None:
         """Add the force, and in a System of beads alone the masses of the beads and the constraints among them.
@@ -66,8 +69,6 @@ class CGFlowPotential:
             MismatchError: if the beads are not those of the flow.
             ModelFileError: for a model file that cannot be read.
         """
-        import torch  # noqa: F401  (before openmm's plugin is needed)
-
         from openmm_cgflow.model import CGFlow
         from openmm_cgflow.openmm_plugin.cg_system import add_bead_constraints, bead_masses
         from openmm_cgflow.openmm_plugin.force import create_bead_force

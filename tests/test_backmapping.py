@@ -1,5 +1,6 @@
 """From beads to atoms: what is kept, the weights, the warnings, and bad input."""
 
+import importlib.util
 from pathlib import Path
 
 import mdtraj
@@ -131,7 +132,7 @@ def test_whatever_holds_beads(aldp, beads, tmp_path):
     frames = mdtraj.Trajectory(beads[:4], mdtraj.Topology.from_openmm(bead_topology(aldp)))
     expected = aldp.backmap(beads[:4], seed=0).positions
     for suffix, tolerance in ((".dcd", 1e-6), (".xtc", 1e-3), (".pdb", 1e-3), (".h5", 1e-6)):
-        if suffix == ".h5" and not _has_tables():
+        if suffix == ".h5" and importlib.util.find_spec("tables") is None:
             continue
         frames.save(str(tmp_path / f"cg{suffix}"))
         found = aldp.backmap(tmp_path / f"cg{suffix}", seed=0)
@@ -143,14 +144,6 @@ def test_whatever_holds_beads(aldp, beads, tmp_path):
     for cg in (frames, beads[:4] * unit.nanometer, beads[:4] * 10 * unit.angstrom, torch.as_tensor(beads[:4])):
         np.testing.assert_allclose(aldp.backmap(cg, seed=0).positions, expected, atol=1e-5)
     assert aldp.backmap(beads[0], seed=0).positions.shape == (1, 1, 22, 3)
-
-
-def _has_tables() -> bool:
-    try:
-        import tables  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def test_bad_input(aldp, beads, tmp_path):

@@ -14,10 +14,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch  # noqa: F401  (before openmm, whose torch plugin needs its libraries)
 from scipy.stats import ks_2samp
 
-# isort: split
 import openmm_cgflow as cgf
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

@@ -17,9 +17,6 @@ from pathlib import Path
 
 import mdtraj
 import numpy as np
-import torch  # noqa: F401  (before openmm, whose torch plugin needs its libraries)
-
-# isort: split
 import openmm
 from openmm import app, unit
 

@@ -53,7 +53,7 @@ def contestants(flow: cgf.CGFlow) -> dict[str, openmm.Context]:
                 continue
             biased = copy.deepcopy(system)
             biased.addForce(force)
-            found[f"  + createForce({backend!r})"[:40] + f" {name}"] = context_of(biased, positions, platform)
+            found[f"  + createForce({backend!r}) {name}"] = context_of(biased, positions, platform)
     for backend in ("torch", "python"):
         try:
             cg = flow.createCGSystem(backend)

@@ -72,9 +72,7 @@ def check_structures(topology: app.Topology, reference: np.ndarray, positions: n
         graph.add_node(atom.index, symbol=atom.element.symbol if atom.element is not None else "")
     graph.add_edges_from((bond[0].index, bond[1].index) for bond in topology.bonds())
     checker = _Checker(graph, reference)
-    chunks = [checker.check(positions[i : i + _CHUNK]) for i in range(0, len(positions), _CHUNK)]
-    if not chunks:
-        chunks = [checker.check(positions)]
+    chunks = [checker.check(positions[i : i + _CHUNK]) for i in range(0, max(1, len(positions)), _CHUNK)]
     return StructureChecks(*(np.concatenate(column) for column in zip(*chunks, strict=True)))
 
 

@@ -209,7 +209,7 @@ class InternalCoordinates(torch.nn.Module):
     def bead_of_atom(self) -> list[int]:
         """For each atom the bead, as an atom index, that it is placed on by way of others; a bead's own is itself."""
         beads = set(self.layout.beads)
-        owner = dict.fromkeys(range(self.n_atoms), -1)
+        owner: dict[int, int] = {}
         for atom, placed_on in self._parents():
             owner[atom] = atom if atom in beads else owner[placed_on]
         return [owner[atom] for atom in range(self.n_atoms)]

@@ -39,6 +39,12 @@ class AtomFlow(nn.Module):
         rotor_context = torch.cat([context, self.rotors.features(rotors)], dim=1)
         return self.stiff.log_prob(stiff, rotor_context, gaussian)[0]
 
+    def sample_from(self, noise: Tensor, latent: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Atoms made of rotor noise and a normal `latent (batch, n_stiff)`, and `log q(atoms | beads)`."""
+        rotors = self.rotors.sample(noise, context)
+        atoms, log_prob = self.place(rotors, latent, context)
+        return atoms, log_prob + self.rotors.log_prob(rotors, context)
+
     def place(self, rotors: Tensor, latent: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Atom coordinates for `rotors` and a normal `latent (batch, n_stiff)`, and `log q(stiff | rotors, beads)`."""
         stiff, _, log_prob = self.stiff.place(latent, torch.cat([context, self.rotors.features(rotors)], dim=1))

@@ -125,6 +125,14 @@ class BeadFlow(nn.Module):
         """Samples `(batch, n_slow)` of the slow variables, from noise that `slow.draw_noise` drew."""
         return self.slow.sample(noise, noise[:, :0])
 
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """`n` independent beads `(n, n_slow + n_stiff)`, and the context for their atoms; no gradients."""
+        slow = self.sample_slow(self.slow.draw_noise(n, generator))
+        latent = torch.randn(n, self.stiff.n, generator=generator, dtype=slow.dtype)
+        beads, _, context = self.place(slow, latent)
+        return beads, context
+
     def place(self, slow: Tensor, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Bead coordinates for `slow` and a normal `latent (batch, n_stiff)`, differentiable.
 

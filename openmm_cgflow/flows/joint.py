@@ -165,10 +165,8 @@ class JointFlow(nn.Module):
         )
         slow = self.bead_flow.sample_slow(slow_noise)
         beads, log_prob, context = self.bead_flow.place(slow, bead_latent)
-        rotors = self.atom_flow.rotors.sample(rotor_noise, context)
-        atoms, log_prob_atoms = self.atom_flow.place(rotors, atom_latent, context)
-        log_prob = log_prob + log_prob_atoms + self.atom_flow.rotors.log_prob(rotors, context)
-        return torch.cat([beads, atoms], dim=1), log_prob + self.bead_flow.log_prob_slow(slow)
+        atoms, log_prob_atoms = self.atom_flow.sample_from(rotor_noise, atom_latent, context)
+        return torch.cat([beads, atoms], dim=1), log_prob + log_prob_atoms + self.bead_flow.log_prob_slow(slow)
 
     def place_stiff(
         self, slow: Tensor, rotors: Tensor, bead_latent: Tensor, atom_latent: Tensor

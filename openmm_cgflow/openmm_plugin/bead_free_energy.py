@@ -15,7 +15,7 @@ _SLOPE = 8.0  # of the energy outside, kT for each thermal width
 
 
 class BeadFreeEnergy(nn.Module):
-    """`-kT log q(beads)` in Cartesian positions of the beads, times a scale; to be traced.
+    """`-kT log q(beads)` in Cartesian positions of the beads, times a scale; for `compile_forces`.
 
     `q` is the flow's density of the beads' internal coordinates divided by their Jacobian, so that molecular dynamics
     in this energy samples `q`. Each stiff coordinate, whitened by the flow, is followed as far as the flow's own
@@ -39,20 +39,12 @@ class BeadFreeEnergy(nn.Module):
         self.bead_flow = copy.deepcopy(flow.flow.bead_flow).double().requires_grad_(False)
         self.kT = flow.target.kT
         self.register_buffer("atoms", torch.arange(self.coordinates.n_atoms) if atoms is None else torch.tensor(atoms))
-        whitened, stiff = self._draw()
+        beads, context = self.bead_flow.sample(_SAMPLES, torch.Generator().manual_seed(0))
+        stiff, whitened = self.bead_flow.split(beads)[1], context[:, self.bead_flow.slow.n_features :]
         self.register_buffer("low", whitened.amin(0) - _MARGIN)
         self.register_buffer("high", whitened.amax(0) + _MARGIN)
         self.register_buffer("narrowest", self._in_widths(stiff).amin(0) - _MARGIN)
         self.register_buffer("widest", self._in_widths(stiff).amax(0) + _MARGIN)
-
-    @torch.no_grad()
-    def _draw(self) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        flow = self.bead_flow
-        slow = flow.sample_slow(flow.slow.draw_noise(_SAMPLES, generator))
-        latent = torch.randn(_SAMPLES, flow.stiff.n, generator=generator, dtype=slow.dtype)
-        stiff, whitened, _ = flow.stiff.place(latent, flow.slow.features(slow))
-        return whitened, stiff
 
     def _in_widths(self, stiff: Tensor) -> Tensor:
         return (stiff - self.bead_flow.stiff.reference) / self.bead_flow.stiff.scale

@@ -11,7 +11,7 @@ __all__ = ["SlowFreeEnergy"]
 
 
 class SlowFreeEnergy(nn.Module):
-    """`-kT log q(s(x))` of the slow torsions of positions, times a scale; to be traced.
+    """`-kT log q(s(x))` of the slow torsions of positions, times a scale; for `compile_forces`.
 
     The same numbers as `CGFlow.freeEnergy`, from positions, in double precision, on the device of the module's buffers.
 
