@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from openmm_cgflow.openmm_plugin.replica_exchange import FlowReplicaExchangeSampler
     from openmm_cgflow.sampling import Samples
     from openmm_cgflow.training import TrainSettings
+    from openmm_cgflow.vector_flow import VectorFlow
 
 __all__ = [
     "CGFlow",
@@ -37,6 +38,7 @@ __all__ = [
     "TrainSettings",
     "TrainingError",
     "UnsupportedForceError",
+    "VectorFlow",
     "__version__",
 ]
 
@@ -47,6 +49,7 @@ _HOMES = {
     "FlowReplicaExchangeSampler": "openmm_plugin.replica_exchange",
     "Samples": "sampling",
     "TrainSettings": "training",
+    "VectorFlow": "vector_flow",
 }
 
 

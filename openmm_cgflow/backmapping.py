@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -92,14 +92,18 @@ class Backmapped:
         x = self.positions.reshape(-1, *self.positions.shape[2:])
         return mdtraj.Trajectory(x, mdtraj.Topology.from_openmm(self.topology))
 
-    def resample(self, seed: int = 0) -> mdtraj.Trajectory:
+    def resample(self, seed: int = 0) -> "Backmapped":
         """One structure for each frame, drawn by its weights: an unweighted ensemble, the better the larger n."""
         generator = np.random.default_rng(seed)
         cumulative = self.weights.cumsum(1)
         drawn = generator.random((len(cumulative), 1)) * cumulative[:, -1:]
-        chosen = (drawn >= cumulative).sum(1).clip(max=cumulative.shape[1] - 1)
-        x = self.positions[np.arange(len(chosen)), chosen]
-        return mdtraj.Trajectory(x, mdtraj.Topology.from_openmm(self.topology))
+        chosen = (drawn >= cumulative).sum(1, keepdims=True).clip(max=cumulative.shape[1] - 1)
+        return replace(
+            self,
+            positions=np.take_along_axis(self.positions, chosen[..., None, None], 1),
+            log_densities=np.take_along_axis(self.log_densities, chosen, 1),
+            reduced_energies=np.take_along_axis(self.reduced_energies, chosen, 1),
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the structures as what mdtraj writes, and densities, energies and weights as `.npz` beside them."""

@@ -204,6 +204,7 @@ def backmap(
         Path, typer.Option("-o", "--output", help="File for the structures: .dcd, .xtc or .pdb.", show_default=False)
     ],
     n: Annotated[int, typer.Option("-n", help="Structures for each frame.")] = 1,
+    resample: Annotated[bool, typer.Option("--resample", help="Keep one of them, drawn by its weight.")] = False,
     relax: Annotated[int, typer.Option(help="Iterations of minimisation with the beads held.")] = 0,
     seed: DrawSeed = None,
 ) -> None:
@@ -225,6 +226,8 @@ def backmap(
     rows.append(("outside the trained region", f"{result.outside.sum():,} of {frames:,} frames"))
     if n > 1:
         rows.append(("ESS within a frame", f"{100 * result.ess.mean():.1f} % on average"))
+    if resample:
+        result = result.resample(0 if seed is None else seed)
     rows += result.checks.summary()
     _table([*rows, ("written", ", ".join(str(path) for path in _save(result, output)))])
 

@@ -81,8 +81,9 @@ def test_reweighted_structures_have_the_energies_of_the_whole_ensemble(aldp, sam
     error = np.hypot(before.std(), after.std()) / 2000**0.5
     assert abs(after.mean() - before.mean()) < 4 * error
     one = result.resample(seed=3)
-    assert one.n_frames == 2000
-    drawn = aldp.potential.energy(torch.as_tensor(one.xyz)).numpy() / aldp.target.kT
+    assert one.positions.shape == (2000, 1, 22, 3)
+    drawn = aldp.potential.energy(torch.as_tensor(one.trajectory.xyz)).numpy() / aldp.target.kT
+    np.testing.assert_allclose(one.reduced_energies[:, 0], drawn, rtol=1e-4, atol=1e-3)
     assert drawn.std() == pytest.approx(before.std(), rel=0.1)
 
 
@@ -200,6 +201,12 @@ def test_command_line_simulates_and_backmaps(aldp, tmp_path):
     saved = np.load(tmp_path / "aa.npz")
     assert saved["log_weights"].shape == saved["weights"].shape == (10, 4)
     assert saved["check_clashes"].shape == (40,)
+    result = run("backmap", MODEL, cg, "-o", atoms, "-n", 4, "--seed", 1, "--resample")
+    assert result.exit_code == 0, result.output
+    kept = mdtraj.load(str(atoms), top=str(tmp_path / "aa.topology.pdb"))
+    assert kept.n_frames == 10
+    for k, frame in enumerate(kept.xyz):  # one of the four of before
+        assert np.abs(frames.xyz[4 * k : 4 * k + 4] - frame).max((1, 2)).min() < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_adaptive_step_of_a_gaussian_is_the_analytic_one():
     n, s, beta = 400_000, 1.6, 0.3
     x = s * torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     log_q = -0.5 * (x / s) ** 2 - math.log(s) - 0.5 * math.log(2 * math.pi)
-    rule = AdaptiveTempering(beta=beta, delta=0.2, largest=0.7)
+    rule = AdaptiveTempering(beta=beta, delta=0.2, largest=0.7, floor=0.0)
     new = rule.advance(0.5 * x * x, log_q)
 
     def log_z(b):

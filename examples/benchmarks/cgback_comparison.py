@@ -53,12 +53,13 @@ def dynamics(n: int) -> np.ndarray:
     return frames
 
 
-def ours(model: Path, beads: np.ndarray, folder: Path) -> tuple[np.ndarray, float]:
-    """Structures `(n, 43, 3)` by `openmm-cgflow backmap`, and seconds of the whole command."""
+def ours(model: Path, beads: np.ndarray, folder: Path, n: int) -> tuple[np.ndarray, float]:
+    """Structures `(frames, 43, 3)` by `openmm-cgflow backmap`, each one of `n` drawn by weight, and its seconds."""
     flow = cgf.CGFlow.load(model)
     trajectory = mdtraj.Trajectory(beads, mdtraj.Topology.from_openmm(bead_topology(flow)))
     trajectory.save(str(folder / "cg.dcd"))
     command = ["openmm-cgflow", "backmap", str(model), str(folder / "cg.dcd"), "-o", str(folder / "aa.dcd")]
+    command += ["-n", str(n), "--resample"]
     start = time.monotonic()
     subprocess.run(command, check=True, capture_output=True)
     taken = time.monotonic() - start
@@ -147,8 +148,9 @@ def main() -> None:
     print(f"{'E median':>12}{'E 90 %':>12}")
     describe("dynamics", frames, frames, None)
     with tempfile.TemporaryDirectory() as folder:
-        x, seconds = ours(options.model, beads, Path(folder))
-        describe("openmm_cgflow", x, frames, seconds)
+        for n in (1, 8, 64):
+            x, seconds = ours(options.model, beads, Path(folder), n)
+            describe(f"ours, best of {n}" if n > 1 else "ours", x, frames, seconds)
         for size in options.sizes:
             x, seconds = theirs(options.cgback, beads, Path(folder), size)
             describe(f"cgback {size}", x, frames, seconds)

@@ -1,5 +1,6 @@
-"""Internal coordinates of a molecule: the bijection between positions and bonds, angles and torsions."""
+"""Slow and fast coordinates: bonds, angles and torsions of a molecule, or a learned rotation of plain vectors."""
 
 from openmm_cgflow.coordinates.internal import InternalCoordinates
+from openmm_cgflow.coordinates.linear import LinearCoordinates
 
-__all__ = ["InternalCoordinates"]
+__all__ = ["InternalCoordinates", "LinearCoordinates"]

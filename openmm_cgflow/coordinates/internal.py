@@ -231,6 +231,11 @@ class InternalCoordinates(torch.nn.Module):
         """The four atoms of each slow torsion, in the order of q."""
         return [(t[0], t[1], t[2], t[3]) for t in self.layout.slow_torsions]
 
+    @property
+    def span(self) -> Tensor:
+        """`(dof,)` how far each soft coordinate reaches: its period."""
+        return self.period
+
     def bead_coordinates(self) -> InternalCoordinates:
         """The coordinates of the beads alone: q is the first two blocks; positions are in the order of `bead_atoms`.
 

@@ -75,7 +75,7 @@ class SoftVariables(nn.Module):
         return self.density.draw_noise(batch, generator, self.centre)
 
     def sample(self, noise: Tensor, context: Tensor) -> Tensor:
-        """Samples `(batch, n)`, without gradients."""
+        """Samples `(batch, n)`, differentiable."""
         return self.unscaled(self.density.sample(noise, context))
 
     def to_latent(self, q: Tensor, context: Tensor) -> Tensor:

@@ -105,6 +105,11 @@ class JointFlow(nn.Module):
             )
         return cls(bead_flow, AtomFlow(rotors, atom_stiff))
 
+    def nonlinear_parameters(self) -> list[nn.Parameter]:
+        """All by which the stiff densities differ from normal ones with a linear mean; they start without effect."""
+        stiff = (self.bead_flow.stiff, self.atom_flow.stiff)
+        return [p for density in stiff for p in density.nonlinear_parameters()]
+
     def split(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Beads and atoms of rows `q (batch, dof)`."""
         return q[:, : self.n_beads], q[:, self.n_beads :]
@@ -156,9 +161,8 @@ class JointFlow(nn.Module):
         _, _, context = self.bead_flow.place(slow, latent[:, :n_bead])
         return torch.cat([slow, self.atom_flow.rotors.sample(rotor_noise, context)], dim=1), latent
 
-    @torch.no_grad()
     def sample_from(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples `(batch, dof)` made of noise, and their log-densities `(batch,)`; no gradients."""
+        """Samples `(batch, dof)` made of noise, and their log-densities `(batch,)`, differentiable."""
         n_slow, n_bead, n_rotor, n_atom = self.sizes
         slow_noise, rotor_noise, bead_latent, atom_latent = torch.split(
             noise, [2 * n_slow, 2 * n_rotor, n_bead, n_atom], dim=1
@@ -228,11 +232,3 @@ class JointFlow(nn.Module):
         """Log-density `(batch,)` of the latents themselves: uniform for soft coordinates, normal for stiff ones."""
         _, bead_latent, _, atom_latent = torch.split(latent, list(self.sizes), dim=1)
         return self.bead_flow.stiff.log_prob_latent(bead_latent) + self.atom_flow.stiff.log_prob_latent(atom_latent)
-
-    def draw_joint_latent(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """`n` latents `(n, dof)`, to be mapped by `from_latent`."""
-        like: Tensor = self.bead_flow.slow.centre
-        bead_latent, atom_latent = self.draw_latents(like.new_zeros(n, 0), generator)
-        z = torch.rand(n, self.sizes[0], generator=generator, dtype=like.dtype, device=like.device)
-        rotors = torch.rand(n, self.sizes[2], generator=generator, dtype=like.dtype, device=like.device)
-        return torch.cat([z, bead_latent, rotors, atom_latent], dim=1)

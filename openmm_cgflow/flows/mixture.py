@@ -123,26 +123,44 @@ class MixtureDensity(nn.Module):
         uniform = torch.rand(batch, self.n, generator=generator, dtype=dtype)
         return torch.cat([uniform, torch.randn(batch, self.n, generator=generator, dtype=dtype)], dim=1)
 
-    @torch.no_grad()
     def sample(self, noise: Tensor, context: Tensor) -> Tensor:
-        """Independent samples `(batch, n)`, one for each row of noise and `context (batch, n_context)`; no gradients.
+        """Independent samples `(batch, n)`, one for each row of noise and `context (batch, n_context)`.
 
-        A component is chosen by the uniform noise, and moved to by the normal one.
+        A component is chosen by the uniform noise, and moved to by the normal one. With gradients enabled, samples have
+        those of the bijection at a fixed latent (Figurnov, Mohamed and Mnih 2018, arXiv 1805.08498).
         """
         uniform, normal = noise[:, : self.n], noise[:, self.n :]
         y = noise[:, :0]
         for k in range(self.n):
-            log_weights, means, scales = self._parameters_of(k, y, context)
-            cumulative = torch.cumsum(log_weights.exp(), dim=1)
-            chosen = (uniform[:, k : k + 1] * cumulative[:, -1:] >= cumulative[:, :-1]).sum(1, keepdim=True)
-            component = chosen.clamp(max=self.components - 1)
-            value = means.gather(1, component) + scales.gather(1, component) * normal[:, k : k + 1]
-            if k < self.n_circular:
-                flat = 2 * math.pi * torch.special.ndtr(normal[:, k : k + 1])
-                value = torch.where(chosen == self.components, flat, value)
-                value = torch.remainder(value + math.pi, 2 * math.pi) - math.pi
-            y = torch.cat([y, value], dim=1)
+            parameters = self._parameters_of(k, y, context)
+            with torch.no_grad():
+                value = self._draw(k, uniform[:, k : k + 1], normal[:, k : k + 1], parameters)
+            if torch.is_grad_enabled():
+                value = self._with_gradient(k, value, self._cdf_of(k, value, parameters).detach(), parameters)
+            y = torch.cat([y, value.unsqueeze(1)], dim=1)
         return y
+
+    def _draw(self, k: int, uniform: Tensor, normal: Tensor, parameters: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        log_weights, means, scales = parameters
+        cumulative = torch.cumsum(log_weights.exp(), dim=1)
+        chosen = (uniform * cumulative[:, -1:] >= cumulative[:, :-1]).sum(1, keepdim=True)
+        component = chosen.clamp(max=self.components - 1)
+        value = means.gather(1, component) + scales.gather(1, component) * normal
+        if k < self.n_circular:
+            value = torch.where(chosen == self.components, 2 * math.pi * torch.special.ndtr(normal), value)
+            value = torch.remainder(value + math.pi, 2 * math.pi) - math.pi
+        return value.squeeze(1)
+
+    def _with_gradient(
+        self, k: int, value: Tensor, latent: Tensor, parameters: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
+        """`value`, where the distribution function is `latent`, with gradients by the implicit function theorem.
+
+        One Newton step around the solution, which changes nothing of it.
+        """
+        with torch.no_grad():
+            density = torch.exp(self._log_prob_of(k, value, parameters))
+        return value - (self._cdf_of(k, value, parameters) - latent) / density
 
     def to_latent(self, y: Tensor, context: Tensor) -> Tensor:
         """The uniform latent `(batch, n)` in [0, 1] of `y`; its log-determinant is `log_prob(y, context)`."""
@@ -150,17 +168,13 @@ class MixtureDensity(nn.Module):
         return torch.stack(columns, dim=1) if columns else y
 
     def from_latent(self, latent: Tensor, context: Tensor) -> Tensor:
-        """The inverse of `to_latent`, by bisection; gradients with respect to parameters and latent are exact.
-
-        They come from the implicit function theorem: one Newton step around the solution, whose value changes nothing.
-        """
+        """The inverse of `to_latent`, by bisection; gradients with respect to parameters and latent are exact."""
         y = latent.new_zeros(latent.shape[0], 0)
         for k in range(self.n):
             parameters = self._parameters_of(k, y, context)
             with torch.no_grad():
                 root = self._bisect(k, latent[:, k], parameters)
-                density = torch.exp(self._log_prob_of(k, root, parameters))
-            value = root - (self._cdf_of(k, root, parameters) - latent[:, k]) / density
+            value = self._with_gradient(k, root, latent[:, k], parameters)
             y = torch.cat([y, value.unsqueeze(1)], dim=1)
         return y
 

@@ -120,6 +120,10 @@ class StiffDensity(nn.Module):
         self.strictly_lower.copy_(torch.tril(factor, -1))
         self.log_diagonal.copy_(torch.log(torch.diagonal(factor)))
 
+    def nonlinear_parameters(self) -> list[nn.Parameter]:
+        """All but the linear term of the mean and `L`."""
+        return [*self.bend.parameters(), *self.mixing.parameters(), self.mixed, *self.couplings.parameters()]
+
     def mean(self, context: Tensor) -> Tensor:
         """The mean `(batch, n)`, from `reference` in units of `scale`: a network plus a linear term."""
         return self.bend(context) + self.linear(context)

@@ -134,6 +134,21 @@ class GaussianMixture(_VectorPotential):
         means = torch.cat([slow, slow @ b.T], 1)
         return cls(means.float(), factor.expand(components, -1, -1).float())
 
-    def _energy(self, x: Tensor) -> Tensor:
+    @classmethod
+    def forty(cls, seed: int = 0) -> "GaussianMixture":
+        """GMM-40 of FAB (Midgley et al., arXiv 2208.01893): 40 modes in the plane, their means in [-40, 40]^2."""
+        generator = torch.Generator().manual_seed(seed)
+        means = 80 * torch.rand(40, 2, generator=generator) - 40
+        scale = math.log1p(math.e)  # softplus(1)
+        return cls(means, (scale * torch.eye(2)).expand(40, -1, -1))
+
+    def component_of(self, x: Tensor) -> Tensor:
+        """The component `(batch,)` to which each `x (batch, dim)` most likely belongs."""
+        return self._terms(x).argmax(1)
+
+    def _terms(self, x: Tensor) -> Tensor:
         z = torch.einsum("kij,nkj->nki", self.inverse, x[:, None] - self.means)
-        return -torch.logsumexp(self.log_norm - 0.5 * (z * z).sum(-1), 1)
+        return self.log_norm - 0.5 * (z * z).sum(-1)
+
+    def _energy(self, x: Tensor) -> Tensor:
+        return -torch.logsumexp(self._terms(x), 1)

@@ -20,6 +20,7 @@ def save_state(trainer: Trainer, history: list[Metrics]) -> tuple[dict[str, Tens
     """Tensors by name, and the rest as JSON-able values."""
     tensors = {f"flow.{name}": t for name, t in trainer.flow.state_dict().items()}
     tensors |= {f"average.{name}": t for name, t in trainer.average.state_dict().items()}
+    tensors |= {f"coordinates.{name}": t for name, t in trainer.target.coordinates.state_dict().items()}
     tensors["generator"] = trainer.generator.get_state()
     if trainer.optimizer is not None:
         for index, state in trainer.optimizer.state_dict()["state"].items():
@@ -33,7 +34,8 @@ def save_state(trainer: Trainer, history: list[Metrics]) -> tuple[dict[str, Tens
 
 def load_state(trainer: Trainer, tensors: dict[str, Tensor], header: dict[str, Any]) -> list[Metrics]:
     """Set the trainer to the saved state; returns the rows of its history."""
-    for name, module in (("flow", trainer.flow), ("average", trainer.average)):
+    modules = {"flow": trainer.flow, "average": trainer.average, "coordinates": trainer.target.coordinates}
+    for name, module in modules.items():
         module.load_state_dict({k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")})
     trainer.generator.set_state(tensors["generator"])
     trainer.stage, trainer.dropped = header["stage"], header["dropped"]

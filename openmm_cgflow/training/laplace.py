@@ -123,6 +123,8 @@ def minimise(
 def _factors(target: BoltzmannTarget, minima: Tensor, stiff: Tensor, factor: Tensor, parallel: Parallel) -> Tensor:
     """Lower-triangular factors `(points, n, n)` of the inverse curvature, measured along the columns of `factor`."""
     n = stiff.numel()
+    if not n:
+        return minima.new_zeros(len(minima), 0, 0)
     steps = _STEP * factor.T  # row j: the j-th whitened direction
 
     def curvature(q: Tensor) -> tuple[Tensor]:

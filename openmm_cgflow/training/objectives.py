@@ -7,7 +7,14 @@ from openmm_cgflow.flows import JointFlow
 from openmm_cgflow.sampling import soften_log_weights
 from openmm_cgflow.training.target import BoltzmannTarget
 
-__all__ = ["clip_action", "joint_reverse_kl", "negative_log_likelihood", "negative_log_soft", "stiff_divergence"]
+__all__ = [
+    "clip_action",
+    "joint_reverse_kl",
+    "negative_log_likelihood",
+    "negative_log_soft",
+    "stiff_divergence",
+    "stiff_reverse_kl",
+]
 
 
 def clip_action(action: Tensor, ceiling: Tensor) -> Tensor:
@@ -72,18 +79,25 @@ def stiff_divergence(
     return divergence.mean().detach() + path - path.detach(), leaf.detach(), log_weights
 
 
-def joint_reverse_kl(flow: JointFlow, target: BoltzmannTarget, beta: float, latent: Tensor) -> Tensor:
+def joint_reverse_kl(flow: JointFlow, target: BoltzmannTarget, beta: float, noise: Tensor) -> Tensor:
     """`KL(q || p_beta)` up to a constant, by reparameterisation of every variable.
 
     Arguments:
         flow: the density that is trained.
         target: gives the action.
         beta: inverse temperature relative to the target's own.
-        latent: `(batch, dof)`, uniform for soft variables and standard normal for stiff ones, in the flow's order.
+        noise: from `flow.draw_noise`.
     """
-    q, logdet = flow.from_latent(latent)
-    # log q = log(latent) - logdet, and the latent's own density does not depend on parameters.
-    return _bounded_divergence(flow.log_prob_latent(latent) - logdet, target.action(q, beta)).mean()
+    q, log_prob = flow.sample_from(noise)
+    return _bounded_divergence(log_prob, target.action(q, beta)).mean()
+
+
+def stiff_reverse_kl(flow: JointFlow, target: BoltzmannTarget, beta: float, noise: Tensor) -> Tensor:
+    """The same for the stiff variables alone, at soft ones drawn from the flow without gradients."""
+    n_slow, n_bead = flow.sizes[:2]
+    soft, latent = flow.sample_soft(noise)
+    q, log_prob = flow.place_stiff(soft[:, :n_slow], soft[:, n_slow:], latent[:, :n_bead], latent[:, n_bead:])
+    return _bounded_divergence(log_prob, target.action(q, beta)).mean()
 
 
 def negative_log_likelihood(flow: JointFlow, q: Tensor, blurred: Tensor, gaussian: bool = False) -> Tensor:

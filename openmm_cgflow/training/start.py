@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.sampling import effective_sample_size
-from openmm_cgflow.training.laplace import minimise
+from openmm_cgflow.training.laplace import curvature_factor, minimise
 from openmm_cgflow.training.parallel import Parallel
 from openmm_cgflow.training.target import BoltzmannTarget
 
-__all__ = ["anneal_soft"]
+_DESCENT = 60  # iterations
+
+__all__ = ["anneal_soft", "separating_directions"]
 
 
 def anneal_soft(
@@ -45,14 +47,14 @@ def anneal_soft(
     """
     q, action = minimise(target, start, stiff, factor, parallel, 15)
     highest = _first_temperature(action, temperature)
-    period = target.coordinates.period[soft].to(q)
+    span = target.coordinates.span[soft].to(q)
     for sweep in range(sweeps):
         hot = highest * (temperature / highest) ** min(1.0, 1.5 * sweep / max(1, sweeps))
         if sweep == 0:
             chosen = torch.multinomial(torch.softmax(-action / hot, 0), len(q), replacement=True, generator=generator)
             q, action = q[chosen], action[chosen]
         trial = q.clone()
-        trial[:, soft] += _moves(len(q), period, generator)
+        trial[:, soft] += _moves(len(q), span, generator)
         trial, trial_action = minimise(target, trial, stiff, factor, parallel, 6)
         accepted = torch.rand(len(q), generator=generator) < torch.exp((action - trial_action) / hot)
         q = torch.where(accepted.unsqueeze(1), trial, q)
@@ -68,10 +70,39 @@ def _first_temperature(action: Tensor, lowest: float) -> float:
     return temperature
 
 
-def _moves(walkers: int, period: Tensor, generator: torch.Generator) -> Tensor:
+def _moves(walkers: int, span: Tensor, generator: torch.Generator) -> Tensor:
     """Half of the walkers turn one variable to anywhere, the others all variables by a fifteenth of a turn or so."""
-    n = period.numel()
-    anywhere = period * (torch.rand(walkers, n, generator=generator) - 0.5)
+    n = span.numel()
+    anywhere = span * (torch.rand(walkers, n, generator=generator) - 0.5)
     one = torch.nn.functional.one_hot(torch.randint(n, (walkers,), generator=generator), n)
-    little = period * torch.randn(walkers, n, generator=generator) / (15 * math.sqrt(n))
+    little = span * torch.randn(walkers, n, generator=generator) / (15 * math.sqrt(n))
     return torch.where(torch.rand(walkers, 1, generator=generator) < 0.5, anywhere * one, little)
+
+
+def separating_directions(
+    target: BoltzmannTarget, starts: int, parallel: Parallel, generator: torch.Generator
+) -> Tensor:
+    """Directions along which the minima differ most, measured by the curvature of the lowest: where barriers are.
+
+    For a mixture of normals of one covariance these are Fisher's discriminants, given which all else is unimodal.
+
+    Arguments:
+        target: gives the action.
+        starts: descents from everywhere in the span of the coordinates.
+        parallel: over which the evaluations are spread.
+        generator: of the starts.
+
+    Returns:
+        orthonormal rows `(k, dof)`, the most important first; `k` below `dof` where fewer separate the minima.
+    """
+    coordinates = target.coordinates
+    everything, scale = torch.arange(coordinates.dof), coordinates.scale.float()
+    q = (torch.rand(starts, coordinates.dof, generator=generator) - 0.5) * coordinates.span.float()
+    q, action = minimise(target, q, everything, torch.diag(0.1 * scale), parallel, _DESCENT)
+    lowest = q[action.argmin()].unsqueeze(0)
+    lowest, factor = curvature_factor(target, lowest, everything, 0.1 * scale, parallel)
+    q, action = minimise(target, q, everything, factor, parallel, _DESCENT)
+    apart = torch.linalg.solve_triangular(factor, (q - lowest).T, upper=False)  # in units of the curvature
+    left, widths, _ = torch.linalg.svd(apart / math.sqrt(starts), full_matrices=False)
+    separating = left[:, widths > 1.0]
+    return torch.linalg.qr(torch.linalg.solve_triangular(factor.T, separating, upper=True)).Q.T

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from openmm_cgflow.coordinates import InternalCoordinates
+from openmm_cgflow.coordinates import InternalCoordinates, LinearCoordinates
 from openmm_cgflow.potentials import Potential
 
 __all__ = ["BoltzmannTarget"]
@@ -21,7 +21,7 @@ class BoltzmannTarget(nn.Module):
         kT: thermal energy in kJ/mol.
     """
 
-    def __init__(self, potential: Potential, coordinates: InternalCoordinates, kT: float) -> None:
+    def __init__(self, potential: Potential, coordinates: InternalCoordinates | LinearCoordinates, kT: float) -> None:
         super().__init__()
         self.potential, self.coordinates, self.kT = potential, coordinates, kT
 

@@ -26,13 +26,16 @@ class Tempering(Protocol):
 class AdaptiveTempering:
     """The largest step for which the divergence to the next temperature is a given share of the present one.
 
-    `(dlogZ + db <u>) / KL(beta) <= delta`, with `KL = logZ + beta <u> + <log q>` (arXiv 2504.20940, 2002.10148).
+    `(dlogZ + db <u>) / KL(beta) <= delta`, with `KL = logZ + beta <u> + <log q>` (arXiv 2504.20940, 2002.10148). As
+    published, the better the flow the smaller the step: one that fits hardly moves on. `floor` stands for a smaller
+    divergence; 0 is the published rule.
 
     Attributes:
         beta: where to start.
         delta: largest increase of the divergence relative to its present value.
         largest: largest step of beta.
         steps: training steps at each beta.
+        floor: smallest divergence that a step is measured by.
         log_z: running estimate of the log partition function at beta, up to that at the start.
     """
 
@@ -40,6 +43,7 @@ class AdaptiveTempering:
     delta: float = 0.2
     largest: float = 0.05
     steps: int = 50
+    floor: float = 0.5
     log_z: float | None = field(default=None)
 
     def advance(self, u: Tensor, log_density: Tensor) -> float:
@@ -50,7 +54,7 @@ class AdaptiveTempering:
         if self.log_z is None:
             self.log_z = (torch.logsumexp(log_w, 0) - torch.log(torch.tensor(float(log_w.numel())))).item()
         log_w = torch.log_softmax(log_w, 0)
-        divergence = max(self.log_z + self.beta * u.mean().item() + log_density.mean().item(), 1e-6)
+        divergence = max(self.log_z + self.beta * u.mean().item() + log_density.mean().item(), self.floor, 1e-6)
         step = min(self.largest, 1 - self.beta)
         change = torch.logsumexp(log_w - step * u, 0).item()
         while (change + step * u.mean().item()) / divergence > self.delta and step > 1e-6:

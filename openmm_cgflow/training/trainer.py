@@ -2,12 +2,14 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from openmm_cgflow.coordinates import LinearCoordinates
 from openmm_cgflow.errors import TrainingError
 from openmm_cgflow.flows import JointFlow
 from openmm_cgflow.sampling import effective_sample_size, log_mean_exp, soften_log_weights
@@ -18,10 +20,11 @@ from openmm_cgflow.training.objectives import (
     negative_log_likelihood,
     negative_log_soft,
     stiff_divergence,
+    stiff_reverse_kl,
 )
 from openmm_cgflow.training.parallel import Parallel
 from openmm_cgflow.training.reporter import Metrics, Reporter
-from openmm_cgflow.training.start import anneal_soft
+from openmm_cgflow.training.start import anneal_soft, separating_directions
 from openmm_cgflow.training.target import BoltzmannTarget
 from openmm_cgflow.training.tempering import Tempering
 
@@ -50,11 +53,15 @@ class TrainSettings:
         blur: by how much, in radians of its own period.
         learning_rates: of the fit, the tempering and the refinement.
         soft_factor: by which the soft densities learn faster than the rest during the refinement.
+        rotation_factor: by which the slow variables of vectors are learned faster than the rest.
         average: decay of the running average of the parameters that is returned.
         clip: share of the largest weights that is levelled before resampling.
         least_ess: weights are raised to a power below one until this share of them is effective.
         least_path_ess: the same where the stiff densities learn from the weights of a single batch.
-        tempering: instead of the Laplace start, joint reverse KL at these inverse temperatures, as the paper does.
+        tempering: instead of the Laplace start, reverse KL at these inverse temperatures.
+        joint: temper by the reverse KL of all variables, as the paper does; without, that of the stiff ones, while the
+            soft densities learn by weights, which keeps the modes.
+        tempering_buffer: own samples that are weighed together while tempering.
     """
 
     shares: tuple[float, float] = (0.35, 0.6)
@@ -72,11 +79,14 @@ class TrainSettings:
     blur: float = 0.7
     learning_rates: tuple[float, float, float] = (2e-3, 1e-3, 2e-3)
     soft_factor: float = 1.0
+    rotation_factor: float = 5.0
     average: float = 0.97
     clip: float = 1e-3
     least_ess: float = 0.1
     least_path_ess: float = 0.3
     tempering: Tempering | None = None
+    joint: bool = False
+    tempering_buffer: int = 8192
 
 
 class Trainer:
@@ -152,6 +162,8 @@ class Trainer:
 
     def _laplace(self) -> LaplaceMixture:
         settings, coordinates = self.settings, self.target.coordinates
+        if isinstance(coordinates, LinearCoordinates) and coordinates.learned:
+            coordinates.turn(separating_directions(self.target, settings.points, self.parallel, self.generator))
         scale = coordinates.scale.float()
         reference = coordinates.reference.float().unsqueeze(0)
         structure, factor = curvature_factor(self.target, reference, self.stiff, scale, self.parallel)
@@ -179,8 +191,8 @@ class Trainer:
         points = structure.expand(n, -1).clone()
         if self.soft.numel():
             sobol = torch.quasirandom.SobolEngine(self.soft.numel(), scramble=True, seed=self._seed())
-            period = self.target.coordinates.period[self.soft].float()
-            points[1:, self.soft] += (sobol.draw(n - 1).to(points) - 0.5) * period
+            span = self.target.coordinates.span[self.soft].float()
+            points[1:, self.soft] += (sobol.draw(n - 1).to(points) - 0.5) * span
         return points
 
     def _seed(self) -> int:
@@ -221,49 +233,63 @@ class Trainer:
         atoms.linear.weight[:, n_features : n_features + n_bead] = factor[n_bead:, :n_bead]
 
     def _temper(self) -> None:
-        """Joint reverse KL of all variables while the temperature comes down, as in arXiv 2504.20940."""
+        """Reverse KL while the temperature comes down, as in arXiv 2504.20940.
+
+        The slow variables of vectors are found here, with the simplest fast density: a flexible one would do with any.
+        """
         schedule = self.settings.tempering
         assert schedule is not None
-        arrived = False
-        while not arrived and self._fraction() < 1:
-            arrived = schedule.beta >= 1
-            for _ in range(schedule.steps):
-                latent = self.flow.draw_joint_latent(self.settings.batch, self.generator)
-                beta = schedule.beta
-                loss, _ = self._step(
-                    self.settings.learning_rates[1],
-                    lambda rows, beta=beta: joint_reverse_kl(self.flow, self.target, beta, rows),
-                    latent,
-                )
-            self._report("tempering", loss=loss, beta=schedule.beta)
-            if not arrived:
-                with torch.no_grad():
-                    q, log_prob = self.flow.sample(self.settings.batch, self.generator)
-                    u, logdet = self.parallel.map(self.target.parts, q)
-                schedule.advance(u, log_prob - logdet)
-            self.save()
+        finding = any(p.requires_grad for p in self.target.coordinates.parameters())
+        with _frozen(self.flow.nonlinear_parameters() if finding else []):
+            arrived = False
+            while not arrived and self._fraction() < 1:
+                arrived = schedule.beta >= 1
+                self._level(schedule)
+                if not arrived:
+                    with torch.no_grad():
+                        q, log_prob = self.flow.sample(self.settings.batch, self.generator)
+                        u, logdet = self.parallel.map(self.target.parts, q)
+                    schedule.advance(u, log_prob - logdet)
+                self.save()
+
+    def _level(self, schedule: Tempering) -> None:
+        """The steps at one temperature."""
+        settings = self.settings
+
+        def loss(noise: Tensor, *rows: Tensor) -> Tensor:
+            if settings.joint:
+                return joint_reverse_kl(self.flow, self.target, schedule.beta, noise)
+            divergence = stiff_reverse_kl(self.flow, self.target, schedule.beta, noise)
+            return divergence + negative_log_soft(self.flow, *rows)
+
+        figures: dict[str, float] = {}
+        for i in range(schedule.steps):
+            if not settings.joint and i % settings.buffer_steps == 0:
+                self.buffers = []  # of another temperature, or of another rotation
+                figures = self._keep(*self._draw_buffer(settings.tempering_buffer, schedule.beta))
+            rows = () if settings.joint else (self._rows(*self._pool()),)
+            noise = self.flow.draw_noise(settings.batch, self.generator)
+            value, _ = self._step(settings.learning_rates[1], loss, noise, *rows)
+        self.buffers = []
+        self._report("tempering", **(figures | {"loss": value, "beta": schedule.beta}))
 
     def _fit_soft(self) -> None:
         """Reweighted maximum likelihood of the soft densities alone, which is cheap and mends most of the weights."""
         settings = self.settings
         soft = self._soft_parameters()
-        frozen = [p for p in self._parameters() if not any(p is s for s in soft)]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
         start = self._fraction()
-        for i in range(settings.soft_buffers if self.soft.numel() else 0):
-            progress = self._progress(i / settings.soft_buffers, start, settings.shares[1])
-            if progress >= 1:
-                break
-            figures = self._keep(*self._draw_buffer(settings.buffer))
-            pool, rate = self._pool(), self._rate(0, progress)
-            losses = [
-                self._step(rate, lambda rows: negative_log_soft(self.flow, rows), self._rows(*pool))[0]
-                for _ in range(settings.buffer_steps)
-            ]
-            self._report("soft", loss=sum(losses) / len(losses), **figures)
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+        with _frozen([p for p in self._parameters() if not any(p is s for s in soft)]):
+            for i in range(settings.soft_buffers if self.soft.numel() else 0):
+                progress = self._progress(i / settings.soft_buffers, start, settings.shares[1])
+                if progress >= 1:
+                    break
+                figures = self._keep(*self._draw_buffer(settings.buffer))
+                pool, rate = self._pool(), self._rate(0, progress)
+                losses = [
+                    self._step(rate, lambda rows: negative_log_soft(self.flow, rows), self._rows(*pool))[0]
+                    for _ in range(settings.buffer_steps)
+                ]
+                self._report("soft", loss=sum(losses) / len(losses), **figures)
 
     def _refine(self) -> None:
         """Everything: the stiff densities by their divergence on fresh samples, the soft ones by all kept samples."""
@@ -324,22 +350,22 @@ class Trainer:
         n, noise = self.soft.numel(), torch.zeros(len(q), self.soft.numel())
         if n:
             noise = width / (2 * math.pi) * torch.randn(len(q), n, generator=self.generator)
-            noise = noise * self.target.coordinates.period[self.soft].float()
+            noise = noise * self.target.coordinates.span[self.soft].float()
         if n and share is not None:
             one = torch.nn.functional.one_hot(torch.randint(n, (len(q),), generator=self.generator), n)
             noise = noise * one * (torch.rand(len(q), 1, generator=self.generator) < share)
         return q.index_add(1, self.soft, noise.to(q))
 
-    @torch.no_grad()
-    def _draw_buffer(self, n: int) -> tuple[Tensor, Tensor]:
-        q, log_weights = self.parallel.map(self._weigh, self.flow.draw_noise(n, self.generator))
-        return q, torch.where(torch.isfinite(log_weights), log_weights, -math.inf)
+    def _draw_buffer(self, n: int, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+        """`n` own samples `(n, dof)` and their log-weights `(n,)` at an inverse temperature."""
 
-    def _weigh(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples made of noise and their log-weights; called in threads, each of which has its own gradient mode."""
-        with torch.no_grad():
-            q, log_prob = self.flow.sample_from(noise)
-            return q, -self.target.action(q) - log_prob
+        def weigh(noise: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():  # each thread has its own gradient mode
+                q, log_prob = self.flow.sample_from(noise)
+                return q, -self.target.action(q, beta) - log_prob
+
+        q, log_weights = self.parallel.map(weigh, self.flow.draw_noise(n, self.generator))
+        return q, torch.where(torch.isfinite(log_weights), log_weights, -math.inf)
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -356,13 +382,19 @@ class Trainer:
         return highest * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress)))))
 
     def _parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.flow.parameters() if p.requires_grad]
+        """What is being trained: while tempering the rotation of vectors as well, on which everything else rests."""
+        return [p for p in (*self.flow.parameters(), *self._rotation()) if p.requires_grad]
+
+    def _rotation(self) -> list[nn.Parameter]:
+        return list(self.target.coordinates.parameters()) if self.stage == "tempering" else []
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """A fresh optimizer over the flow's parameters that are being trained."""
         soft = [p for p in self._soft_parameters() if p.requires_grad]
-        stiff = [p for p in self._parameters() if not any(p is s for s in soft)]
-        groups = [{"params": stiff, "factor": 1.0}, {"params": soft, "factor": self.settings.soft_factor}]
+        stiff = [p for p in self.flow.parameters() if p.requires_grad and not any(p is s for s in soft)]
+        soft_factor = self.settings.soft_factor if self.stage == "refine" else 1.0
+        groups = [{"params": stiff, "factor": 1.0}, {"params": soft, "factor": soft_factor}]
+        groups.append({"params": self._rotation(), "factor": self.settings.rotation_factor})
         self.optimizer = torch.optim.Adam(groups, fused=True)
         return self.optimizer
 
@@ -376,7 +408,7 @@ class Trainer:
         parameters = self._parameters()
         optimizer = self.optimizer or self.make_optimizer()
         for group in optimizer.param_groups:
-            group["lr"] = rate * (group["factor"] if self.stage == "refine" else 1.0)
+            group["lr"] = rate * group["factor"]
         value, gradients, kept = self.parallel.gradients(loss, parameters, *rows)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -395,3 +427,16 @@ class Trainer:
     def _report(self, stage: str, **figures: float) -> None:
         row = Metrics(stage, self.budget.elapsed, self.target.evaluations, dropped=self.dropped, **figures)
         self.reporter.add(row, self._fraction())
+
+
+@contextmanager
+def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Parameters that are not trained meanwhile."""
+    held = list(parameters)
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)

@@ -1,0 +1,57 @@
+"""GMM-40: forty modes in the plane (Midgley et al., FAB, arXiv 2208.01893).
+
+    python examples/gmm40.py
+
+Exits with code 1 if a mode is missing, ESS is below 85 %, or log Z is off by more than 0.02.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+import openmm_cgflow as cgf
+from openmm_cgflow.flows import FlowSettings
+from openmm_cgflow.potentials import GaussianMixture
+
+from exact import Verdict, options, train  # isort: skip  (beside this file)
+
+WIDTH = 20.0
+
+
+def main() -> None:
+    """Train, compare, draw."""
+    arguments = options(__doc__, "gmm40.png", seconds=240)
+    target = GaussianMixture.forty()
+    settings = FlowSettings(components=64, seed=arguments.seed)
+    flow = cgf.VectorFlow(target, slow=2, width=WIDTH, settings=settings, seed=arguments.seed)
+    train(flow, arguments.time, points=4096)
+    samples = flow.sample(10_000, seed=arguments.seed)
+
+    x = torch.as_tensor(samples.positions)
+    mode = target.component_of(x).numpy()
+    near = np.linalg.norm(samples.positions - target.means.numpy()[mode], axis=1) < 3 * float(
+        target.scale_tril[0, 0, 0]
+    )
+    shares = np.bincount(mode, weights=samples.weights, minlength=40)
+    verdict = Verdict()
+    verdict.near("modes", float(len(np.unique(mode[near]))), 40, 0)
+    verdict.near("log Z", samples.logZ, 0.0, 0.02)
+    verdict.least("ESS", samples.ess, 0.85)
+    off = 40 * shares - 1
+    print(f"weights of the modes, relative to 1/40: {off.min():+.1%} to {off.max():+.1%}, {off.std():.1%} r.m.s.")
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharey=True)
+    line = np.linspace(-46, 46, 300)
+    grid = torch.tensor(np.stack(np.meshgrid(line, line), -1).reshape(-1, 2), dtype=torch.float32)
+    panels = ((-target.energy(grid).numpy(), "exact"), (flow.logDensity(grid.numpy()), "learned"))
+    for axis, (log_density, title) in zip(axes, panels, strict=True):
+        axis.contourf(line, line, log_density.reshape(300, 300), levels=np.linspace(-14, -5, 19), cmap="viridis")
+        axis.set(title=f"log-density, {title}", xlabel="$x_1$", aspect="equal")
+    axes[1].plot(*samples.positions[:400].T, ".", markersize=2, color="white")
+    axes[0].set_ylabel("$x_2$")
+    figure.savefig(arguments.figure, dpi=150)
+    verdict.close(arguments.figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""ManyWell-32: sixteen double wells, 2^16 modes (Midgley et al., FAB, arXiv 2208.01893).
+
+    python examples/many_well.py
+
+Exits with code 1 if log Z of 2,000 samples is off by more than 0.05, or if the signs of the sixteen slow variables do
+not have their exact probability by a chi-square test.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+import openmm_cgflow as cgf
+from openmm_cgflow.potentials import ManyWell
+
+from exact import Verdict, options, train  # isort: skip  (beside this file)
+
+N = 2_000
+LINE = np.linspace(-3, 3, 2001)
+
+
+def main() -> None:
+    """Train, compare, draw."""
+    arguments = options(__doc__, "many_well.png", seconds=120)
+    flow = cgf.VectorFlow(ManyWell(32), slow=range(0, 32, 2), width=1.5, seed=arguments.seed)
+    train(flow, arguments.time)
+    samples = flow.sample(N, seed=arguments.seed)
+
+    density = np.exp(-(LINE**4 - 6 * LINE**2 - LINE / 2))
+    density /= density.sum()
+    exact = density[LINE > 0].sum()
+    right = samples.positions[:, ::2] > 0
+    shares, _ = samples.reweight(right)
+    weights = samples.weights
+    error = np.sqrt((weights**2).sum() * exact * (1 - exact))
+    chi_square = (((shares - exact) / error) ** 2).sum()
+    chance = torch.special.gammaincc(torch.tensor(8.0), torch.tensor(chi_square / 2)).item()
+
+    chosen = np.random.default_rng(0).random((200, N, 16)) < exact
+    powers = 2 ** np.arange(16)
+    expected = np.mean([len(np.unique(signs @ powers)) for signs in chosen])
+    verdict = Verdict()
+    verdict.near(f"log Z ({N:,} samples)", samples.logZ, flow.potential.log_z, 0.05)
+    found = len(np.unique(right[samples.resample(N)] @ powers))
+    print(f"modes among {N:,} resampled samples: {found}; {expected:.0f} of as many exact ones (resampled ones repeat)")
+    print(f"share on the right, mean of 16: {shares.mean():.4f}, exact {exact:.4f}; chi-square {chi_square:.1f} of 16")
+    verdict.least("chance of such a chi-square", chance, 0.001)
+    verdict.least("ESS", samples.ess, 0.8)
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    axes[0].hist(
+        samples.positions[:, ::2].ravel(), 120, (-3, 3), density=True, weights=np.repeat(weights, 16), color="tab:red"
+    )
+    axes[0].plot(LINE, density / (LINE[1] - LINE[0]), color="black", label="exact")
+    axes[0].set(xlabel="slow variables", ylabel="density", title="all sixteen, reweighted")
+    axes[0].legend()
+    axes[1].errorbar(range(16), shares, error, fmt="o", color="tab:red")
+    axes[1].axhline(exact, color="black")
+    axes[1].set(xlabel="slow variable", ylabel="share on the right", title="wells (line: exact)")
+    figure.savefig(arguments.figure, dpi=150)
+    verdict.close(arguments.figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Flows of plain vectors: the same densities and the same training, for a potential without a molecule."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from openmm_cgflow.base_flow import BaseFlow
+from openmm_cgflow.coordinates import LinearCoordinates
+from openmm_cgflow.errors import MismatchError
+from openmm_cgflow.flows import FlowSettings
+from openmm_cgflow.potentials import Potential
+from openmm_cgflow.storage import read_file, write_file
+from openmm_cgflow.units import KB
+
+__all__ = ["VectorFlow"]
+
+
+class VectorFlow(BaseFlow[LinearCoordinates]):
+    """A normalizing flow with slow and fast variables for `exp(-U(x))` of vectors `x`, energies in units of kT.
+
+    The slow variables are entries of the vectors that you name, or components of these along directions that `train`
+    finds. The Laplace start finds those that tell the minima of the potential apart. While tempering
+    (`TrainSettings(tempering=...)`) the directions are trained with everything else, from a random start: towards those
+    given which the fast variables are as nearly normal as can be, with a mean that depends on the slow ones linearly.
+
+    Arguments:
+        potential: of `(batch, dim)`, in units of kT, such as `potentials.DoubleWell()`.
+        slow: number of slow variables to be found, whose density may have many modes; or the indices of the entries of
+            the vectors that are slow.
+        width: half the extent of the region that holds the modes.
+        settings: sizes of the networks.
+        seed: of everything random.
+
+    Raises:
+        InvalidInputError: for an impossible choice of slow variables, or a width that is not positive.
+
+    Source: Stupp and Koutsourelakis, arXiv 2504.20940.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        slow: int | Sequence[int],
+        width: float = 1.0,
+        settings: FlowSettings | None = None,
+        seed: int = 0,
+    ) -> None:
+        coordinates = LinearCoordinates(potential.n_atoms, slow, width, seed)
+        super().__init__(potential, coordinates, 1 / KB, settings or FlowSettings(seed=seed))
+        self.seed = seed
+
+    def _described(self) -> list[Any]:
+        values = {name: t.tolist() for name, t in self.potential.state_dict().items()}
+        return [type(self.potential).__name__, values, self._layout()]
+
+    def _layout(self) -> dict[str, Any]:
+        return {"dim": self.coordinates.dof, "slow": self.coordinates.slow, "width": self.coordinates.width}
+
+    def _shape(self) -> tuple[int, ...]:
+        return (self.coordinates.dof,)
+
+    def _what(self) -> str:
+        return f"vectors: give (n, {self.coordinates.dof})"
+
+    def save(self, path: str | Path) -> None:
+        """Write everything but the potential to one file.
+
+        Raises:
+            ModelFileError: if it cannot be written; an older file there stays.
+        """
+        write_file(path, "vector model", self._tensors(), self._header() | {"layout": self._layout()})
+
+    @classmethod
+    def load(cls, path: str | Path, potential: Potential) -> Self:
+        """Read a model that `save` wrote, for the potential that it was trained on.
+
+        Raises:
+            ModelFileError: for a missing, truncated, foreign or newer file.
+            MismatchError: for a potential of vectors of another length.
+        """
+        tensors, header = read_file(path, "vector model")
+        layout = header["layout"]
+        dim = layout.pop("dim")
+        if potential.n_atoms != dim:
+            raise MismatchError(f"{path} is of vectors of length {dim}, but the potential is of {potential.n_atoms}.")
+        self = cls(potential, **layout, settings=FlowSettings(**header["settings"]))
+        self._restore(tensors, header)
+        return self
