@@ -28,9 +28,10 @@ class Verdict:
         print(f"{name:34s}{measured:12.4f}{'':>12s}{'':>10s}{f'>= {wanted:g}':>10s}{'' if fine else '   falls short'}")
         self._short += [] if fine else [name]
 
-    def close(self, figure: Path) -> None:
+    def close(self, figure: Path | None = None) -> None:
         """Say where the figure is, and end the script."""
-        print(f"figure: {figure}")
+        if figure is not None:
+            print(f"figure: {figure}")
         if self._short:
             sys.exit(f"falls short: {', '.join(self._short)}")
 

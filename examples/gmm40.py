@@ -46,7 +46,7 @@ def main() -> None:
     panels = ((-target.energy(grid).numpy(), "exact"), (flow.logDensity(grid.numpy()), "learned"))
     for axis, (log_density, title) in zip(axes, panels, strict=True):
         axis.contourf(line, line, log_density.reshape(300, 300), levels=np.linspace(-14, -5, 19), cmap="viridis")
-        axis.set(title=f"log-density, {title}", xlabel="$x_1$", aspect="equal")
+        axis.set(title=f"log-density, {title}", xlabel="$x_1$", aspect="equal", xlim=(-46, 46), ylim=(-46, 46))
     axes[1].plot(*samples.positions[:400].T, ".", markersize=2, color="white")
     axes[0].set_ylabel("$x_2$")
     figure.savefig(arguments.figure, dpi=150)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from openmm_cgflow.openmm_plugin.monte_carlo import FlowMonteCarlo
     from openmm_cgflow.openmm_plugin.replica_exchange import FlowReplicaExchangeSampler
     from openmm_cgflow.sampling import Samples
+    from openmm_cgflow.slow_scan import SlowScan, scanTorsions
     from openmm_cgflow.training import TrainSettings
     from openmm_cgflow.vector_flow import VectorFlow
 
@@ -35,11 +36,13 @@ __all__ = [
     "MismatchError",
     "ModelFileError",
     "Samples",
+    "SlowScan",
     "TrainSettings",
     "TrainingError",
     "UnsupportedForceError",
     "VectorFlow",
     "__version__",
+    "scanTorsions",
 ]
 
 _HOMES = {
@@ -48,8 +51,10 @@ _HOMES = {
     "FlowMove": "openmm_plugin.mcmc_move",
     "FlowReplicaExchangeSampler": "openmm_plugin.replica_exchange",
     "Samples": "sampling",
+    "SlowScan": "slow_scan",
     "TrainSettings": "training",
     "VectorFlow": "vector_flow",
+    "scanTorsions": "slow_scan",
 }
 
 

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -136,7 +136,9 @@ def train(
     evaluations: Annotated[int | None, typer.Option(help="Limit of energy evaluations.")] = None,
     slow: Annotated[
         str | None,
-        typer.Option(help="Slow torsions, by names (phi,psi) or atom indices (4-6-8-14); every soft one if left out."),
+        typer.Option(
+            help="Slow torsions, by names (phi,psi) or atom indices (4-6-8-14), or auto; every soft one if left out."
+        ),
     ] = None,
     constraints: Annotated[str | None, typer.Option(help="HBonds, or none.")] = None,
     seed: Seed = 0,
@@ -298,10 +300,12 @@ def _positive(name: str, value: float | None) -> float:
     return value or 0
 
 
-def _slow(text: str | None) -> list[str | Sequence[int]] | None:
-    """Names, or four atom indices joined by dashes, separated by commas."""
+def _slow(text: str | None) -> Literal["auto"] | list[str | Sequence[int]] | None:
+    """Names, or four atom indices joined by dashes, separated by commas; or `auto`."""
     if text is None:
         return None
+    if text == "auto":
+        return "auto"
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
         raise InvalidInputError("--slow is empty: name torsions, for instance --slow phi,psi")

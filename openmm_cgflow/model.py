@@ -1,8 +1,9 @@
 """The facade: an OpenMM System goes in, independent equilibrium samples come out."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import openmm
@@ -16,6 +17,7 @@ from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.openmm_plugin.cg_system import CGSystem, create_cg_system
 from openmm_cgflow.openmm_plugin.force import Backend, BeadBackend, create_force
 from openmm_cgflow.potentials import make_potential
+from openmm_cgflow.slow_scan import scanTorsions
 from openmm_cgflow.storage import (
     read_file,
     system_from_xml,
@@ -27,6 +29,8 @@ from openmm_cgflow.storage import (
 from openmm_cgflow.units import in_kelvin, in_nm
 
 __all__ = ["CGFlow"]
+
+logger = logging.getLogger("openmm_cgflow")
 
 
 class CGFlow(BaseFlow[InternalCoordinates]):
@@ -40,7 +44,8 @@ class CGFlow(BaseFlow[InternalCoordinates]):
         positions: one structure, `(atoms, 3)`, Quantity or nm. Its chirality and its stiff isomers (such as peptide
             bonds) are those that the flow samples.
         temperature: Quantity or K.
-        slow: the slow torsions, by names such as `"phi"` or four atom indices each; all soft torsions by default.
+        slow: the slow torsions, by names such as `"phi"` or four atom indices each; `"auto"` for those that have more
+            than one basin within reach, which are logged (see `scanTorsions`); all soft torsions by default.
         beads: indices of the beads' atoms, instead of `slow`.
         seed: of everything random.
 
@@ -58,11 +63,15 @@ class CGFlow(BaseFlow[InternalCoordinates]):
         system: openmm.System,
         positions: Any,  # noqa: ANN401
         temperature: unit.Quantity | float = 300 * unit.kelvin,
-        slow: Sequence[str | Sequence[int]] | None = None,
+        slow: Literal["auto"] | Sequence[str | Sequence[int]] | None = None,
         beads: Sequence[int] | None = None,
         seed: int = 0,
     ) -> None:
         x = in_nm(positions)
+        if isinstance(slow, str) and slow == "auto":
+            scan = scanTorsions(topology, system, x, temperature, seed)
+            logger.info("slow='auto': %s", scan)
+            slow = scan.slow
         coordinates = InternalCoordinates.fromTopology(topology, system, x, beads=beads, slow=slow)
         self._assemble(topology, system, x, in_kelvin(temperature), coordinates, FlowSettings(seed=seed))
 

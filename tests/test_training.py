@@ -23,7 +23,7 @@ class Quadratic(nn.Module):
         super().__init__()
         self.matrix = torch.tensor([[4.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, 2.0]], dtype=torch.float64)
         self.direction = torch.tensor([0.3, -0.5, 0.2], dtype=torch.float64)
-        self.period = torch.tensor([2 * math.pi, 0.0, 0.0, 0.0], dtype=torch.float64)
+        self.span = torch.tensor([2 * math.pi, 0.0, 0.0, 0.0], dtype=torch.float64)
         self.coordinates = self
         self.evaluations = 0
 
@@ -149,13 +149,16 @@ def test_divergence_of_the_stiff_variables_reaches_its_minimum(least_ess):
     assert sum(losses[-100:]) / 100 == pytest.approx(smallest, abs=0.03)
 
 
-SCHEDULES = [AdaptiveTempering(beta=0.2, delta=0.5, largest=0.2, steps=10), GeometricTempering(0.2, levels=6, steps=20)]
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=["adaptive", "geometric"])
-def test_tempered_reverse_kl_learns_butane_without_the_laplace_start(schedule):
+@pytest.mark.parametrize("joint", [False, True], ids=["weights", "joint"])
+@pytest.mark.parametrize("kind", ["adaptive", "geometric"])
+def test_tempered_reverse_kl_learns_butane_without_the_laplace_start(kind, joint):
+    if kind == "adaptive":
+        schedule = AdaptiveTempering(beta=0.2, delta=0.5, largest=0.2, steps=10)
+    else:
+        schedule = GeometricTempering(0.2, levels=6, steps=20)
     rates = (1e-3, 5e-3, 1e-4)
-    flow = train(160_000, seed=2, tempering=schedule, batch=512, learning_rates=rates, buffer=10_000)
+    options = {"batch": 512, "learning_rates": rates, "buffer": 10_000, "tempering_buffer": 2048, "joint": joint}
+    flow = train(160_000, seed=2, tempering=schedule, **options)
     betas = [row["beta"] for row in flow.history if row["stage"] == "tempering"]
     assert betas[0] == 0.2
     assert betas == sorted(betas)

@@ -17,16 +17,16 @@ __all__ = ["Samples"]
 
 @dataclass(frozen=True)
 class Samples:
-    """`n` independent all-atom samples of a flow with the weights that make them Boltzmann samples.
+    """`n` independent samples of a flow with the weights that make them Boltzmann samples.
 
     Attributes:
-        positions: `(n, atoms, 3)` nm, float32.
+        positions: `(n, atoms, 3)` nm, float32; of vectors `(n, dim)`.
         log_weights: `(n,)`, `-u(x) - log q(x)`; minus infinity where the energy is not finite.
         reduced_energies: `(n,)`, `U / kT`.
         log_densities: `(n,)`, `log q(x)` per nm^(3 atoms - 6), rigid motion taken out, as `CGFlow.logDensity` gives.
         slow: `(n, n_slow)` slow torsions in radians.
         temperature: K.
-        topology: OpenMM topology of the molecule.
+        topology: OpenMM topology of the molecule; None for vectors.
         slow_names: names of the slow torsions.
     """
 
@@ -113,7 +113,13 @@ class Samples:
 
     @cached_property
     def trajectory(self) -> mdtraj.Trajectory:
-        """The samples, in their order and unweighted, as an mdtraj trajectory."""
+        """The samples, in their order and unweighted, as an mdtraj trajectory.
+
+        Raises:
+            InvalidInputError: for samples of vectors.
+        """
+        if self.topology is None:
+            raise InvalidInputError("these samples are vectors, of no molecule: save them as .npz.")
         return mdtraj.Trajectory(self.positions, mdtraj.Topology.from_openmm(self.topology))
 
     def save(self, path: str | Path) -> None:

@@ -49,7 +49,7 @@ class TrainSettings:
         buffer_steps: steps on each buffer while the soft densities are trained alone.
         kept: buffers that are learned from together, so that few effective samples are not learned by heart.
         blurred: share of the rows from which the soft densities learn with one variable spread out, so that they do
-            not vanish where the flow was never seen.
+            not vanish where the flow was never seen; it falls to nothing during the refinement.
         blur: by how much, in radians of its own period.
         learning_rates: of the fit, the tempering and the refinement.
         soft_factor: by which the soft densities learn faster than the rest during the refinement.
@@ -315,7 +315,9 @@ class Trainer:
                 n_frames = 1 if self.frames is None else len(self.frames)
                 frames = torch.randint(n_frames, (settings.batch,), generator=self.generator)
                 progress = min(1.0, (self._fraction() - start) / max(1 - start, 1e-9))
-                value, drawn = self._step(self._rate(2, progress), loss, noise, self._rows(*pool), frames)
+                value, drawn = self._step(
+                    self._rate(2, progress), loss, noise, self._rows(*pool, settings.blurred * (1 - progress)), frames
+                )
                 losses.append(value)
                 kept.append(drawn)
                 self._average()
@@ -340,10 +342,10 @@ class Trainer:
         q, weights = zip(*self.buffers, strict=True)
         return torch.cat(q), torch.cat(weights)
 
-    def _rows(self, q: Tensor, weights: Tensor) -> Tensor:
-        """Samples `(batch, dof)` drawn by their weights, with blurred soft variables."""
+    def _rows(self, q: Tensor, weights: Tensor, blurred: float | None = None) -> Tensor:
+        """Samples `(batch, dof)` drawn by their weights, a share of them with a blurred soft variable."""
         chosen = torch.multinomial(weights, self.settings.batch, replacement=True, generator=self.generator)
-        return self._blurred(q[chosen], self.settings.blur, self.settings.blurred)
+        return self._blurred(q[chosen], self.settings.blur, self.settings.blurred if blurred is None else blurred)
 
     def _blurred(self, q: Tensor, width: float, share: float | None = None) -> Tensor:
         """Rows with normal noise on their soft variables: on all of them, or on one of them in a share of the rows."""
