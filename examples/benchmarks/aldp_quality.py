@@ -96,9 +96,8 @@ def main() -> None:
     error = reference["errors_all_temperatures"]["alpha_L/C7ax"]
     left = basin_labels(*np.degrees(samples.slow).T) == 2
     ours, our_error = (float(value) for value in samples.reweight(left))
-    print(
-        f"ESS of the samples in alpha_L/C7ax alone: {effective_sample_size(torch.as_tensor(samples.log_weights[left])):.3f}"
-    )
+    within = effective_sample_size(torch.as_tensor(samples.log_weights[left]))
+    print(f"ESS of the samples in alpha_L/C7ax alone: {within:.3f}")
     print(f"alpha_L/C7ax: {ours:.5f} +- {our_error:.5f}, reference {population:.5f} +- {error:.5f}\n")
 
     verdict = Verdict()
