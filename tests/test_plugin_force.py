@@ -170,6 +170,21 @@ def test_a_force_on_the_wrong_system_says_so(aldp, backend):
         context.getState(energy=True)
 
 
+def test_machine_code_gives_the_same_forces(aldp):
+    plain, compiled = (context_of(aldp.createForce(backend, scale=0.7)) for backend in ("python", "compiled"))
+    for x in frames(aldp, 3):
+        energy, forces = energy_and_forces(plain, x)
+        same_energy, same_forces = energy_and_forces(compiled, x)
+        assert same_energy == pytest.approx(energy, abs=1e-9)
+        np.testing.assert_allclose(same_forces, forces, rtol=1e-9, atol=1e-8)
+
+
+def test_machine_code_needs_a_compiler(aldp, monkeypatch):
+    monkeypatch.setattr("openmm_cgflow.openmm_plugin.force.compiler_available", lambda device: False)
+    with pytest.raises(cgf.UnsupportedForceError, match=r"needs a C\+\+ compiler"):
+        aldp.createForce("compiled")
+
+
 def test_python_force_does_not_swallow_a_broken_simulation(aldp):
     context = context_of(aldp.createForce("python"))
     x = frames(aldp, 1)[0]

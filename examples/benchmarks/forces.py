@@ -45,7 +45,7 @@ def contestants(flow: cgf.CGFlow) -> dict[str, openmm.Context]:
     systems = {"vacuum": (vacuum.system, vacuum.positions, "Reference"), "OBC1": (flow.system, flow.positions, "CPU")}
     for name, (system, positions, platform) in systems.items():
         found[f"all atoms, {name} ({platform})"] = context_of(system, positions, platform)
-        for backend in ("torch", "python", "tabulated"):
+        for backend in ("torch", "python", "compiled", "tabulated"):
             try:
                 force = flow.createForce(backend)
             except cgf.UnsupportedForceError as error:
@@ -54,7 +54,7 @@ def contestants(flow: cgf.CGFlow) -> dict[str, openmm.Context]:
             biased = copy.deepcopy(system)
             biased.addForce(force)
             found[f"  + createForce({backend!r}) {name}"] = context_of(biased, positions, platform)
-    for backend in ("torch", "python"):
+    for backend in ("torch", "python", "compiled"):
         try:
             cg = flow.createCGSystem(backend)
         except cgf.UnsupportedForceError as error:

@@ -7,17 +7,23 @@ import numpy as np
 import openmm
 import torch
 
-from openmm_cgflow.errors import InvalidInputError, TrainingError
+from openmm_cgflow.errors import InvalidInputError, MismatchError, TrainingError, UnsupportedForceError
 from openmm_cgflow.openmm_plugin.bead_free_energy import BeadFreeEnergy
-from openmm_cgflow.openmm_plugin.compiled_forces import compile_forces
+from openmm_cgflow.openmm_plugin.compiled_forces import (
+    EnergyAndForces,
+    compile_forces,
+    compile_to_machine_code,
+    misfit,
+)
 from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
 from openmm_cgflow.openmm_plugin.torch_force import make_torch_force, why_no_torch_force
+from openmm_cgflow.potentials.compiled import compiler_available
 from openmm_cgflow.trained import TrainedFlow
 
 __all__ = ["Backend", "BeadBackend", "create_bead_force", "create_force"]
 
-Backend = Literal["torch", "python", "tabulated"]
-BeadBackend = Literal["torch", "python"]
+Backend = Literal["torch", "python", "compiled", "tabulated"]
+BeadBackend = Literal["torch", "python", "compiled"]
 _log = logging.getLogger("openmm_cgflow")
 _POINTS = {1: 361, 2: 121, 3: 49}  # of a table in each dimension: the last one repeats the first
 
@@ -25,9 +31,12 @@ _POINTS = {1: 361, 2: 121, 3: 49}  # of a table in each dimension: the last one 
 class PythonFreeEnergy:
     """What a `PythonForce` calls; at the top level of a module, so that it can be pickled into XML."""
 
-    def __init__(self, module: torch.nn.Module, positions: torch.Tensor, parameter: str) -> None:
+    def __init__(
+        self, module: torch.nn.Module, positions: torch.Tensor, parameter: str, machine_code: bool = False
+    ) -> None:
         self.module, self.positions, self.parameter = module, positions, parameter
-        self._compiled: torch.jit.ScriptModule | None = None
+        self.machine_code = machine_code
+        self._compiled: EnergyAndForces | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}
@@ -35,9 +44,12 @@ class PythonFreeEnergy:
     def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
         """Energy in kJ/mol and forces `(particles, 3)` in kJ/mol/nm at the positions of a State."""
         x = torch.tensor(state.getPositions(asNumpy=True)._value, dtype=torch.float64)
+        if len(x) != len(self.positions):
+            raise MismatchError(misfit(len(self.positions), len(x)))
         scale = torch.tensor(state.getParameters()[self.parameter], dtype=torch.float64)
         if self._compiled is None:
-            self._compiled = compile_forces(self.module, self.positions)
+            compiler = compile_to_machine_code if self.machine_code else compile_forces
+            self._compiled = compiler(self.module, self.positions)
         with torch.no_grad():
             energy, forces = self._compiled(x, scale)
         if not bool(torch.isfinite(energy)):
@@ -54,8 +66,10 @@ def create_force(
         raise InvalidInputError("createForce: this molecule has no slow torsions, so there is no free energy of them.")
     if backend == "tabulated":
         return _tabulated(flow, scale, parameter)
-    if backend not in (None, "torch", "python"):
-        raise InvalidInputError(f'createForce: backend is {backend!r}; give None, "torch", "python" or "tabulated".')
+    if backend not in (None, "torch", "python", "compiled"):
+        raise InvalidInputError(
+            f'createForce: backend is {backend!r}; give None, "torch", "python", "compiled" or "tabulated".'
+        )
     module = SlowFreeEnergy(flow.flow.bead_flow.slow, flow.slow_torsions, flow.target.kT)
     return _force(module, torch.as_tensor(flow.positions._value), backend, scale, parameter)
 
@@ -72,7 +86,7 @@ def create_bead_force(
 
     Arguments:
         flow: the flow.
-        backend: `"torch"` or `"python"`; by default a TorchForce where it works.
+        backend: `"torch"`, `"python"` or `"compiled"`; by default a TorchForce where it works.
         scale: default value of the factor.
         parameter: the name of the factor, a global parameter.
         atoms: the particles that are the beads, in the order of `flow.coordinates.bead_atoms`; by default the first.
@@ -82,8 +96,8 @@ def create_bead_force(
         InvalidInputError: with fewer than four beads, or for another backend.
         UnsupportedForceError: if a TorchForce is asked for and cannot be had.
     """
-    if backend not in (None, "torch", "python"):
-        raise InvalidInputError(f'createCGSystem: backend is {backend!r}; give None, "torch" or "python".')
+    if backend not in (None, "torch", "python", "compiled"):
+        raise InvalidInputError(f'createCGSystem: backend is {backend!r}; give None, "torch", "python" or "compiled".')
     module = BeadFreeEnergy(flow, atoms)
     start = torch.zeros(particles or len(module.atoms), 3, dtype=torch.float64)
     start[module.atoms] = torch.as_tensor(flow.positions._value[flow.coordinates.bead_atoms])
@@ -98,8 +112,13 @@ def _force(
         reason = why_no_torch_force()
         backend = "torch" if reason is None else "python"
         _log.info("the force is %s", "a TorchForce" if reason is None else f"a PythonForce, for {reason}")
-    if backend == "python":
-        return openmm.PythonForce(PythonFreeEnergy(module, positions, parameter), {parameter: scale})
+    if backend == "compiled" and not compiler_available(positions.device):
+        raise UnsupportedForceError(
+            'the backend "compiled" needs a C++ compiler, and there is none: install g++ or clang++, or use "python".'
+        )
+    if backend in ("python", "compiled"):
+        energy = PythonFreeEnergy(module, positions, parameter, machine_code=backend == "compiled")
+        return openmm.PythonForce(energy, {parameter: scale})
     force: Any = make_torch_force(compile_forces(module, positions))
     force.setOutputsForces(True)
     force.addGlobalParameter(parameter, scale)
