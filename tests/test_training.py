@@ -9,8 +9,16 @@ from molecules import load
 from torch import Tensor, nn
 
 import openmm_cgflow as cgf
-from openmm_cgflow.flows import FlowSettings, JointFlow
-from openmm_cgflow.training import AdaptiveTempering, Budget, GeometricTempering, Parallel, laplace
+from openmm_cgflow.flows import FlowSettings, JointFlow, SoftVariables
+from openmm_cgflow.training import (
+    AdaptiveTempering,
+    Budget,
+    GeometricTempering,
+    Parallel,
+    Trainer,
+    TrainSettings,
+    laplace,
+)
 from openmm_cgflow.training.laplace import curvature_factor
 from openmm_cgflow.training.objectives import clip_action, stiff_divergence
 from openmm_cgflow.training.start import anneal_soft
@@ -75,6 +83,27 @@ def test_annealed_walkers_follow_the_flattened_density():
     # exp(-4 (1 - cos(s - 1)) / 2) is a von Mises density with kappa = 2: <cos(s - 1)> = I1(2) / I0(2) = 0.698.
     # The standard error of 4,000 walkers is 0.006; a few times that for what is left of the hotter start.
     assert torch.cos(q[:, 0] - 1).mean().item() == pytest.approx(0.698, abs=0.03)
+
+
+def test_defended_slow_variables_have_the_weights_of_both_densities():
+    flow = cgf.CGFlow(*load("butane"))
+    trainer = Trainer(flow.flow, flow.target, TrainSettings(defended=0.25))
+    noise = flow.flow.draw_noise(4000, torch.Generator().manual_seed(0))
+    slow, log_ratio, own = trainer._defended(noise)
+    assert own.all()
+    assert not log_ratio.any()
+    trainer.broad = SoftVariables(torch.zeros(1), torch.tensor([2 * math.pi]))
+    with torch.no_grad():
+        for parameter in flow.flow.bead_flow.slow.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    slow, log_ratio, own = trainer._defended(noise)
+    assert own.float().mean() == 0.75
+    share = torch.exp(-log_ratio)  # the flow's density over that of the mixture: its mean over the mixture is 1
+    assert share.mean().item() == pytest.approx(1, abs=4 * share.std().item() / 4000**0.5)
+    assert share.max() <= 1 / 0.75 + 1e-4
+    with torch.no_grad():
+        q, r = (density.log_prob(slow, slow[:, :0]) for density in (flow.flow.bead_flow.slow, trainer.broad))
+    torch.testing.assert_close(log_ratio, torch.log(0.75 + 0.25 * torch.exp(r - q)), rtol=1e-4, atol=1e-4)
 
 
 def test_parallel_gradients_are_those_of_one_worker():

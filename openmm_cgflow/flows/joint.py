@@ -153,11 +153,16 @@ class JointFlow(nn.Module):
         return self.sample_from(self.draw_noise(n, generator))
 
     @torch.no_grad()
-    def sample_soft(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Soft variables `(batch, n_slow + n_rotor)` made of noise, and the latents of the stiff ones left of it."""
+    def sample_soft(self, noise: Tensor, slow: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Soft variables `(batch, n_slow + n_rotor)` made of noise, and the latents of the stiff ones left of it.
+
+        Arguments:
+            noise: from `draw_noise`.
+            slow: `(batch, n_slow)`, if they are given.
+        """
         n_slow, n_bead, n_rotor, _ = self.sizes
         slow_noise, rotor_noise, latent = noise.tensor_split([2 * n_slow, 2 * (n_slow + n_rotor)], dim=1)
-        slow = self.bead_flow.sample_slow(slow_noise)
+        slow = self.bead_flow.sample_slow(slow_noise) if slow is None else slow
         _, _, context = self.bead_flow.place(slow, latent[:, :n_bead])
         return torch.cat([slow, self.atom_flow.rotors.sample(rotor_noise, context)], dim=1), latent
 

@@ -5,10 +5,11 @@ from openmm_cgflow.training.laplace import LaplaceMixture, curvature_factor, lap
 from openmm_cgflow.training.objectives import joint_reverse_kl, negative_log_likelihood, stiff_divergence
 from openmm_cgflow.training.parallel import Parallel, available_cores
 from openmm_cgflow.training.reporter import Metrics, Reporter
+from openmm_cgflow.training.settings import TrainSettings
 from openmm_cgflow.training.start import anneal_soft, separating_directions
 from openmm_cgflow.training.target import BoltzmannTarget
 from openmm_cgflow.training.tempering import AdaptiveTempering, GeometricTempering, Tempering
-from openmm_cgflow.training.trainer import Trainer, TrainSettings
+from openmm_cgflow.training.trainer import Trainer
 
 __all__ = [
     "AdaptiveTempering",

@@ -1,11 +1,12 @@
 """A training's state as tensors and plain values, from which it goes on as if it had not been interrupted."""
 
+import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openmm_cgflow.storage import write_file
 from openmm_cgflow.training.reporter import Metrics, Reporter
@@ -21,11 +22,13 @@ def save_state(trainer: Trainer, history: list[Metrics]) -> tuple[dict[str, Tens
     tensors = {f"flow.{name}": t for name, t in trainer.flow.state_dict().items()}
     tensors |= {f"average.{name}": t for name, t in trainer.average.state_dict().items()}
     tensors |= {f"coordinates.{name}": t for name, t in trainer.target.coordinates.state_dict().items()}
+    if trainer.broad is not None:
+        tensors |= {f"broad.{name}": t for name, t in trainer.broad.state_dict().items()}
     tensors["generator"] = trainer.generator.get_state()
     if trainer.optimizer is not None:
         for index, state in trainer.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(t) for name, t in state.items()}
-    header = {"stage": trainer.stage, "dropped": trainer.dropped, "evaluations": trainer.target.evaluations}
+    header = {"stage": trainer.stage, "dropped": trainer.replay.dropped, "evaluations": trainer.target.evaluations}
     header |= {"seconds": trainer.budget.elapsed, "history": [asdict(row) for row in history]}
     if trainer.settings.tempering is not None:
         header["tempering"] = vars(trainer.settings.tempering)
@@ -34,11 +37,17 @@ def save_state(trainer: Trainer, history: list[Metrics]) -> tuple[dict[str, Tens
 
 def load_state(trainer: Trainer, tensors: dict[str, Tensor], header: dict[str, Any]) -> list[Metrics]:
     """Set the trainer to the saved state; returns the rows of its history."""
-    modules = {"flow": trainer.flow, "average": trainer.average, "coordinates": trainer.target.coordinates}
+    modules: dict[str, nn.Module] = {
+        "flow": trainer.flow,
+        "average": trainer.average,
+        "coordinates": trainer.target.coordinates,
+    }
+    if any(name.startswith("broad.") for name in tensors):
+        trainer.broad = modules["broad"] = copy.deepcopy(trainer.flow.bead_flow.slow)
     for name, module in modules.items():
         module.load_state_dict({k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")})
     trainer.generator.set_state(tensors["generator"])
-    trainer.stage, trainer.dropped = header["stage"], header["dropped"]
+    trainer.stage, trainer.replay.dropped = header["stage"], header["dropped"]
     trainer.target.potential.evaluations = header["evaluations"]
     for name, value in header.get("tempering", {}).items():
         setattr(trainer.settings.tempering, name, value)

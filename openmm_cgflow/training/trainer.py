@@ -4,15 +4,13 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from openmm_cgflow.coordinates import LinearCoordinates
 from openmm_cgflow.errors import TrainingError
-from openmm_cgflow.flows import JointFlow
-from openmm_cgflow.sampling import effective_sample_size, log_mean_exp, soften_log_weights
+from openmm_cgflow.flows import JointFlow, SoftVariables
 from openmm_cgflow.training.budget import Budget
 from openmm_cgflow.training.laplace import LaplaceMixture, curvature_factor, laplace
 from openmm_cgflow.training.objectives import (
@@ -23,70 +21,14 @@ from openmm_cgflow.training.objectives import (
     stiff_reverse_kl,
 )
 from openmm_cgflow.training.parallel import Parallel
+from openmm_cgflow.training.replay import Replay
 from openmm_cgflow.training.reporter import Metrics, Reporter
+from openmm_cgflow.training.settings import TrainSettings
 from openmm_cgflow.training.start import anneal_soft, separating_directions
 from openmm_cgflow.training.target import BoltzmannTarget
 from openmm_cgflow.training.tempering import Tempering
 
-__all__ = ["TrainSettings", "Trainer"]
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How a flow is trained.
-
-    Attributes:
-        shares: of the budget, by which the fit and the training of the soft densities end at the latest.
-        points: values of the soft variables at which the Laplace start is made.
-        sweeps: moves by which these values are annealed.
-        flattening: temperature to which they are annealed, relative to the target's own, so that barriers are covered.
-        fit_steps: maximum-likelihood steps on the Laplace start.
-        start_blur: width by which the soft variables of the start's points are spread out, in radians of their own
-            period: what is learned from a thousand points in many dimensions must be smooth.
-        batch: rows of a step.
-        soft_buffers: buffers on which the soft densities are trained alone.
-        buffer: own samples that are weighed together.
-        buffer_steps: steps on each buffer while the soft densities are trained alone.
-        kept: buffers that are learned from together, so that few effective samples are not learned by heart.
-        blurred: share of the rows from which the soft densities learn with one variable spread out, so that they do
-            not vanish where the flow was never seen; it falls to nothing during the refinement.
-        blur: by how much, in radians of its own period.
-        learning_rates: of the fit, the tempering and the refinement.
-        soft_factor: by which the soft densities learn faster than the rest during the refinement.
-        rotation_factor: by which the slow variables of vectors are learned faster than the rest.
-        average: decay of the running average of the parameters that is returned.
-        clip: share of the largest weights that is levelled before resampling.
-        least_ess: weights are raised to a power below one until this share of them is effective.
-        least_path_ess: the same where the stiff densities learn from the weights of a single batch.
-        tempering: instead of the Laplace start, reverse KL at these inverse temperatures.
-        joint: temper by the reverse KL of all variables, as the paper does; without, that of the stiff ones, while the
-            soft densities learn by weights, which keeps the modes.
-        tempering_buffer: own samples that are weighed together while tempering.
-    """
-
-    shares: tuple[float, float] = (0.35, 0.6)
-    points: int = 512
-    sweeps: int = 20
-    flattening: float = 3.0
-    fit_steps: int = 150
-    start_blur: float = 0.4
-    batch: int = 1024
-    soft_buffers: int = 12
-    buffer: int = 20_000
-    buffer_steps: int = 12
-    kept: int = 8
-    blurred: float = 0.05
-    blur: float = 0.7
-    learning_rates: tuple[float, float, float] = (2e-3, 1e-3, 2e-3)
-    soft_factor: float = 1.0
-    rotation_factor: float = 5.0
-    average: float = 0.97
-    clip: float = 1e-3
-    least_ess: float = 0.1
-    least_path_ess: float = 0.3
-    tempering: Tempering | None = None
-    joint: bool = False
-    tempering_buffer: int = 8192
+__all__ = ["Trainer"]
 
 
 class Trainer:
@@ -106,13 +48,13 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(seed)
         self.average = copy.deepcopy(flow)
         self.stage = "laplace" if self.settings.tempering is None else "tempering"
-        self.dropped = 0
         self.frames: Tensor | None = None
-        self.buffers: list[tuple[Tensor, Tensor]] = []
+        self.broad: SoftVariables | None = None
         n_slow, n_bead, n_rotor, _ = flow.sizes
         index = torch.arange(sum(flow.sizes))
         self.soft = torch.cat([index[:n_slow], index[n_slow + n_bead : n_slow + n_bead + n_rotor]])
         self.stiff = torch.cat([index[n_slow : n_slow + n_bead], index[n_slow + n_bead + n_rotor :]])
+        self.replay = Replay(self.settings, self.soft, target.coordinates.span, self.generator)
         self.optimizer: torch.optim.Optimizer | None = None
 
     # -- the stages -------------------------------------------------------------------------------------------------
@@ -154,6 +96,7 @@ class Trainer:
 
     def _start(self) -> None:
         self._fit(self._laplace())
+        self.broad = copy.deepcopy(self.flow.bead_flow.slow)
 
     def _enter(self, stage: str) -> None:
         self.stage, self.optimizer = stage, None
@@ -214,7 +157,7 @@ class Trainer:
                 self._rate(0, progress),
                 lambda rows, blurred: negative_log_likelihood(self.flow, rows, blurred, gaussian=True),
                 q,
-                self._blurred(q, self.settings.start_blur),
+                self.replay.blurred(q, self.settings.start_blur),
             )
             if (i + 1) % 50 == 0:
                 self._report("fit", loss=loss)
@@ -265,12 +208,12 @@ class Trainer:
         figures: dict[str, float] = {}
         for i in range(schedule.steps):
             if not settings.joint and i % settings.buffer_steps == 0:
-                self.buffers = []  # of another temperature, or of another rotation
-                figures = self._keep(*self._draw_buffer(settings.tempering_buffer, schedule.beta))
-            rows = () if settings.joint else (self._rows(*self._pool()),)
+                self.replay.clear()  # of another temperature, or of another rotation
+                figures = self.replay.keep(*self._draw_buffer(settings.tempering_buffer, schedule.beta))
+            rows = () if settings.joint else (self.replay.rows(*self.replay.pool()),)
             noise = self.flow.draw_noise(settings.batch, self.generator)
             value, _ = self._step(settings.learning_rates[1], loss, noise, *rows)
-        self.buffers = []
+        self.replay.clear()
         self._report("tempering", **(figures | {"loss": value, "beta": schedule.beta}))
 
     def _fit_soft(self) -> None:
@@ -283,10 +226,10 @@ class Trainer:
                 progress = self._progress(i / settings.soft_buffers, start, settings.shares[1])
                 if progress >= 1:
                     break
-                figures = self._keep(*self._draw_buffer(settings.buffer))
-                pool, rate = self._pool(), self._rate(0, progress)
+                figures = self.replay.keep(*self._draw_buffer(settings.buffer))
+                pool, rate = self.replay.pool(), self._rate(0, progress)
                 losses = [
-                    self._step(rate, lambda rows: negative_log_soft(self.flow, rows), self._rows(*pool))[0]
+                    self._step(rate, lambda rows: negative_log_soft(self.flow, rows), self.replay.rows(*pool))[0]
                     for _ in range(settings.buffer_steps)
                 ]
                 self._report("soft", loss=sum(losses) / len(losses), **figures)
@@ -295,19 +238,22 @@ class Trainer:
         """Everything: the stiff densities by their divergence on fresh samples, the soft ones by all kept samples."""
         settings = self.settings
         start = self._fraction()
-        if not self.buffers and start < 1:
-            self._keep(*self._draw_buffer(settings.buffer))
+        if not self.replay.buffers and start < 1:
+            self.replay.keep(*self._draw_buffer(settings.buffer))
 
         def loss(noise: Tensor, rows: Tensor, frames: Tensor) -> tuple[Tensor, ...]:
-            soft, latent = self.flow.sample_soft(noise)
-            divergence, *drawn = stiff_divergence(self.flow, self.target, soft, latent, settings.least_path_ess)
+            slow, log_ratio, own = self._defended(noise)
+            soft, latent = self.flow.sample_soft(noise, slow)
+            # with weights as if all were the flow's own: nearly those of the stiff variables at given slow ones
+            divergence, q, log_weights = stiff_divergence(self.flow, self.target, soft, latent, settings.least_path_ess)
+            drawn = (q, log_weights - log_ratio, torch.where(own, log_weights, torch.nan))
             total = divergence + negative_log_soft(self.flow, rows)
             if self.frames is not None:
                 total = total + 0.25 * negative_log_likelihood(self.flow, self.frames[frames], self.frames[frames])
             return total, *drawn
 
         while self._fraction() < 1:
-            pool = self._pool()
+            pool = self.replay.pool()
             losses: list[float] = []
             kept: list[list[Tensor]] = []
             while not kept or (self._fraction() < 1 and len(kept) * settings.batch < settings.buffer):
@@ -316,47 +262,38 @@ class Trainer:
                 frames = torch.randint(n_frames, (settings.batch,), generator=self.generator)
                 progress = min(1.0, (self._fraction() - start) / max(1 - start, 1e-9))
                 value, drawn = self._step(
-                    self._rate(2, progress), loss, noise, self._rows(*pool, settings.blurred * (1 - progress)), frames
+                    self._rate(2, progress),
+                    loss,
+                    noise,
+                    self.replay.rows(*pool, settings.blurred * (1 - progress)),
+                    frames,
                 )
                 losses.append(value)
                 kept.append(drawn)
                 self._average()
-            figures = self._keep(*(torch.cat(part) for part in zip(*kept, strict=True)))
+            figures = self.replay.keep(*(torch.cat(part) for part in zip(*kept, strict=True)))
             self._report("refine", loss=sum(losses) / len(losses), **figures)
             self.save()
 
-    def _keep(self, q: Tensor, log_weights: Tensor) -> dict[str, float]:
-        """Keep own samples `(n, dof)` to learn from; returns the figures of their log-weights `(n,)`."""
-        finite = torch.isfinite(log_weights)
-        self.dropped += int((~finite).sum())
-        if not bool(finite.any()):
-            raise TrainingError(f"all {len(q)} samples have infinite or NaN energies: train again with another seed.")
-        softened, power = soften_log_weights(log_weights, self.settings.least_ess, self.settings.clip)
-        # adding up to the effective share, by which buffers of different quality are best joined
-        weights = torch.softmax(softened, 0) * effective_sample_size(softened)
-        self.buffers = [*self.buffers, (q, weights)][-self.settings.kept :]
-        return {"ess": effective_sample_size(log_weights), "logZ": log_mean_exp(log_weights)[0], "beta": power}
+    @torch.no_grad()
+    def _defended(self, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Slow variables, a share of them from the broad density of the start, so that rare regions are learned too.
 
-    def _pool(self) -> tuple[Tensor, Tensor]:
-        """All kept samples `(n, dof)` and their weights `(n,)`."""
-        q, weights = zip(*self.buffers, strict=True)
-        return torch.cat(q), torch.cat(weights)
-
-    def _rows(self, q: Tensor, weights: Tensor, blurred: float | None = None) -> Tensor:
-        """Samples `(batch, dof)` drawn by their weights, a share of them with a blurred soft variable."""
-        chosen = torch.multinomial(weights, self.settings.batch, replacement=True, generator=self.generator)
-        return self._blurred(q[chosen], self.settings.blur, self.settings.blurred if blurred is None else blurred)
-
-    def _blurred(self, q: Tensor, width: float, share: float | None = None) -> Tensor:
-        """Rows with normal noise on their soft variables: on all of them, or on one of them in a share of the rows."""
-        n, noise = self.soft.numel(), torch.zeros(len(q), self.soft.numel())
-        if n:
-            noise = width / (2 * math.pi) * torch.randn(len(q), n, generator=self.generator)
-            noise = noise * self.target.coordinates.span[self.soft].float()
-        if n and share is not None:
-            one = torch.nn.functional.one_hot(torch.randint(n, (len(q),), generator=self.generator), n)
-            noise = noise * one * (torch.rand(len(q), 1, generator=self.generator) < share)
-        return q.index_add(1, self.soft, noise.to(q))
+        Returns:
+            `(batch, n_slow)`; the log of the density that they are from over the flow's own, `(batch,)`; and whether
+            they were drawn from the flow's own.
+        """
+        density, share = self.flow.bead_flow.slow, self.settings.defended
+        slow = self.flow.bead_flow.sample_slow(noise[:, : 2 * density.n])
+        own = torch.ones(len(noise), dtype=torch.bool)
+        if self.broad is None or not share:
+            return slow, torch.zeros(len(noise)), own
+        n = round(share * len(noise))
+        own[:n] = False
+        slow[:n] = self.broad.sample(noise[:n, : 2 * density.n], noise[:n, :0])
+        nothing = slow[:, :0]
+        difference = self.broad.log_prob(slow, nothing) - density.log_prob(slow, nothing)
+        return slow, torch.logaddexp(torch.full_like(difference, math.log1p(-share)), math.log(share) + difference), own
 
     def _draw_buffer(self, n: int, beta: float = 1.0) -> tuple[Tensor, Tensor]:
         """`n` own samples `(n, dof)` and their log-weights `(n,)` at an inverse temperature."""
@@ -418,7 +355,7 @@ class Trainer:
         if math.isfinite(value) and bool(torch.isfinite(norm)):
             optimizer.step()
         else:
-            self.dropped += rows[0].shape[0]
+            self.replay.dropped += rows[0].shape[0]
         return value, kept
 
     @torch.no_grad()
@@ -427,7 +364,7 @@ class Trainer:
             mean.lerp_(parameter, 1 - self.settings.average)
 
     def _report(self, stage: str, **figures: float) -> None:
-        row = Metrics(stage, self.budget.elapsed, self.target.evaluations, dropped=self.dropped, **figures)
+        row = Metrics(stage, self.budget.elapsed, self.target.evaluations, dropped=self.replay.dropped, **figures)
         self.reporter.add(row, self._fraction())
 
 

@@ -1,0 +1,67 @@
+"""How a flow is trained."""
+
+from dataclasses import dataclass
+
+from openmm_cgflow.training.tempering import Tempering
+
+__all__ = ["TrainSettings"]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a flow is trained.
+
+    Attributes:
+        shares: of the budget, by which the fit and the training of the soft densities end at the latest.
+        points: values of the soft variables at which the Laplace start is made.
+        sweeps: moves by which these values are annealed.
+        flattening: temperature to which they are annealed, relative to the target's own, so that barriers are covered.
+        fit_steps: maximum-likelihood steps on the Laplace start.
+        start_blur: width by which the soft variables of the start's points are spread out, in radians of their own
+            period: what is learned from a thousand points in many dimensions must be smooth.
+        batch: rows of a step.
+        soft_buffers: buffers on which the soft densities are trained alone.
+        buffer: own samples that are weighed together.
+        buffer_steps: steps on each buffer while the soft densities are trained alone.
+        kept: buffers that are learned from together, so that few effective samples are not learned by heart.
+        blurred: share of the rows from which the soft densities learn with one variable spread out, so that they do
+            not vanish where the flow was never seen; it falls to nothing during the refinement.
+        blur: by how much, in radians of its own period.
+        defended: share of the slow variables that are drawn from the broad density of the start in the refinement.
+        learning_rates: of the fit, the tempering and the refinement.
+        soft_factor: by which the soft densities learn faster than the rest during the refinement.
+        rotation_factor: by which the slow variables of vectors are learned faster than the rest.
+        average: decay of the running average of the parameters that is returned.
+        clip: share of the largest weights that is levelled before resampling.
+        least_ess: weights are raised to a power below one until this share of them is effective.
+        least_path_ess: the same where the stiff densities learn from the weights of a single batch.
+        tempering: instead of the Laplace start, reverse KL at these inverse temperatures.
+        joint: temper by the reverse KL of all variables, as the paper does; without, that of the stiff ones, while the
+            soft densities learn by weights, which keeps the modes.
+        tempering_buffer: own samples that are weighed together while tempering.
+    """
+
+    shares: tuple[float, float] = (0.35, 0.6)
+    points: int = 512
+    sweeps: int = 20
+    flattening: float = 3.0
+    fit_steps: int = 150
+    start_blur: float = 0.4
+    batch: int = 1024
+    soft_buffers: int = 12
+    buffer: int = 20_000
+    buffer_steps: int = 12
+    kept: int = 8
+    blurred: float = 0.05
+    blur: float = 0.7
+    defended: float = 0.1
+    learning_rates: tuple[float, float, float] = (2e-3, 1e-3, 2e-3)
+    soft_factor: float = 1.0
+    rotation_factor: float = 5.0
+    average: float = 0.97
+    clip: float = 1e-3
+    least_ess: float = 0.1
+    least_path_ess: float = 0.3
+    tempering: Tempering | None = None
+    joint: bool = False
+    tempering_buffer: int = 8192
