@@ -1,7 +1,8 @@
 """Molecular dynamics of the beads alone, in the free energy that the flow learned from all atoms.
 
-    python examples/cg_simulation.py                    # 200 ps of NVT and 100 ps of NVE, a quarter of an hour
-    python examples/cg_simulation.py --picoseconds 2    # a taste
+    python examples/cg_simulation.py                       # 200 ps of NVT and 100 ps of NVE, a quarter of an hour
+    python examples/cg_simulation.py --backend compiled    # the same in machine code: a quarter of that
+    python examples/cg_simulation.py --picoseconds 2       # a taste
 
 Fifty walkers start from beads that the flow drew. Dynamics must leave their distribution as it is: populations of the
 basins, means and widths of bonds and angles are printed beside those of the flow, with errors from the scatter between
@@ -19,6 +20,7 @@ import torch
 from openmm import unit
 
 import openmm_cgflow as cgf
+from openmm_cgflow.openmm_plugin.cg_system import CGSystem
 
 from add_to_script import MODEL  # isort: skip  (beside this file)
 from aldp_analysis import ALDP_BASINS, basin_labels  # isort: skip
@@ -32,21 +34,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--picoseconds", type=float, default=200, help="of NVT; NVE takes half as long")
     parser.add_argument("--output", type=Path, default=Path("cg.dcd"))
+    parser.add_argument(
+        "--backend", choices=["torch", "python", "compiled"], help="of the force; as OpenMM can by default"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)  # five beads
     flow = cgf.CGFlow.load(MODEL)
 
-    frames, seconds = nvt(flow, options.picoseconds)
+    cg = flow.createCGSystem(options.backend)
+
+    frames, seconds = nvt(flow, cg, options.picoseconds)
     steps = 100 * frames.shape[0] * frames.shape[1]
     print(f"NVT: {steps:,} steps of 1 fs in {seconds:.0f} s, {1e6 * seconds / steps:.0f} microseconds a step")
     compare(flow, frames)
     frames = frames.reshape(-1, *frames.shape[2:])
-    trajectory = mdtraj.Trajectory(frames, mdtraj.Topology.from_openmm(flow.createCGSystem("python").topology))
+    trajectory = mdtraj.Trajectory(frames, mdtraj.Topology.from_openmm(cg.topology))
     trajectory.save(str(options.output))
     trajectory[0].save_pdb(str(options.output.with_suffix(".topology.pdb")))
     print(f"written: {options.output}, {len(frames)} frames")
 
-    drift, spread = nve(flow, options.picoseconds / 2)
+    drift, spread = nve(flow, cg, options.picoseconds / 2)
     print(f"NVE: {options.picoseconds / 2:g} ps in steps of 1 fs, the energy varies by {spread:.3f} kT")
     print(f"     and drifts by {drift:+.2e} kT per degree of freedom per ps")
 
@@ -72,20 +79,19 @@ def compare(flow: cgf.CGFlow, frames: np.ndarray) -> None:
         print(f"{name:34s} {values.mean():11.6f} +- {error:8.6f} {wanted.mean():19.6f}")
 
 
-def context_of(flow: cgf.CGFlow, integrator: openmm.Integrator) -> openmm.Context:
+def context_of(flow: cgf.CGFlow, cg: CGSystem, integrator: openmm.Integrator) -> openmm.Context:
     """The beads on OpenMM's Reference platform, which is the fastest for five particles."""
-    cg = flow.createCGSystem()
     context = openmm.Context(cg.system, integrator, openmm.Platform.getPlatformByName("Reference"))
     context.setPositions(cg.positions)
     context.setVelocitiesToTemperature(flow.temperature, 1)
     return context
 
 
-def nvt(flow: cgf.CGFlow, picoseconds: float) -> tuple[np.ndarray, float]:
+def nvt(flow: cgf.CGFlow, cg: CGSystem, picoseconds: float) -> tuple[np.ndarray, float]:
     """Frames `(walkers, n, 5, 3)` every 0.1 ps of Langevin dynamics, `picoseconds` in all, and the seconds it took."""
     integrator = openmm.LangevinMiddleIntegrator(flow.temperature, 1 / unit.picosecond, 1 * unit.femtosecond)
     integrator.setRandomNumberSeed(1)
-    context = context_of(flow, integrator)
+    context = context_of(flow, cg, integrator)
     integrator.step(20)  # the first steps compile
     starts = flow.sample(WALKERS, seed=1).positions[:, flow.coordinates.bead_atoms].astype(float)
     frames = np.empty((WALKERS, max(1, round(10 * picoseconds / WALKERS)), 5, 3))
@@ -99,10 +105,10 @@ def nvt(flow: cgf.CGFlow, picoseconds: float) -> tuple[np.ndarray, float]:
     return frames - frames.mean(2, keepdims=True), time.monotonic() - begun
 
 
-def nve(flow: cgf.CGFlow, picoseconds: float) -> tuple[float, float]:
+def nve(flow: cgf.CGFlow, cg: CGSystem, picoseconds: float) -> tuple[float, float]:
     """Slope of the total energy, in kT per degree of freedom per ps, and its spread in kT."""
     integrator = openmm.VerletIntegrator(1 * unit.femtosecond)
-    context = context_of(flow, integrator)
+    context = context_of(flow, cg, integrator)
     energies = []
     for _ in range(max(10, round(picoseconds / 0.05))):
         integrator.step(50)

@@ -5,6 +5,7 @@ import pytest
 from molecules import load
 
 import openmm_cgflow as cgf
+from openmm_cgflow import cli
 from openmm_cgflow.coordinates import find_kept_back
 from openmm_cgflow.slow_scan import basins_on_circle
 
@@ -46,6 +47,10 @@ def test_butane_has_its_one_torsion_with_three_basins():
 def test_alanine_dipeptide_has_phi_and_psi(aldp_vacuum):
     flow = cgf.CGFlow(*aldp_vacuum, slow="auto")
     assert flow.slow_names == ["ALA2:phi", "ALA2:psi"]
+
+
+def test_auto_can_be_asked_for_in_the_shell():
+    assert cli._slow("auto") == "auto"
 
 
 def test_biphenyl_has_the_torsion_between_its_rings():

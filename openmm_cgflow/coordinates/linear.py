@@ -1,7 +1,7 @@
 """Slow and fast variables of plain vectors: a rotation that is found."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,12 @@ class LinearCoordinates(nn.Module):
 
     def __init__(self, dim: int, slow: int | Sequence[int], width: float = 1.0, seed: int = 0) -> None:
         super().__init__()
-        fixed = None if isinstance(slow, int) else list(slow)
-        n_slow = slow if isinstance(slow, int) else len(slow)
+        fixed: list[int] | None = None
+        if isinstance(slow, Iterable):
+            fixed = [int(k) for k in slow]
+            n_slow = len(fixed)
+        else:
+            n_slow = int(slow)
         if not 0 <= n_slow <= dim or (fixed is not None and len(set(fixed) & set(range(dim))) != n_slow):
             raise InvalidInputError(
                 f"slow is {slow!r}, but the vectors have {dim} entries: give a number of slow variables, or the "
@@ -56,7 +60,7 @@ class LinearCoordinates(nn.Module):
             )
         if not (math.isfinite(width) and width > 0):
             raise InvalidInputError(f"width is {width}; give half the extent of the region that holds the modes.")
-        self.dof, self.slow, self.width = dim, slow if fixed is None else fixed, float(width)
+        self.dof, self.slow, self.width = dim, n_slow if fixed is None else fixed, float(width)
         self.sizes = (n_slow, 0, 0, dim - n_slow)
         for name, value in (("reference", 0.0), ("scale", 1.0), ("period", 0.0), ("span", _SPAN)):
             self.register_buffer(name, torch.full((dim,), value, dtype=torch.float64), persistent=False)
@@ -75,11 +79,6 @@ class LinearCoordinates(nn.Module):
         """A name for each entry of q."""
         n_slow = self.sizes[0]
         return [f"slow {k + 1}" if k < n_slow else f"fast {k + 1 - n_slow}" for k in range(self.dof)]
-
-    @property
-    def slow_torsions(self) -> Sequence[tuple[int, int, int, int]]:
-        """Vectors have none."""
-        return []
 
     @property
     def slow_directions(self) -> Tensor:
