@@ -20,7 +20,7 @@ WIDTH = 20.0
 
 def main() -> None:
     """Train, compare, draw."""
-    arguments = options(__doc__, "gmm40.png", seconds=240)
+    arguments = options(__doc__, "gmm40.png", seconds=360)
     target = GaussianMixture.forty()
     settings = FlowSettings(components=64, seed=arguments.seed)
     flow = cgf.VectorFlow(target, slow=2, width=WIDTH, settings=settings, seed=arguments.seed)
