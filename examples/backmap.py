@@ -37,13 +37,13 @@ def main() -> None:
         print(f"  {label:22s} {text}")
     print(f"ESS within a frame: {100 * atoms.ess.mean():.1f} % on average, {100 * atoms.ess.min():.1f} % at worst")
     chosen = atoms.resample(seed=0)
-    chosen.save(str(options.output))
+    chosen.save(options.output)
     print(f"written: {options.output}, one structure a frame, drawn by its weight")
 
     for index in np.linspace(0, frames - 1, options.runs).astype(int):
         integrator = openmm.LangevinMiddleIntegrator(flow.temperature, 1 / unit.picosecond, 1 * unit.femtosecond)
         context = openmm.Context(flow.system, integrator, *fastest_platform())
-        context.setPositions(chosen.xyz[index].astype(float))
+        context.setPositions(chosen.positions[index, 0].astype(float))
         context.setVelocitiesToTemperature(flow.temperature, 1)
         start = context.getState(energy=True).getPotentialEnergy()._value
         integrator.step(1000)
