@@ -49,7 +49,12 @@ def main() -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     axes[0].hist(
-        samples.positions[:, ::2].ravel(), 120, (-3, 3), density=True, weights=np.repeat(weights, 16), color="tab:red"
+        samples.positions[:, ::2].ravel(),
+        120,
+        range=(-3, 3),
+        density=True,
+        weights=np.repeat(weights, 16),
+        color="tab:red",
     )
     axes[0].plot(LINE, density / (LINE[1] - LINE[0]), color="black", label="exact")
     axes[0].set(xlabel="slow variables", ylabel="density", title="all sixteen, reweighted")
