@@ -48,14 +48,8 @@ def main() -> None:
     verdict.least("ESS", samples.ess, 0.8)
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    axes[0].hist(
-        samples.positions[:, ::2].ravel(),
-        120,
-        range=(-3, 3),
-        density=True,
-        weights=np.repeat(weights, 16),
-        color="tab:red",
-    )
+    values, repeated = samples.positions[:, ::2].ravel(), np.repeat(weights, 16)
+    axes[0].hist(values, 120, range=(-3, 3), density=True, weights=repeated, color="tab:red")
     axes[0].plot(LINE, density / (LINE[1] - LINE[0]), color="black", label="exact")
     axes[0].set(xlabel="slow variables", ylabel="density", title="all sixteen, reweighted")
     axes[0].legend()
