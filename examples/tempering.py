@@ -1,7 +1,7 @@
 """ESS against energy evaluations: adaptive tempering as published, a geometric schedule, and the Laplace start.
 
-    python examples/tempering.py                                                  # butane, three seeds of each: minutes
-    python examples/tempering.py --molecule aldp_vacuum --evaluations 400000      # a quarter of an hour
+    python examples/tempering.py                           # butane, three seeds of each: five minutes
+    python examples/tempering.py --molecule aldp_vacuum    # a quarter of an hour
 
 Each training has the same number of energy evaluations. While a temperature is lowered there is no ESS at the target's
 own temperature, so that a curve begins where the schedule has arrived; one that never does has none.
@@ -53,7 +53,7 @@ def main() -> None:
     """Train all, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--molecule", default="butane", help="one of tests/molecules.py")
-    parser.add_argument("--evaluations", type=int, default=150_000)
+    parser.add_argument("--evaluations", type=int, default=400_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--figure", type=Path, default=Path("tempering.png"))
     options = parser.parse_args()
