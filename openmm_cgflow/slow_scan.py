@@ -10,7 +10,15 @@ from openmm import app, unit
 
 from openmm_cgflow.coordinates import InternalCoordinates, KeptBack, find_kept_back
 from openmm_cgflow.potentials import make_potential
-from openmm_cgflow.training import BoltzmannTarget, Parallel, anneal_soft, curvature_factor, laplace, minimise
+from openmm_cgflow.training import (
+    BoltzmannTarget,
+    Parallel,
+    anneal_soft,
+    curvature_factor,
+    laplace,
+    minimise,
+    soft_and_stiff,
+)
 from openmm_cgflow.units import KB, in_kelvin, in_nm
 
 __all__ = ["SlowScan", "TorsionScan", "scanTorsions"]
@@ -127,19 +135,15 @@ class _Scanner:
         self, target: BoltzmannTarget, coordinates: InternalCoordinates, parallel: Parallel, generator: torch.Generator
     ) -> None:
         self.target, self.coordinates, self.parallel = target, coordinates, parallel
-        n_slow, n_bead, n_rotor, _ = coordinates.sizes
-        index = torch.arange(coordinates.dof)
-        soft = torch.cat([index[:n_slow], index[n_slow + n_bead : n_slow + n_bead + n_rotor]])
-        stiff = torch.cat([index[n_slow : n_slow + n_bead], index[n_slow + n_bead + n_rotor :]])
+        soft, stiff = soft_and_stiff(coordinates.sizes)
         scale = coordinates.scale.float()
         start, factor = curvature_factor(target, coordinates.reference.float()[None], stiff, scale, parallel)
         self.factor = torch.zeros(coordinates.dof, coordinates.dof)
         self.factor[soft, soft] = _SOFT_WIDTH
         self.factor[stiff[:, None], stiff] = factor
         points = start.repeat(_WALKERS, 1)
-        points[1:, soft] += (torch.rand(_WALKERS - 1, len(soft), generator=generator) - 0.5) * coordinates.span[
-            soft
-        ].float()
+        turned = torch.rand(_WALKERS - 1, len(soft), generator=generator) - 0.5
+        points[1:, soft] += turned * coordinates.span[soft].float()
         if len(soft):
             points = anneal_soft(target, points, soft, stiff, factor, parallel, generator, _SWEEPS, 2.0)
         self.structures = torch.cat([start, points[torch.randperm(_WALKERS, generator=generator)[: _KEPT - 1]]])

@@ -6,7 +6,7 @@ from openmm_cgflow.training.objectives import joint_reverse_kl, negative_log_lik
 from openmm_cgflow.training.parallel import Parallel, available_cores
 from openmm_cgflow.training.reporter import Metrics, Reporter
 from openmm_cgflow.training.settings import TrainSettings
-from openmm_cgflow.training.start import anneal_soft, separating_directions
+from openmm_cgflow.training.start import anneal_soft, separating_directions, soft_and_stiff
 from openmm_cgflow.training.target import BoltzmannTarget
 from openmm_cgflow.training.tempering import AdaptiveTempering, GeometricTempering, Tempering
 from openmm_cgflow.training.trainer import Trainer
@@ -31,5 +31,6 @@ __all__ = [
     "minimise",
     "negative_log_likelihood",
     "separating_directions",
+    "soft_and_stiff",
     "stiff_divergence",
 ]

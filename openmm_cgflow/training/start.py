@@ -12,7 +12,13 @@ from openmm_cgflow.training.target import BoltzmannTarget
 
 _DESCENT = 60  # iterations
 
-__all__ = ["anneal_soft", "separating_directions"]
+__all__ = ["anneal_soft", "separating_directions", "soft_and_stiff"]
+
+
+def soft_and_stiff(sizes: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+    """Indices of the soft (slow, rotors) and of the stiff coordinates, in blocks of slow, bead, rotor and atom."""
+    slow, bead, rotor, atom = torch.arange(sum(sizes)).split(list(sizes))
+    return torch.cat([slow, rotor]), torch.cat([bead, atom])
 
 
 def anneal_soft(

@@ -24,7 +24,7 @@ from openmm_cgflow.training.parallel import Parallel
 from openmm_cgflow.training.replay import Replay
 from openmm_cgflow.training.reporter import Metrics, Reporter
 from openmm_cgflow.training.settings import TrainSettings
-from openmm_cgflow.training.start import anneal_soft, separating_directions
+from openmm_cgflow.training.start import anneal_soft, separating_directions, soft_and_stiff
 from openmm_cgflow.training.target import BoltzmannTarget
 from openmm_cgflow.training.tempering import Tempering
 
@@ -50,10 +50,7 @@ class Trainer:
         self.stage = "laplace" if self.settings.tempering is None else "tempering"
         self.frames: Tensor | None = None
         self.broad: SoftVariables | None = None
-        n_slow, n_bead, n_rotor, _ = flow.sizes
-        index = torch.arange(sum(flow.sizes))
-        self.soft = torch.cat([index[:n_slow], index[n_slow + n_bead : n_slow + n_bead + n_rotor]])
-        self.stiff = torch.cat([index[n_slow : n_slow + n_bead], index[n_slow + n_bead + n_rotor :]])
+        self.soft, self.stiff = soft_and_stiff(flow.sizes)
         self.replay = Replay(self.settings, self.soft, target.coordinates.span, self.generator)
         self.optimizer: torch.optim.Optimizer | None = None
 
@@ -261,13 +258,8 @@ class Trainer:
                 n_frames = 1 if self.frames is None else len(self.frames)
                 frames = torch.randint(n_frames, (settings.batch,), generator=self.generator)
                 progress = min(1.0, (self._fraction() - start) / max(1 - start, 1e-9))
-                value, drawn = self._step(
-                    self._rate(2, progress),
-                    loss,
-                    noise,
-                    self.replay.rows(*pool, settings.blurred * (1 - progress)),
-                    frames,
-                )
+                rows = self.replay.rows(*pool, settings.blurred * (1 - progress))
+                value, drawn = self._step(self._rate(2, progress), loss, noise, rows, frames)
                 losses.append(value)
                 kept.append(drawn)
                 self._average()
