@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,39 @@ from openmm_cgflow.coordinates.molecule import Molecule
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.units import in_nm
 
-__all__ = ["check_inputs"]
+__all__ = ["check_inputs", "without_ensemble"]
+
+_log = logging.getLogger("openmm_cgflow")
+
+ENSEMBLE = (
+    openmm.AndersenThermostat,
+    openmm.MonteCarloBarostat,
+    openmm.MonteCarloAnisotropicBarostat,
+    openmm.MonteCarloFlexibleBarostat,
+    openmm.MonteCarloMembraneBarostat,
+)
+"""What sets temperature or pressure in a simulation; the molecule's energy does not have it."""
 
 WATER = {"HOH", "WAT", "H2O", "SOL", "TIP", "TIP2", "TIP3", "TIP3P", "TIP4", "TIP5", "SPC", "SPCE", "DOD"}
+
+
+def without_ensemble(system: openmm.System) -> openmm.System:
+    """The System without barostats and thermostats, a copy if it has any; what is left out is logged.
+
+    A single molecule has no volume, and its temperature is that of the flow.
+
+    Arguments:
+        system: not changed.
+    """
+    chosen = [k for k, force in enumerate(system.getForces()) if isinstance(force, ENSEMBLE)]
+    if not chosen:
+        return system
+    names = ", ".join(type(system.getForce(k)).__name__ for k in chosen)
+    _log.info("%s: left out of the System, for a single molecule has no volume and the flow its own temperature", names)
+    copy = openmm.XmlSerializer.clone(system)
+    for k in reversed(chosen):
+        copy.removeForce(k)
+    return copy
 
 
 def check_inputs(topology: Any, system: openmm.System, positions: Any) -> Molecule:  # noqa: ANN401

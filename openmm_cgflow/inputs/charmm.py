@@ -1,0 +1,183 @@
+"""CHARMM psf, coordinates and parameters: OpenMM's reader, checked by parmed's and by a sum over pairs."""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+from openmm import app, unit
+
+from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.inputs.pairs import pair_energy, pairs_within
+from openmm_cgflow.inputs.parts import Kinds, System, read, refuse_water
+from openmm_cgflow.inputs.readings import NONBONDED, Difference, differences, disagreement, term_energies
+from openmm_cgflow.inputs.structure import read_structure
+
+__all__ = ["from_charmm"]
+
+_log = logging.getLogger("openmm_cgflow")
+
+KCAL, ANGSTROM = 4.184, 0.1  # kJ/mol, nm
+HEADER = re.compile(r"^\s*(\d+)(?:\s+(\d+))?\s*!\s*(\w+)")
+
+
+def from_charmm(kinds: Kinds, solvent: object, constraints: object) -> System:
+    """Read a CHARMM psf with its parameters and structure.
+
+    Raises:
+        InvalidInputError: for what cannot be read, and for terms that two readings disagree about.
+    """
+    path, parameters = kinds["psf"][0], kinds["parameters"]
+    if not parameters:
+        raise InvalidInputError(f"{path} needs CHARMM parameter files (.prm, .rtf, .str) beside it: name them too")
+    _refuse_sections(path)
+    for file in parameters:
+        _refuse_dielectric(file)
+    psf = read(path, lambda: app.CharmmPsfFile(str(path)))
+    known = read(parameters[0], lambda: app.CharmmParameterSet(*map(str, parameters)))
+    refuse_water(psf.topology)
+    x = read_structure(kinds["positions"][0], psf.topology)
+    options = {"nonbondedMethod": app.NoCutoff, "implicitSolvent": solvent, "sasaMethod": "ACE"}
+    structure = _by_parmed(path, parameters)
+    system = _with_impropers(path, read(path, lambda: psf.createSystem(known, **options)), structure)
+    if structure is not None:
+        second = read(path, lambda: structure.createSystem(implicitSolvent=solvent, useSASA=True))
+        _check(path, structure, known, system, second, x)
+    if constraints is not None:
+        psf = read(path, lambda: app.CharmmPsfFile(str(path)))
+        options |= {"constraints": constraints, "flexibleConstraints": False}
+        system = _with_impropers(path, read(path, lambda: psf.createSystem(known, **options)), structure)
+    return psf.topology, system, x * unit.nanometer
+
+
+def _refuse_sections(path: Path) -> None:
+    """Refuse what the readers of a psf pass over, or what has sites without mass."""
+    lines = read(path, lambda: path.read_text(errors="replace").splitlines())
+    counts: dict[str, int] = {}
+    for line in lines:
+        found = HEADER.match(line)
+        if found:
+            counts[found[3].upper()] = int(found[1])
+    if lines and "DRUDE" in lines[0].upper().split():
+        raise InvalidInputError(
+            f"{path} is of the polarizable Drude force field, whose particles follow the atoms without being atoms: "
+            "build the psf with the additive force field (CHARMM36, CGenFF)"
+        )
+    if counts.get("NUMLP"):
+        raise InvalidInputError(
+            f"{path} has {counts['NUMLP']} lone pairs (NUMLP), sites without mass that are not sampled: build the psf "
+            "without them"
+        )
+    if counts.get("NNB"):
+        raise InvalidInputError(
+            f"{path} has {counts['NNB']} explicit nonbonded exclusions (NNB), which OpenMM and parmed pass over: build "
+            "the psf without them, or give a SYSTEM.xml with a PDB file"
+        )
+
+
+def _refuse_dielectric(path: Path) -> None:
+    """Refuse a dielectric that is not 1: the readers pass over it."""
+    text = re.sub(r"!.*", "", path.read_text(errors="replace")).upper()
+    for header in re.findall(r"^\s*NONB\w*((?:.*-\s*\n)*.*)$", text, re.M):
+        words = header.replace("-\n", " ").split()
+        value = words[words.index("EPS") + 1] if "EPS" in words[:-1] else "1"
+        if "RDIE" in words or "RDIEL" in words or float(value) != 1.0:
+            raise InvalidInputError(
+                f"{path}: the NONBONDED line asks for a dielectric other than 1 (EPS {value}"
+                f"{', RDIE' if 'RDIE' in words or 'RDIEL' in words else ''}), which is not read: set EPS 1.0 CDIE, or "
+                "give a SYSTEM.xml with a PDB file"
+            )
+
+
+def _by_parmed(path: Path, parameters: list[Path]) -> Any:  # noqa: ANN401  (parmed has no types)
+    """parmed's Structure with its parameters; None, with a line in the log, where parmed cannot read the files."""
+    import parmed
+
+    try:
+        structure = read(path, lambda: parmed.charmm.CharmmPsfFile(str(path)))
+        known = read(parameters[0], lambda: parmed.charmm.CharmmParameterSet(*map(str, parameters)))
+        read(path, lambda: structure.load_parameters(known))
+        structure.box = None
+        read(path, structure.createSystem)
+    except InvalidInputError as error:
+        _log.info("%s (parmed), so OpenMM's reading was not checked by a second reader", error)
+        return None
+    return structure
+
+
+def _with_impropers(path: Path, system: openmm.System, structure: Any) -> openmm.System:  # noqa: ANN401
+    """The System with parmed's impropers where some have a multiplicity: OpenMM's reader takes all for harmonic ones."""
+    periodic = [d for d in structure.dihedrals if d.improper] if structure is not None else []
+    if not periodic:
+        return system
+    for k in reversed(range(system.getNumForces())):
+        if isinstance(system.getForce(k), openmm.CustomTorsionForce):
+            system.removeForce(k)
+    force = openmm.PeriodicTorsionForce()
+    for d in periodic:
+        atoms = [atom.idx for atom in (d.atom1, d.atom2, d.atom3, d.atom4)]
+        force.addTorsion(*atoms, int(d.type.per), np.deg2rad(d.type.phase), d.type.phi_k * KCAL)
+    system.addForce(force)
+    if structure.impropers:
+        system.addForce(structure.omm_improper_force())
+    _log.info("%s: %d impropers have a multiplicity, which parmed reads and OpenMM does not", path, len(periodic))
+    return system
+
+
+def _check(
+    path: Path, structure: Any, known: app.CharmmParameterSet, system: openmm.System, second: openmm.System,  # noqa: ANN401
+    x: np.ndarray,
+) -> None:  # fmt: skip
+    """Compare with parmed; where it takes 1-4 pairs otherwise, a sum over pairs by CHARMM's rules decides."""
+    found = differences(system, second, x)
+    if not found:
+        return
+    if any(difference.term != NONBONDED for difference in found):
+        raise disagreement(path, "OpenMM's reader and parmed", found)
+    by_hand = _nonbonded_energy(structure, known, x)
+    energy = float(term_energies(system, x[None])[NONBONDED][0])
+    if not np.isclose(energy, by_hand, rtol=1e-4, atol=0.01, equal_nan=True):
+        found = [Difference(NONBONDED, (energy, by_hand))]
+        raise disagreement(path, "OpenMM's reader and a sum over all pairs by CHARMM's rules", found)
+    _log.info("%s: %s, the second by parmed; the first was checked by hand and is used", path, found[0])
+
+
+def _nonbonded_energy(structure: Any, known: app.CharmmParameterSet, x: np.ndarray) -> float:  # noqa: ANN401
+    """Coulomb and Lennard-Jones energy by CHARMM's rules, kJ/mol.
+
+    NBXMOD 5: atoms one or two bonds apart do not interact; three apart: with E14FAC and the parameters for 1-4 pairs,
+    NBFIX before those of the types. 4 leaves out 1-4 pairs, 3 and below keep more, without special parameters.
+
+    Arguments:
+        structure: parmed's, with types.
+        known: OpenMM's parameters, for NBXMOD and E14FAC alone.
+        x: `(atoms, 3)`, nm.
+    """
+    atoms = structure.atoms
+    n_atoms, mode = len(atoms), abs(known.nbxmod)
+    near = pairs_within(n_atoms, [(b.atom1.idx, b.atom2.idx) for b in structure.bonds], 3)
+    products, c6, c12 = np.zeros((3, n_atoms, n_atoms))
+    for i in range(n_atoms):
+        for j in range(i + 1, n_atoms):
+            steps = near.get((i, j), 4)
+            if steps < (3 if mode == 5 else mode):
+                continue
+            special = steps == 3 and mode == 5
+            r_min, depth = _lennard_jones(atoms[i].atom_type, atoms[j].atom_type, special)
+            products[i, j] = atoms[i].charge * atoms[j].charge * (known.e14fac if special else 1.0)
+            c6[i, j], c12[i, j] = 2 * depth * r_min**6, depth * r_min**12
+    return pair_energy(x, products, c6, c12)
+
+
+def _lennard_jones(first: Any, second: Any, special: bool) -> tuple[float, float]:  # noqa: ANN401
+    """Distance (nm) and depth (kJ/mol) of the minimum for two types."""
+    if second.name in first.nbfix:
+        r_min, depth, r_min_14, depth_14 = first.nbfix[second.name]
+        r_min, depth = (r_min_14, depth_14) if special and r_min_14 is not None else (r_min, depth)
+    elif special:
+        r_min, depth = first.rmin_14 + second.rmin_14, np.sqrt(first.epsilon_14 * second.epsilon_14)
+    else:
+        r_min, depth = first.rmin + second.rmin, np.sqrt(first.epsilon * second.epsilon)
+    return r_min * ANGSTROM, abs(depth) * KCAL

@@ -1,0 +1,132 @@
+"""Positions from a file, and whether its atoms are those of the topology, in the same order."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from openmm import app, unit
+
+from openmm_cgflow.errors import InvalidInputError, MismatchError
+from openmm_cgflow.inputs.parts import kind_of, read
+from openmm_cgflow.inputs.pdb_file import read_pdb
+
+__all__ = ["read_structure"]
+
+
+class _Structure(NamedTuple):
+    """What a file with positions says.
+
+    Attributes:
+        positions: `(atoms, 3)`, nm.
+        names: of the atoms; None where the file has none.
+        elements: symbols; None where the file does not tell.
+    """
+
+    positions: np.ndarray
+    names: list[str] | None = None
+    elements: list[str | None] | None = None
+
+
+def read_structure(path: Path, topology: app.Topology) -> np.ndarray:
+    """Positions of a file for the atoms of a topology, `(atoms, 3)` in nm.
+
+    Arguments:
+        path: PDB, mmCIF, AMBER, GROMACS or CHARMM coordinates.
+        topology: of the molecule, from another file.
+
+    Raises:
+        InvalidInputError: a file that cannot be read, or whose names or elements show other atoms or another order.
+        MismatchError: another number of atoms.
+    """
+    structure = _read(path)
+    n_atoms = topology.getNumAtoms()
+    if len(structure.positions) != n_atoms:
+        raise MismatchError(
+            f"the files do not belong together; numbers of atoms: the topology {n_atoms}, {path} "
+            f"{len(structure.positions)}"
+        )
+    atoms = list(topology.atoms())
+    wrong = _other_elements(structure, atoms) or _other_names(structure, topology, atoms)
+    if wrong:
+        raise InvalidInputError(
+            f"{path} has other atoms than the topology, or another order: {'; '.join(wrong[:3])}"
+            f"{f'; {len(wrong)} atoms in all' if len(wrong) > 3 else ''}. Write the structure with its atoms in the "
+            "order of the topology file, or use the coordinate file that was made with it"
+        )
+    return structure.positions
+
+
+def _read(path: Path) -> _Structure:
+    kind = kind_of(path)
+    if kind in ("pdb", "cif"):
+        pdb = read_pdb(path)
+        atoms = list(pdb.topology.atoms())
+        return _Structure(_nm(pdb.positions), [a.name for a in atoms], [_symbol(a) for a in atoms])
+    if kind == "gro":
+        gro = read(path, lambda: app.GromacsGroFile(str(path)))
+        return _Structure(_nm(gro.positions), gro.atomNames)
+    if kind == "crd" and _is_charmm(path):
+        crd = read(path, lambda: app.CharmmCrdFile(str(path)))
+        return _Structure(_nm(crd.positions), crd.attype)  # OpenMM calls the column of names so
+    return _Structure(_nm(read(path, lambda: app.AmberInpcrdFile(str(path)).positions)))
+
+
+def _is_charmm(path: Path) -> bool:
+    """AMBER and CHARMM both write .crd; CHARMM's lines of atoms have ten columns, the third and fourth of them names."""
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip() and line[0] != "*"]
+    return len(lines) > 1 and len(lines[1].split()) >= 9
+
+
+def _nm(positions: unit.Quantity) -> np.ndarray:
+    return np.array(positions.value_in_unit(unit.nanometer), dtype=np.float64).reshape(-1, 3)
+
+
+def _symbol(atom: app.topology.Atom) -> str | None:
+    """The element's symbol; deuterium is hydrogen to a force field."""
+    symbol = atom.element.symbol if atom.element is not None else None
+    return "H" if symbol == "D" else symbol
+
+
+def _other_elements(structure: _Structure, atoms: list[app.topology.Atom]) -> list[str]:
+    if structure.elements is None:
+        return []
+    there = zip(atoms, map(_symbol, atoms), structure.elements, _labels(structure), strict=True)
+    return [
+        f"atom {atom.index + 1} is {atom.name} ({wanted}) in the topology and {label} ({found}) there"
+        for atom, wanted, found, label in there
+        if None not in (wanted, found) and wanted != found
+    ]
+
+
+def _other_names(structure: _Structure, topology: app.Topology, atoms: list[app.topology.Atom]) -> list[str]:
+    """Atoms whose name another atom of the residue has there. Names of different conventions are no sign of anything."""
+    if structure.names is None:
+        return []
+    parents = _parents(topology)
+    wrong = []
+    for residue in topology.residues():
+        own = list(residue.atoms())
+        names = [atom.name.upper() for atom in own]
+        there = [structure.names[atom.index].upper() for atom in own]
+        for atom, name in zip(own, names, strict=True):
+            if names.count(name) > 1 or there.count(name) != 1:
+                continue
+            other = own[there.index(name)]
+            # two hydrogens of one atom are numbered differently by AMBER, CHARMM and the PDB: either way is a structure
+            if other is not atom and (atom.index not in parents or parents[atom.index] != parents.get(other.index)):
+                wrong.append(f"atom {atom.index + 1} is {atom.name} in the topology; {name} is atom {other.index + 1}")
+    return wrong
+
+
+def _parents(topology: app.Topology) -> dict[int, int]:
+    """The atom that each hydrogen is bound to."""
+    parents = {}
+    for first, second in topology.bonds():
+        for hydrogen, heavy in ((first, second), (second, first)):
+            if _symbol(hydrogen) == "H":
+                parents[hydrogen.index] = heavy.index
+    return parents
+
+
+def _labels(structure: _Structure) -> list[str]:
+    return structure.names or [str(k + 1) for k in range(len(structure.positions))]
