@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import numpy as np
 import openmm
 from openmm import app, unit
 
@@ -58,7 +57,7 @@ def _refuse_others(path: Path, prmtop: app.AmberPrmtopFile) -> None:
 
 
 def _by_parmed(path: Path, solvent: object) -> openmm.System | None:
-    """parmed's System of the same file; None, with a line in the log, where parmed cannot read it."""
+    """The same file's System by parmed; None, with a line in the log, where parmed cannot read it."""
     import parmed
 
     def build() -> openmm.System:

@@ -92,7 +92,7 @@ def _refuse_dielectric(path: Path) -> None:
 
 
 def _by_parmed(path: Path, parameters: list[Path]) -> Any:  # noqa: ANN401  (parmed has no types)
-    """parmed's Structure with its parameters; None, with a line in the log, where parmed cannot read the files."""
+    """The Structure of parmed with its parameters; None, with a line in the log, where parmed cannot read the files."""
     import parmed
 
     try:
@@ -108,7 +108,7 @@ def _by_parmed(path: Path, parameters: list[Path]) -> Any:  # noqa: ANN401  (par
 
 
 def _with_impropers(path: Path, system: openmm.System, structure: Any) -> openmm.System:  # noqa: ANN401
-    """The System with parmed's impropers where some have a multiplicity: OpenMM's reader takes all for harmonic ones."""
+    """The System with parmed's impropers if some have a multiplicity: OpenMM's reader takes all for harmonic ones."""
     periodic = [d for d in structure.dihedrals if d.improper] if structure is not None else []
     if not periodic:
         return system

@@ -1,4 +1,4 @@
-"""GROMACS top and gro: OpenMM reads a topology in which every pair is written out; the sum by hand and parmed check it."""
+"""GROMACS top and gro: OpenMM reads a topology with every pair written out; a sum by hand and parmed check it."""
 
 import logging
 import tempfile
@@ -56,7 +56,7 @@ def _by_openmm(path: Path, topology: GromacsTopology, constraints: object) -> tu
 
 
 def _by_parmed(path: Path, topology: GromacsTopology) -> Any:  # noqa: ANN401  (parmed has no types)
-    """parmed's Structure of the file as it stands; None, with a line in the log, where parmed cannot read it."""
+    """The Structure of parmed of the file as it stands; None, with a line in the log, where parmed cannot read it."""
     import parmed
 
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +86,7 @@ def _check_by_parmed(
     found = differences(system, second, x)
     understood = [d for d in found if d.term == NONBONDED and topology.causes]
     if len(understood) < len(found):
-        raise disagreement(path, "OpenMM's reader and parmed", found)
+        raise disagreement(path, "OpenMM's reader and parmed", [d for d in found if d not in understood])
     for difference in understood:
         _log.info(
             "%s: %s, the second by parmed, which does not know %s; the first was checked by hand and is used",

@@ -111,7 +111,7 @@ class _Preprocessor:
         elif command == "include" and rest:
             yield from self.lines(self._found(rest.strip().strip('"<>'), path, where), depth + 1)
         else:
-            raise InvalidInputError(f"{where}: #{' '.join(words)} is not understood; run grompp -pp and give its output")
+            raise InvalidInputError(f"{where}: #{' '.join(words)} is not understood: run grompp -pp, give its output")
 
     def _found(self, name: str, path: Path, where: str) -> Path:
         for folder in (path.parent, *self.folders):

@@ -1,26 +1,26 @@
 """A GROMACS topology with every pair written out, so that nothing is left to a reader's guess.
 
-GROMACS' rules (reference manual, "Molecule definition" and "Pair interactions"): atoms that at most `nrexcl` bonds join
-do not interact, nor do those in [ exclusions ]; each line of [ pairs ] adds a Coulomb term, scaled by fudgeQQ, and a
-Lennard-Jones term from the line, from [ pairtypes ], or, with gen-pairs, from the atom types, scaled by fudgeLJ. Readers
-follow them in part: OpenMM's makes pairs of its own with gen-pairs, parmed does not know [ exclusions ].
+GROMACS' rules (reference manual, "Molecule definition", "Pair interactions"): atoms that at most `nrexcl` bonds join do
+not interact, nor do those in [ exclusions ]; each line of [ pairs ] adds a Coulomb term, scaled by fudgeQQ, and a
+Lennard-Jones term from the line, from [ pairtypes ], or, with gen-pairs, from the atom types, scaled by fudgeLJ.
+Readers follow them in part: OpenMM's makes pairs of its own with gen-pairs, parmed does not know [ exclusions ].
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from openmm import app
 
 from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.inputs.gromacs_dihedrals import DihedralTypes
 from openmm_cgflow.inputs.gromacs_lines import Line, read_lines
+from openmm_cgflow.inputs.gromacs_types import atom_type, with_element
 from openmm_cgflow.inputs.pairs import pair_energy, pairs_within
 
 __all__ = ["GromacsTopology"]
 
-TABLES = ("bondtypes", "angletypes", "dihedraltypes", "cmaptypes", "constrainttypes")
+TABLES = ("bondtypes", "angletypes", "cmaptypes", "constrainttypes")
 BONDED = {
     "bonds": (2, ("1", "2")),
     "angles": (3, ("1", "2", "5")),
@@ -32,7 +32,6 @@ BONDED = {
 """Sections whose lines hold so many atoms and then one of these functions."""
 KNOWN = {"atoms", "exclusions", "settles", *BONDED}
 WITHOUT_ENERGY = {"system", "implicit_genborn_params"}
-ELEMENT_MASS = 0.1  # Da: how far an atom type's mass may be off the element's
 Lennard = tuple[float, float]
 """c6 (kJ/mol nm^6) and c12 (kJ/mol nm^12)."""
 
@@ -66,6 +65,7 @@ class GromacsTopology:
         self.types: dict[str, list[str]] = {}
         self.pair_types: dict[frozenset[str], list[str]] = {}
         self.mixed: dict[frozenset[str], list[str]] = {}
+        self.dihedral_types = DihedralTypes()
         self.molecule_types: dict[str, _MoleculeType] = {}
         self.molecules: list[tuple[_MoleculeType, int]] = []
         self.tables: list[Line] = []
@@ -87,13 +87,15 @@ class GromacsTopology:
             if section == "defaults":
                 defaults = line
             elif section == "atomtypes":
-                self.types[fields[0]] = _atom_type(line)
+                self.types[fields[0]] = atom_type(line)
             elif section == "pairtypes":
                 _check_function(line, 2, ("1",))
                 self.pair_types[frozenset(fields[:2])] = _parameters(line, 3)
             elif section == "nonbond_params":
                 _check_function(line, 2, ("1",))
                 self.mixed[frozenset(fields[:2])] = _parameters(line, 3)
+            elif section == "dihedraltypes":
+                self.dihedral_types.add(line)
             elif section in TABLES:
                 self.tables.append(line)
             elif section == "moleculetype":
@@ -151,7 +153,7 @@ class GromacsTopology:
             own_bonds = sorted(real | set(_constrained_bonds(molecule)))
             excluded = self._excluded(molecule, len(own), own_bonds)
             own_pairs = self._pairs(molecule, own, excluded)
-            text[molecule.name] = _molecule_text(molecule, excluded, own_pairs)
+            text[molecule.name] = self._molecule_text(molecule, excluded, own_pairs)
             for _ in range(count):
                 first = len(names)
                 names += [atom.type for atom in own]
@@ -162,6 +164,7 @@ class GromacsTopology:
         for cause, there in (
             ("[ exclusions ]", any(m.lines["exclusions"] for m, _ in self.molecules)),
             ("[ pairtypes ] beside a column of bonded types", self._bonded_types(names) and bool(self.pair_types)),
+            ("nrexcl above 3", any(m.nrexcl > 3 for m, _ in self.molecules)),
             ("[ nonbond_params ]", any(key <= set(names) for key in self.mixed)),
         ):
             if there:
@@ -255,11 +258,30 @@ class GromacsTopology:
             text.append(" ".join(line.fields))
         return "\n".join([*text, ""])
 
+    def _molecule_text(
+        self, molecule: _MoleculeType, excluded: set[tuple[int, int]], pairs: dict[tuple[int, int], list[str]]
+    ) -> list[str]:
+        text = ["[ moleculetype ]", f"{molecule.name} {molecule.nrexcl}"]
+        bonded = [self.types[line.fields[1]][1] for line in molecule.lines["atoms"]]
+        for section in ("atoms", *BONDED, "settles"):
+            lines = molecule.lines[section]
+            for line in lines if section in BONDED else ():
+                _check_function(line, *BONDED[section])
+            if section == "dihedrals":
+                text += [
+                    f"[ {section} ]",
+                    *(new for line in lines for new in self.dihedral_types.written_out(line, bonded)),
+                ]
+            elif section != "pairs":
+                text += [f"[ {section} ]", *(" ".join(line.fields) for line in lines)]
+        text += ["[ exclusions ]", *(f"{i + 1} {j + 1}" for i, j in sorted(excluded))]
+        return [*text, "[ pairs ]", *(f"{i + 1} {j + 1} 1 {v} {w}" for (i, j), (v, w) in pairs.items())]
+
     def _text(self, molecules: dict[str, list[str]]) -> str:
         text = ["[ defaults ]", f"1 {self.rule} no {self.fudge_lj!r} {self.fudge_qq!r}", "[ atomtypes ]"]
         masses = {line.fields[1]: line.fields[7] for m, _ in self.molecules for line in m.lines["atoms"]
                   if len(line.fields) > 7}  # fmt: skip
-        text += [" ".join(_with_element(fields, masses)) for fields in self.types.values()]
+        text += [" ".join(with_element(fields, masses)) for fields in self.types.values()]
         if self.mixed:
             text.append("[ nonbond_params ]")
             text += [" ".join([*_two(key), "1", *parameters]) for key, parameters in self.mixed.items()]
@@ -283,54 +305,6 @@ class _Atom:
             raise InvalidInputError(f"{line.where}: the atom {' '.join(line.fields)} has no type of [ atomtypes ]")
         kind = line.fields[1]
         return cls(kind, float(line.fields[6]) if len(line.fields) > 6 else float(types[kind][4]))
-
-
-def _atom_type(line: Line) -> list[str]:
-    """Name, bonded type, atomic number (or empty), mass, charge, particle type, V and W, whichever columns are there."""
-    fields = line.fields
-    is_letter: Callable[[int], bool] = lambda k: len(fields) > k and len(fields[k]) == 1 and fields[k].isalpha()  # noqa: E731
-    if is_letter(5):
-        name, bonded, number, *rest = fields
-    elif is_letter(4):
-        by_name = fields[1][0].isalpha()
-        name, bonded, number = fields[0], fields[1] if by_name else fields[0], "" if by_name else fields[1]
-        rest = fields[2:]
-    elif is_letter(3):
-        name, bonded, number, rest = fields[0], fields[0], "", fields[1:]
-    else:
-        rest = []
-    if len(rest) < 5:
-        raise InvalidInputError(f"{line.where}: {' '.join(fields)} is no line of [ atomtypes ]")
-    return [name, bonded, number, *rest[:5]]
-
-
-def _with_element(fields: list[str], masses: dict[str, str]) -> list[str]:
-    """An atom type in eight columns. Without an atomic number its mass decides; OpenMM would go by the atom's name."""
-    name, bonded, number, mass, charge, *rest = fields
-    rest = [repr(float(charge)), *rest]  # OpenMM takes a charge of one character for the particle type
-    heavy = float(mass) or float(masses.get(name, 0.0))
-    if not number:
-        element = app.Element.getByMass(heavy) if heavy > 0 else None
-        fits = element is not None and abs(element.mass._value - heavy) < ELEMENT_MASS
-        number = str(element.atomic_number) if fits else ""
-    if not number:
-        return [name, bonded, f"{heavy:.6f}", *rest]
-    return [name, bonded, number, f"{heavy:.6f}", *rest]
-
-
-def _molecule_text(
-    molecule: _MoleculeType, excluded: set[tuple[int, int]], pairs: dict[tuple[int, int], list[str]]
-) -> list[str]:
-    text = ["[ moleculetype ]", f"{molecule.name} {molecule.nrexcl}"]
-    for section in ("atoms", *BONDED, "settles"):
-        for line in molecule.lines[section]:
-            if section in BONDED:
-                _check_function(line, *BONDED[section])
-        if section != "pairs" and molecule.lines[section]:
-            text += [f"[ {section} ]", *(" ".join(line.fields) for line in molecule.lines[section])]
-    text += ["[ exclusions ]", *(f"{i + 1} {j + 1}" for i, j in sorted(excluded))]
-    text += ["[ pairs ]", *(f"{i + 1} {j + 1} 1 {v} {w}" for (i, j), (v, w) in pairs.items())]
-    return text
 
 
 def _bonds(molecule: _MoleculeType) -> list[tuple[int, int]]:
@@ -372,7 +346,9 @@ def _integer(line: Line, column: int) -> int:
     try:
         return int(line.fields[column])
     except (IndexError, ValueError) as error:
-        raise InvalidInputError(f"{line.where}: {' '.join(line.fields)} has no number in column {column + 1}") from error
+        raise InvalidInputError(
+            f"{line.where}: {' '.join(line.fields)} has no number in column {column + 1}"
+        ) from error
 
 
 def _two(key: frozenset[str]) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import networkx
 import numpy as np
 
-__all__ = ["COULOMB", "pairs_within", "pair_energy"]
+__all__ = ["pair_energy", "pairs_within"]
 
 COULOMB = 138.935457644  # kJ/mol nm/e^2
 

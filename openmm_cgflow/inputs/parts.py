@@ -19,7 +19,23 @@ System = tuple[app.Topology, openmm.System, unit.Quantity]
 Kinds = dict[str, list[Path]]
 """The files of a molecule by what they hold; `"positions"` is the one file with the structure."""
 
-WATER = {"HOH", "WAT", "SOL", "H2O", "DOD", "TIP", "TIP2", "TIP3", "TIP3P", "TIP4", "TIP4P", "TIP5", "SPC", "SPCE", "OPC"}
+WATER = {
+    "HOH",
+    "WAT",
+    "SOL",
+    "H2O",
+    "DOD",
+    "TIP",
+    "TIP2",
+    "TIP3",
+    "TIP3P",
+    "TIP4",
+    "TIP4P",
+    "TIP5",
+    "SPC",
+    "SPCE",
+    "OPC",
+}
 
 SUFFIXES = {
     **dict.fromkeys((".prmtop", ".parm7"), "prmtop"),

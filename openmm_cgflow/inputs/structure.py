@@ -72,7 +72,7 @@ def _read(path: Path) -> _Structure:
 
 
 def _is_charmm(path: Path) -> bool:
-    """AMBER and CHARMM both write .crd; CHARMM's lines of atoms have ten columns, the third and fourth of them names."""
+    """AMBER and CHARMM both write .crd; CHARMM's lines of atoms have ten columns, two of them names."""
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip() and line[0] != "*"]
     return len(lines) > 1 and len(lines[1].split()) >= 9
 
@@ -99,7 +99,7 @@ def _other_elements(structure: _Structure, atoms: list[app.topology.Atom]) -> li
 
 
 def _other_names(structure: _Structure, topology: app.Topology, atoms: list[app.topology.Atom]) -> list[str]:
-    """Atoms whose name another atom of the residue has there. Names of different conventions are no sign of anything."""
+    """Atoms whose name another atom of the residue has there. Names of another convention are no sign of anything."""
     if structure.names is None:
         return []
     parents = _parents(topology)
