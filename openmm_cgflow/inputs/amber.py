@@ -25,7 +25,7 @@ def from_amber(kinds: Kinds, solvent: object, constraints: object) -> System:
     path = kinds["prmtop"][0]
     prmtop = read(path, lambda: app.AmberPrmtopFile(str(path)))
     refuse_water(prmtop.topology)
-    _refuse_others(path, prmtop)
+    _refuse_others(path, prmtop, solvent)
     prmtop.topology.setPeriodicBoxVectors(None)
     x = read_structure(kinds["positions"][0], prmtop.topology)
     options = {"nonbondedMethod": app.NoCutoff, "implicitSolvent": solvent}
@@ -40,14 +40,19 @@ def from_amber(kinds: Kinds, solvent: object, constraints: object) -> System:
     return prmtop.topology, system, x * unit.nanometer
 
 
-def _refuse_others(path: Path, prmtop: app.AmberPrmtopFile) -> None:
-    """Refuse extra points, and polarizable models, whose sections OpenMM's reader passes over."""
+def _refuse_others(path: Path, prmtop: app.AmberPrmtopFile, solvent: object) -> None:
+    """Refuse extra points, missing radii, and polarizable models, whose sections OpenMM's reader passes over."""
     points = [atom for atom in prmtop.topology.atoms() if atom.element is None or atom.name.upper().startswith("EP")]
     data = prmtop._prmtop._raw_data
     if any(int(value) for value in data.get("IPOL", [])) or "POLARIZABILITY" in data:
         raise InvalidInputError(
             f"{path} is of a polarizable force field (IPOL, POLARIZABILITY), which OpenMM does not read from a prmtop: "
             "use a force field with fixed charges, or give a SYSTEM.xml with a PDB file"
+        )
+    if solvent is not None and "RADII" not in data:
+        raise InvalidInputError(
+            f"{path} has no Born radii (RADII) for an implicit solvent: add them, for instance with parmed's "
+            "changeRadii mbondi2, or leave --implicit-solvent out"
         )
     if points:
         raise InvalidInputError(

@@ -65,6 +65,7 @@ def _refuse_sections(path: Path) -> None:
             f"{path} is of the polarizable Drude force field, whose particles follow the atoms without being atoms: "
             "build the psf with the additive force field (CHARMM36, CGenFF)"
         )
+    _refuse_names(path, lines)
     if counts.get("NUMLP"):
         raise InvalidInputError(
             f"{path} has {counts['NUMLP']} lone pairs (NUMLP), sites without mass that are not sampled: build the psf "
@@ -75,6 +76,22 @@ def _refuse_sections(path: Path) -> None:
             f"{path} has {counts['NNB']} explicit nonbonded exclusions (NNB), which OpenMM and parmed pass over: build "
             "the psf without them, or give a SYSTEM.xml with a PDB file"
         )
+
+
+def _refuse_names(path: Path, lines: list[str]) -> None:
+    """OpenMM tells Drude particles and lone pairs by their names, and leaves their bonds out."""
+    start = next((k for k, line in enumerate(lines) if "!NATOM" in line.upper()), len(lines))
+    for line in lines[start + 1 :]:
+        words = line.upper().split()
+        if len(words) < 8:
+            return
+        name = words[4]
+        if name.startswith(("D", "LP")) or name == "OM":
+            kind = "Drude particle" if name[0] == "D" else "lone pair"
+            raise InvalidInputError(
+                f"{path}: atom {words[0]} is named {name}, as if it were a {kind} (names that begin with D or LP, and "
+                "OM): give it another name in the psf and the coordinate file"
+            )
 
 
 def _refuse_dielectric(path: Path) -> None:

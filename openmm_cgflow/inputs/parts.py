@@ -19,23 +19,8 @@ System = tuple[app.Topology, openmm.System, unit.Quantity]
 Kinds = dict[str, list[Path]]
 """The files of a molecule by what they hold; `"positions"` is the one file with the structure."""
 
-WATER = {
-    "HOH",
-    "WAT",
-    "SOL",
-    "H2O",
-    "DOD",
-    "TIP",
-    "TIP2",
-    "TIP3",
-    "TIP3P",
-    "TIP4",
-    "TIP4P",
-    "TIP5",
-    "SPC",
-    "SPCE",
-    "OPC",
-}
+WATER = {"HOH", "WAT", "SOL", "H2O", "DOD", "SPC", "SPCE", "OPC"}
+WATER |= {"TIP", "TIP2", "TIP3", "TIP3P", "TIP4", "TIP4P", "TIP5"}
 
 SUFFIXES = {
     **dict.fromkeys((".prmtop", ".parm7"), "prmtop"),
