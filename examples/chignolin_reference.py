@@ -7,11 +7,11 @@ the replicas start folded (PDB 5AWL), half extended (`chignolin/leap.in` made th
     python examples/chignolin_reference.py --hours 8      # goes on where an earlier run stopped
     python examples/chignolin_reference.py --summary      # figures, and OUT.npz and OUT.json, from the checkpoint
 
-The checkpoint is written every five minutes and when the run is stopped by Ctrl-C or SIGTERM, whole or not at all. A run
-that goes on draws new random numbers, so it is not bit for bit what one long run would have been.
+The checkpoint is written every five minutes and when the run is stopped by Ctrl-C or SIGTERM, whole or not at all. A
+run that goes on draws new random numbers, so it is not bit for bit what one long run would have been.
 
-`OUT.npz` has the C-alpha positions (`ca`, nm, relative to their mean, float16) of all temperatures every 10 ps, with the
-potential energy and the replica at each: 530 bytes a frame, 5 MB for 100 ns of each replica.
+`OUT.npz` has the C-alpha positions (`ca`, nm, relative to their mean, float16) of all temperatures every 10 ps, with
+the potential energy and the replica at each: 530 bytes a frame, 5 MB for 100 ns of each replica.
 
 Folded: C-alpha RMSD to the crystal structure below 0.2 nm, over residues 2 to 9 as is customary, since the ends fray.
 That lets in the hairpin with shifted strands (0.13 to 0.17 nm), so the share below 0.1 nm is told too. A replica has
