@@ -64,7 +64,8 @@ def main() -> None:
     verdict.near("slow direction, degrees from x1", angle, 0.0, 2.0)
     verdict.least("ESS", samples.ess, 0.9)
     draw(flow, samples.positions, direction).savefig(arguments.figure, dpi=150)
-    verdict.close(arguments.figure)
+    modes = f"2 of 2, weights off {abs(measured - left):.4f}"
+    verdict.close(arguments.figure, arguments.json, modes=modes, evaluations=flow.evaluations, seconds=arguments.time)
 
 
 if __name__ == "__main__":

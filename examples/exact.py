@@ -1,6 +1,7 @@
 """What is measured beside what is exact, for the examples whose answer is known."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -13,11 +14,13 @@ class Verdict:
 
     def __init__(self) -> None:
         self._short: list[str] = []
+        self._figures: dict[str, float] = {}
         print(f"{'':34s}{'measured':>12s}{'exact':>12s}{'off':>10s}{'allowed':>10s}")
 
     def near(self, name: str, measured: float, exact: float, allowed: float) -> None:
         """A value that must be within `allowed` of the exact one."""
         off = abs(measured - exact)
+        self._figures |= {name: measured, f"{name}, off by": off}
         fine = off <= allowed
         print(f"{name:34s}{measured:12.4f}{exact:12.4f}{off:10.4f}{allowed:10.4f}{'' if fine else '   falls short'}")
         self._short += [] if fine else [name]
@@ -25,13 +28,16 @@ class Verdict:
     def least(self, name: str, measured: float, wanted: float) -> None:
         """A value that must be at least as wanted."""
         fine = measured >= wanted
+        self._figures[name] = measured
         print(f"{name:34s}{measured:12.4f}{'':>12s}{'':>10s}{f'>= {wanted:g}':>10s}{'' if fine else '   falls short'}")
         self._short += [] if fine else [name]
 
-    def close(self, figure: Path | None = None) -> None:
-        """Say where the figure is, and end the script."""
+    def close(self, figure: Path | None = None, file: Path | None = None, **more: object) -> None:
+        """Say where the figure is, write what was measured to a JSON file, and end the script."""
         if figure is not None:
             print(f"figure: {figure}")
+        if file is not None:
+            file.write_text(json.dumps(self._figures | more, indent=1) + "\n")
         if self._short:
             sys.exit(f"falls short: {', '.join(self._short)}")
 
@@ -42,6 +48,7 @@ def options(description: str, figure: str, seconds: float, tempering: float | No
     parser.add_argument("--time", type=float, help="seconds of training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", type=Path, default=Path(figure))
+    parser.add_argument("--json", type=Path, help="write what was measured there")
     if tempering is not None:
         parser.add_argument("--tempering", action="store_true", help="lower the temperature instead of a Laplace start")
     arguments = parser.parse_args()

@@ -62,7 +62,8 @@ def main() -> None:
     verdict.least("discriminant held best (cosine)", float(held[0]), 0.8)
     verdict.least("discriminant held worst (cosine)", float(held[1]), 0.8)
     draw(target, samples.positions, samples.weights, shares).savefig(arguments.figure, dpi=150)
-    verdict.close(arguments.figure)
+    modes = f"{(shares > 0.01).sum()} of 3, weights off at most {np.abs(shares - 1 / 3).max():.4f}"
+    verdict.close(arguments.figure, arguments.json, modes=modes, evaluations=flow.evaluations, seconds=arguments.time)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ def main() -> None:
     axes[1].axhline(exact, color="black")
     axes[1].set(xlabel="slow variable", ylabel="share on the right", title="wells (line: exact)")
     figure.savefig(arguments.figure, dpi=150)
-    verdict.close(arguments.figure)
+    modes = f"16 signs: chi-square {chi_square:.1f} for 16, p = {chance:.2f}"
+    verdict.close(arguments.figure, arguments.json, modes=modes, evaluations=flow.evaluations, seconds=arguments.time)
 
 
 if __name__ == "__main__":

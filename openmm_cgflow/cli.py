@@ -89,12 +89,19 @@ def _options(
 def demo(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for the model, the samples and the report.")] = Path("demo"),
-    seconds: Annotated[float, typer.Option("--time", help="Training time, seconds.")] = DEMO_SECONDS,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--time", help="Training time, seconds. Seven minutes if neither limit is given.", show_default=False
+        ),
+    ] = None,
+    evaluations: Annotated[int | None, typer.Option(help="Limit of energy evaluations.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Train on alanine dipeptide in implicit solvent, sample 10,000 structures and draw their free energies."""
     start = time.monotonic()
-    _positive("--time", seconds)
+    for name, value in (("--time", seconds), ("--evaluations", evaluations)):
+        _positive(name, value)
     _writable_folder(out)
     _start()
     from openmm_cgflow.analysis import duration, report
@@ -104,7 +111,9 @@ def demo(
     pdb = Path(__file__).parent / "data" / "alanine_dipeptide.pdb"
     # ff96 and OBC1: the same energies as openmmtools' AlanineDipeptideImplicit, which published results are for
     flow = CGFlow(*load_system(pdb, forcefield=["amber96.xml"], implicit_solvent="OBC1"), seed=seed)
-    flow.train(time=seconds)
+    if seconds is None and evaluations is None:
+        seconds = DEMO_SECONDS
+    flow.train(time=seconds, evaluations=evaluations)
     flow.save(out / "model.cgflow")
     samples = flow.sample(10_000, seed=seed)
     _save(samples, out / "samples.dcd")

@@ -127,17 +127,19 @@ def mixture(n, seed=0):
     means[1] = [np.pi, -0.6]
     proposal = np.array([0.3, 0.4, 0.3])
     which = rng.choice(3, n, p=proposal)
-    return wrap(rng.vonmises(means[which], 20.0)), (shares / proposal)[which], shares, means
+    return wrap(rng.vonmises(means[which], 20.0)), (shares / proposal)[which], shares, means, proposal
 
 
 def test_basins_of_a_mixture():
-    x, w, shares, means = mixture(20_000)
+    x, w, shares, means, proposal = mixture(20_000)
     surface = free_energy_2d(x[:, 0], x[:, 1], T, w)
     found = [b for b in basins(surface.values, surface.grid, x, KT, w) if b.population > 0.002]
     assert len(found) == 3
     for basin, share, mean in zip(found, shares, means, strict=True):  # deepest first is the order of the shares
         assert abs(basin.population - share) < 4.5 * basin.error
-        assert basin.error == pytest.approx(np.sqrt(share / 20_000), rel=0.7)
+        weights = shares / proposal  # of each mode, so that this is the error of a weighted mean of 20,000 draws
+        exact = np.sqrt((proposal * weights**2 * ((shares == share) - share) ** 2).sum() / 20_000)
+        assert basin.error == pytest.approx(exact, rel=0.05)  # known to 1 %, and 0.5 % of draws lie in the next basin
         assert np.abs(wrap(np.array(basin.minimum) - mean)).max() < 0.2
     # equal widths: depths differ by -kT log of the shares' ratio; 0.5 kJ/mol is about 4 s.e. of the kernel estimate
     assert found[2].free_energy == pytest.approx(KT * np.log(0.55 / 0.05), abs=0.5)
@@ -148,7 +150,7 @@ def test_population_errors_are_the_scatter_of_repeats():
     labels[18:] = 1
     results = []
     for seed in range(300):
-        x, w, _, _ = mixture(1000, seed)
+        x, w, *_ = mixture(1000, seed)
         results.append(populations(labels, x[:, :1], w))
     share, error = np.array([r[0] for r in results]), np.array([r[1] for r in results])
     assert share.sum(1) == pytest.approx(np.ones(300))

@@ -167,13 +167,21 @@ def test_report_writes_the_page(fake, tmp_path):
     assert "report.html" in "".join(done.output.split())  # lines of a table are wrapped
 
 
-def test_demo_leaves_everything(fake, tmp_path):
-    done = run("demo", "--out", tmp_path / "d", "--time", 3, "--seed", 2)
+@pytest.mark.parametrize(
+    ("limit", "trained"),
+    [
+        (("--time", 3), {"time": 3.0, "evaluations": None}),
+        (("--evaluations", 1000), {"time": None, "evaluations": 1000}),
+        ((), {"time": 420.0, "evaluations": None}),
+    ],
+)
+def test_demo_leaves_everything(fake, tmp_path, limit, trained):
+    done = run("demo", "--out", tmp_path / "d", "--seed", 2, *limit)
     assert done.exit_code == 0, done.output
     names = {path.name for path in (tmp_path / "d").iterdir()}
     assert {"model.cgflow", "samples.npz", "samples.dcd", "samples.topology.pdb", "report.html"} <= names
     assert "free_energy_phi_psi.png" in names
-    assert fake.made[0].options == {"time": 3.0}
+    assert fake.made[0].options == trained
     assert fake.made[0].seed == 2
     assert len(np.load(tmp_path / "d" / "samples.npz")["log_weights"]) == 10_000
     assert "whole command" in done.output
@@ -193,6 +201,7 @@ def test_demo_leaves_everything(fake, tmp_path):
         (("train", "{pdb}", "-o", "{tmp}/a", "--implicit-solvent", "TIP3P"), "'TIP3P' is not known: use HCT"),
         (("demo", "--out", "{tmp}/file"), "cannot write into"),
         (("demo", "--out", "{tmp}/d", "--time", "-3"), "--time is -3"),
+        (("demo", "--out", "{tmp}/d", "--evaluations", "0"), "--evaluations is 0"),
         (("sample", "{tmp}/m", "-n", "0", "-o", "{tmp}/s.dcd"), "-n is 0: give a number above 0"),
         (("sample", "{tmp}/m", "-n", "-4", "-o", "{tmp}/s.dcd"), "-n is -4"),
         (("sample", "{tmp}/m", "-o", "{tmp}/s.trr"), "samples are written as .dcd, .xtc, .pdb, .npz"),
@@ -255,7 +264,7 @@ def test_second_ctrl_c_says_where_the_state_is(fake, pdb, tmp_path, written):
 def test_conda_recipe_agrees_with_setup():
     """Same packages with the same ranges, apart from conda's own names for two of them."""
     recipe = (ROOT / "conda-recipe" / "meta.yaml").read_text()
-    run_section = recipe.split("  run:\n")[1].split("  run_constrained:")[0]
+    run_section = recipe.split("  run:\n")[1].split("\ntest:")[0]
     conda = {m[1]: m[2] for m in re.finditer(r"- (\S+) (\S+)", run_section)}
     setup = (ROOT / "setup.py").read_text().split("install_requires=[")[1].split("]")[0]
     pip = {m[1]: m[2] for m in re.finditer(r'"([\w-]+)(>=[^"]+)"', setup)}

@@ -5,7 +5,7 @@ from importlib.resources import files
 import numpy as np
 import openmm as mm
 import pytest
-from molecules import ALL, AMINO_ACIDS, CHARMM, DATA, LIGANDS, PEPTIDES, jiggled, load, thermal
+from molecules import ALDP, ALL, AMINO_ACIDS, CHARMM, DATA, LIGANDS, PEPTIDES, jiggled, load, thermal
 from openmm import app
 
 
@@ -24,10 +24,13 @@ def test_loads_at_a_minimum(name):
     assert molecule.positions.shape == (n, 3)
     assert molecule.positions.dtype == np.float64
     assert len(set(molecule.topology.bonds())) >= n - 1
-    energy, forces = reference(molecule.system, molecule.positions)
-    assert abs(energy) < 1500  # ARG in water is at -900 kJ/mol
-    # Minimised with another solvent or force field, and rounded to 1e-4 nm in the PDB: small forces remain.
-    assert np.abs(forces).max() < 4000
+    energy, _ = reference(molecule.system, molecule.positions)
+    # Rounded to 1e-4 nm; ALA_PRO was minimised with another force field (34 kJ/mol above), openmmtools' not at all.
+    allowed = 40 if name in (*ALDP, *CHARMM) else 5
+    context = mm.Context(molecule.system, mm.VerletIntegrator(0.001), mm.Platform.getPlatformByName("Reference"))
+    context.setPositions(molecule.positions)
+    mm.LocalEnergyMinimizer.minimize(context, 1.0, 2000)
+    assert energy - context.getState(getEnergy=True).getPotentialEnergy()._value < allowed
 
 
 @pytest.mark.parametrize("name", ["ALA", "TRP", "ASP"])

@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--reference", default="aldp_obc1", choices=["aldp_obc1", "aldp_vacuum"])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     flow = cgf.CGFlow.load(options.model)
     made = flow.provenance
@@ -112,7 +113,18 @@ def main() -> None:
     off = total_variation(ramachandran(samples.slow, samples.weights), ramachandran(np.concatenate([first, second])))
     verdict.near("Ramachandran total variation", off, 0.0, 2 * apart)
     print(f"(the reference's halves against each other: {apart:.4f})")
-    verdict.close()
+    more = {
+        "model": {name: made[name] for name in ("evaluations", "seconds", "seed")},
+        "n": options.samples,
+        "ess_clipped": samples.ess_clipped,
+        "khat": samples.khat,
+        "ess_fast_given_slow": fast,
+        "ess_slow": slow,
+        "ess_within_alpha_L": within,
+        "F": {"value": free, "error": our_error / (ours * (1 - ours)), "reference": theirs, "its error": own_error},
+        "halves": apart,
+    }
+    verdict.close(file=options.json, **more)
 
 
 if __name__ == "__main__":

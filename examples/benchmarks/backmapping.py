@@ -9,6 +9,7 @@ comes out, one structure a frame drawn by its weight, are compared with those of
 """
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -66,7 +67,7 @@ def detectable_shift(ours: np.ndarray, again: np.ndarray) -> float:
     return float("inf")
 
 
-def speed(flow: cgf.CGFlow, frames: int) -> None:
+def speed(flow: cgf.CGFlow, frames: int) -> dict:
     """Frames a second, and what is kept."""
     beads = flow.sample(frames, seed=1).positions[:, flow.coordinates.bead_atoms]
     flow.backmap(beads, seed=0)  # may compile
@@ -79,15 +80,23 @@ def speed(flow: cgf.CGFlow, frames: int) -> None:
     checks = result.checks
     checking = time.perf_counter() - start
     kept = np.abs(result.positions[:, 0][:, flow.coordinates.bead_atoms] - beads).max()
-    print(f"speed: {frames / min(taken):,.0f} frames/s with densities and weights (best of 3 x {frames:,} frames)")
-    print(f"       {frames / (min(taken) + checking):,.0f} frames/s with all checks as well")
+    rates = frames / min(taken), frames / (min(taken) + checking)
+    print(f"speed: {rates[0]:,.0f} frames/s with densities and weights (best of 3 x {frames:,} frames)")
+    print(f"       {rates[1]:,.0f} frames/s with all checks as well")
     right, fine = (100 * np.mean(share) for share in (checks.wrong_chirality == 0, checks.fine))
     print(f"chirality right in {right:.2f} %, all checks passed by {fine:.2f} %")
     print(f"largest deviation of a bead: {kept:.1e} nm")
+    return {
+        "frames_a_second": rates[0],
+        "with_checks": rates[1],
+        "chirality": right,
+        "all_checks": fine,
+        "bead_off_by": float(kept),
+    }
 
 
-def energies(flow: cgf.CGFlow, walkers: int, rounds: int) -> bool:
-    """Compare the energies of backmapped reference beads with those of the reference; whether they agree."""
+def energies(flow: cgf.CGFlow, walkers: int, rounds: int) -> dict:
+    """Compare the energies of backmapped reference beads with those of the reference."""
     x, u = reference_frames(walkers, rounds)
     beads, theirs = x.reshape(-1, 22, 3)[:, flow.coordinates.bead_atoms], u.ravel()
     result = flow.backmap(beads, n=16, seed=2)
@@ -107,7 +116,16 @@ def energies(flow: cgf.CGFlow, walkers: int, rounds: int) -> bool:
     print("the same without weights: D = {:.4f}, p = {:.3f}".format(*kolmogorov_smirnov(plain, theirs)))
     shift = detectable_shift(drawn, again)
     print(f"power: a shift of {shift:.2f} kJ/mol ({shift / theirs.std():.2f} s.d.) is found in 95 of 100 cases")
-    return p > 0.01 and abs(by_walker.mean()) < 3 * error
+    return {
+        "n": len(beads),
+        "ess": ess,
+        "difference": by_walker.mean(),
+        "error": error,
+        "p": p,
+        "shift": shift,
+        "shift_in_sd": shift / theirs.std(),
+        "agree": bool(p > 0.01 and abs(by_walker.mean()) < 3 * error),
+    }
 
 
 def draw(weights: np.ndarray, seed: int) -> np.ndarray:
@@ -120,10 +138,14 @@ def main() -> None:
     """Run, and exit with 1 if the energies differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     flow = cgf.CGFlow.load(MODEL)
-    speed(flow, 2000 if options.quick else 20_000)
-    raise SystemExit(0 if energies(flow, 64 if options.quick else 512, 4 if options.quick else 10) else 1)
+    figures = speed(flow, 2000 if options.quick else 20_000)
+    figures |= energies(flow, 64 if options.quick else 512, 4 if options.quick else 10)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    raise SystemExit(0 if figures["agree"] else 1)
 
 
 if __name__ == "__main__":

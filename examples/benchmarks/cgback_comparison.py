@@ -9,6 +9,7 @@ the same minimisation: 50 iterations with the alpha carbons held.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -109,7 +110,7 @@ def minimised(x: np.ndarray) -> np.ndarray:
     return np.array(energies)
 
 
-def describe(name: str, x: np.ndarray, frames: np.ndarray, seconds: float | None) -> None:
+def describe(name: str, x: np.ndarray, frames: np.ndarray, seconds: float | None) -> dict:
     """One row of the table."""
     topology, _, positions, carbons = molecule()
     checks = check_structures(topology, positions, x)
@@ -125,6 +126,16 @@ def describe(name: str, x: np.ndarray, frames: np.ndarray, seconds: float | None
         f"{np.median(energies):12.1f}{np.percentile(energies, 90):12.1f}",
         flush=True,
     )
+    return {
+        "name": name,
+        "frames_a_second": len(x) / seconds if seconds else None,
+        "beads_off_by": moved,
+        "mirrored": wrong,
+        "clashes": clashes,
+        "bonds_off_by": bonds,
+        "energy_median": np.median(energies),
+        "energy_90": np.percentile(energies, 90),
+    }
 
 
 def main() -> None:
@@ -135,6 +146,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--model", type=Path, default=Path("ala4.cgflow"))
     parser.add_argument("--time", type=float, default=240, help="seconds of training, if there is no model yet")
+    parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     topology, system, positions, carbons = molecule()
     if not options.model.exists():
@@ -146,14 +158,16 @@ def main() -> None:
     beads = frames[:, carbons]
     print(f"{'':16s}{'frames/s':>10}{'bead, nm':>12}{'mirrored %':>12}{'clashes %':>10}{'bonds, nm':>10}", end="")
     print(f"{'E median':>12}{'E 90 %':>12}")
-    describe("dynamics", frames, frames, None)
+    rows = [describe("dynamics", frames, frames, None)]
     with tempfile.TemporaryDirectory() as folder:
         for n in (1, 8, 64):
             x, seconds = ours(options.model, beads, Path(folder), n)
-            describe(f"ours, best of {n}" if n > 1 else "ours", x, frames, seconds)
+            rows.append(describe(f"ours, best of {n}" if n > 1 else "ours", x, frames, seconds))
         for size in options.sizes:
             x, seconds = theirs(options.cgback, beads, Path(folder), size)
-            describe(f"cgback {size}", x, frames, seconds)
+            rows.append(describe(f"cgback {size}", x, frames, seconds))
+    if options.json:
+        options.json.write_text(json.dumps({"n": options.frames, "rows": rows}, indent=1, default=float) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ counts. Backends that cannot be had here are named with the reason.
 
 import argparse
 import copy
+import json
 import os
 import time
 from pathlib import Path
@@ -69,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="in a round")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     torch.set_num_threads(1)
     racing = contestants(cgf.CGFlow.load(MODEL))
@@ -84,6 +86,9 @@ def main() -> None:
     print(f"{'':44}{'us/step':>10}")
     for label, seconds in best.items():
         print(f"{label:44}{1e6 * seconds:10.0f}")
+    if options.json:
+        found = {label.strip(): 1e6 * seconds for label, seconds in best.items()}
+        options.json.write_text(json.dumps({"n": options.rounds, "microseconds": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@
     python examples/benchmarks/sampler.py --moves 2000 --walkers 64 --picoseconds 5     # a taste
 
 The bad flow has a slow density that was never trained: it must give the same populations, with fewer accepted moves.
-What plain molecular dynamics costs is measured by how long walkers that start in alpha_L stay there.
+What alpha_L's population to 10 % costs is told for plain molecular dynamics (by how long walkers that start there
+stay), for parallel tempering (by the scatter between the ladders of `references/aldp_obc1.json`, all replicas and the
+equilibration counted), for `FlowMonteCarlo` and for reweighted samples of the flow, these two with the training: every
+energy, and the wall time at the rates measured here. Dynamics and parallel tempering have the batched energies too.
 """
 
 import argparse
@@ -71,12 +74,12 @@ def inefficiency(inside: np.ndarray) -> float:
     return max(1.0, blocks.var(ddof=1) * (len(inside) / 50) / max(inside.var(), 1e-12))
 
 
-def report(name: str, flow: cgf.CGFlow, moves: int, seed: int) -> tuple[bool, float]:
-    """Print populations beside the reference; whether they agree, and moves for an independent sample of alpha_L."""
+def report(name: str, flow: cgf.CGFlow, moves: int, seed: int) -> dict:
+    """Print populations beside the reference; the result has also the moves for one independent sample of alpha_L."""
     labels, acceptance, seconds = chain(flow, moves, seed)
     reference = json.loads(REFERENCE.read_text())
     print(f"\n{name}: {moves:,} moves in {seconds:.0f} s, acceptance {100 * acceptance:.1f} %")
-    agree = True
+    basins, agree = {}, True
     for k, basin in enumerate(ALDP_BASINS):
         inside = (labels == k).astype(float)
         error = math.sqrt(inside.var() * inefficiency(inside) / moves)
@@ -84,26 +87,75 @@ def report(name: str, flow: cgf.CGFlow, moves: int, seed: int) -> tuple[bool, fl
         their_error = reference["errors_all_temperatures"][basin]
         away = (inside.mean() - theirs) / math.hypot(error, their_error)
         agree &= abs(away) <= 3
+        basins[basin] = {"population": inside.mean(), "error": error}
         ours = f"{inside.mean():.5f} +- {error:.5f}"
         print(f"  {basin:14s} {ours}   reference {theirs:.5f} +- {their_error:.5f}   {away:+.1f} s.e.")
-    return agree, inefficiency((labels == 2).astype(float))
+    independent = inefficiency((labels == 2).astype(float))
+    return {
+        "acceptance": acceptance,
+        "n": moves,
+        "basins": basins,
+        "agree": bool(agree),
+        "moves_for_one": independent,
+        "seconds_a_move": seconds / moves,
+    }
 
 
-def stay(walkers: int, picoseconds: float) -> tuple[float, int]:
-    """Mean time in ps that plain dynamics stays in alpha_L, and how many walkers left: exposure over departures."""
+def stay(walkers: int, picoseconds: float) -> dict:
+    """How long plain dynamics stays in alpha_L, ps: exposure over departures; and seconds an energy takes."""
     batched.STARTS = {"phi > 0": batched.STARTS["phi > 0"], "also": batched.STARTS["phi > 0"]}
-    batched.STEP = 0.002
     ladders = batched.Ladders(walkers, np.array([300.0]), seed=3)
     ladders.prepare()
     sweep = batched.STEP * batched.PERIOD
     left = np.zeros(walkers, dtype=bool)
-    exposure = 0.0
-    for _ in range(round(picoseconds / sweep)):
+    exposure, sweeps = 0.0, round(picoseconds / sweep)
+    for _ in range(sweeps):
         ladders.sweep()
         labels = basin_labels(*torsions(ladders.x.double().numpy()))
         exposure += sweep * np.count_nonzero(~left)
         left |= labels != 2
-    return exposure / max(1, left.sum()), int(left.sum())
+    energies = sweeps * batched.PERIOD * walkers
+    return {
+        "stay_ps": exposure / max(1, left.sum()),
+        "left": int(left.sum()),
+        "n": walkers,
+        "seconds_an_energy": ladders.seconds / energies,
+    }
+
+
+def costs(flow: cgf.CGFlow, moves: dict, dynamics: dict, seed: int) -> dict[str, dict]:
+    """Energies and seconds for the population of alpha_L to `TOLERANCE`, by method, and how many of them train."""
+    samples = (1 - RARE) / (RARE * TOLERANCE**2)
+    trained, training = flow.provenance["evaluations"], flow.provenance["seconds"]
+    # two states: their correlation time is about the stay in the rarer one, and twice that makes an independent sample
+    plain = samples * 2 * dynamics["stay_ps"] / batched.STEP
+    rows = {"plain dynamics": {"energies": plain, "seconds": plain * dynamics["seconds_an_energy"], "training": 0}}
+
+    reference = json.loads(REFERENCE.read_text())
+    relative = reference["errors_all_temperatures"]["alpha_L/C7ax"]
+    relative /= reference["populations_all_temperatures"]["alpha_L/C7ax"]
+    replicas = reference["ladders"] * len(reference["temperatures"])
+    spent = replicas * reference["ns_each_replica"] * 1e6 / reference["step_fs"] * (relative / TOLERANCE) ** 2
+    rows["parallel tempering"] = {"energies": spent, "seconds": spent * dynamics["seconds_an_energy"], "training": 0}
+
+    needed = samples * moves["moves_for_one"]
+    rows["FlowMonteCarlo"] = {
+        "energies": needed * (BETWEEN + 2) + trained,
+        "seconds": needed * moves["seconds_a_move"] + training,
+        "training": trained,
+    }
+
+    start, n = time.monotonic(), 100_000
+    drawn = flow.sample(n, seed=seed)
+    seconds = time.monotonic() - start
+    mean, error = (float(v) for v in drawn.reweight(basin_labels(*np.degrees(drawn.slow).T) == 2))
+    share = (error / mean / TOLERANCE) ** 2
+    rows["reweighted samples"] = {
+        "energies": share * n + trained,
+        "seconds": share * seconds + training,
+        "training": trained,
+    }
+    return rows
 
 
 def main() -> None:
@@ -113,23 +165,26 @@ def main() -> None:
     parser.add_argument("--walkers", type=int, default=256)
     parser.add_argument("--picoseconds", type=float, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     torch.set_num_threads(1)
     good = cgf.CGFlow.load(MODEL)
-    agree, moves = report("shipped flow", good, options.moves, options.seed)
-    bad, _ = report("bad flow", bad_flow(), options.moves, options.seed)
-    time_there, departures = stay(options.walkers, options.picoseconds)
-    print(f"\nplain dynamics stays in alpha_L for {time_there:.0f} ps ({departures} of {options.walkers} walkers left)")
-    # two states: their correlation time is about the stay in the rarer one, and twice that makes an independent sample
-    dynamics, ours = 2 * time_there / 0.002, moves * (BETWEEN + 2)
-    samples = (1 - RARE) / (RARE * TOLERANCE**2)
-    trained = good.provenance["evaluations"]
-    print(f"energies for the population of alpha_L to {100 * TOLERANCE:.0f} %, {samples:,.0f} independent samples:")
-    print(f"  dynamics, 2 fs         {samples * dynamics:.1e}")
-    print(f"  FlowMonteCarlo         {samples * ours:.1e}   {dynamics / ours:,.0f} times fewer")
-    with_training = samples * ours + trained
-    print(f"  with its training      {with_training:.1e}   {samples * dynamics / with_training:,.0f} times fewer")
-    raise SystemExit(0 if agree and bad else 1)
+    moves = report("shipped flow", good, options.moves, options.seed)
+    bad = report("bad flow", bad_flow(), options.moves, options.seed)
+    dynamics = stay(options.walkers, options.picoseconds)
+    print(
+        f"\nplain dynamics stays in alpha_L for {dynamics['stay_ps']:.0f} ps "
+        f"({dynamics['left']} of {options.walkers} walkers left)"
+    )
+    rows = costs(good, moves, dynamics, options.seed)
+    print(f"\nfor the population of alpha_L to {100 * TOLERANCE:.0f} %, one thread:")
+    print(f"{'':22}{'energies':>10}{'of training':>13}{'minutes':>9}")
+    for name, row in rows.items():
+        print(f"{name:22}{row['energies']:10.1e}{row['training']:13.1e}{row['seconds'] / 60:9.1f}")
+    if options.json:
+        figures = {"good": moves, "bad": bad, "dynamics": dynamics, "costs": rows}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    raise SystemExit(0 if moves["agree"] and bad["agree"] else 1)
 
 
 if __name__ == "__main__":
