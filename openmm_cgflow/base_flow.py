@@ -53,7 +53,7 @@ class BaseFlow(Generic[Coordinates]):
         self.coordinates: Coordinates = coordinates
         self.target = BoltzmannTarget(potential, coordinates, KB * kelvin)
         self.flow = JointFlow.build(
-            coordinates.sizes, coordinates.reference, coordinates.scale, coordinates.period, settings
+            coordinates.sizes, coordinates.centre, coordinates.scale, coordinates.period, settings
         )
         self.seed = settings.seed
         self.history: list[dict[str, Any]] = []

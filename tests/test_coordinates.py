@@ -253,7 +253,7 @@ def test_state_survives_json(dipeptide):
     with pytest.raises(InvalidInputError, match="version 7"):
         InternalCoordinates.from_state({"version": 7})
     with pytest.raises(InvalidInputError, match="incomplete"):
-        InternalCoordinates.from_state({"version": 1})
+        InternalCoordinates.from_state({"version": 2})
 
 
 def test_gradients_at_a_straight_chain():

@@ -45,7 +45,7 @@ def bad_flow() -> cgf.CGFlow:
     """The shipped flow with a slow density as it was before training: nearly uniform in phi and psi."""
     flow = cgf.CGFlow.load(MODEL)
     c = flow.coordinates
-    untrained = JointFlow.build(c.sizes, c.reference, c.scale, c.period)
+    untrained = JointFlow.build(c.sizes, c.centre, c.scale, c.period)
     flow.flow.bead_flow.slow.load_state_dict(untrained.bead_flow.slow.state_dict())
     return flow
 

@@ -25,17 +25,17 @@ from openmm_cgflow.errors import InvalidInputError
 
 __all__ = ["InternalCoordinates"]
 
+_VERSION = 2  # of `state`
+
 
 class InternalCoordinates(torch.nn.Module):
     """Bonds, angles and torsions of a Z-matrix, with exact log-determinants.
 
-    q is laid out in four blocks: slow torsions | other bead coordinates | rotors | all others (see `sizes`).
-        The gauge: the
-    first placed atom at the origin, the second on the x axis, the third in the xy plane. Linear angles are
-    described by two
-    planar coordinates `(pi - angle) (cos torsion, sin torsion)`. A symmetric rotor (CH3) is described by the
-    mean angle of
-    its three leaves, `t1 + (d2 + d3) / 3` with `d2, d3` their torsions relative to the first (unit Jacobian).
+    q is laid out in four blocks: slow torsions | other bead coordinates | rotors | all others (see `sizes`). The
+    gauge: the first placed atom at the origin, the second on the x axis, the third in the xy plane. Linear angles are
+    described by two planar coordinates `(pi - angle) (cos torsion, sin torsion)`. A symmetric rotor (CH3) is described
+    by the mean angle of its three leaves, `t1 + (d2 + d3) / 3` with `d2, d3` their torsions relative to the first (unit
+    Jacobian).
 
     Constrained bonds are constants: the density is one on the constraint surface, in the measure of the remaining
     coordinates (their `2 log r` is kept; no Fixman term).
@@ -155,23 +155,24 @@ class InternalCoordinates(torch.nn.Module):
 
     def state(self) -> dict[str, Any]:
         """Plain numbers, strings and lists that `from_state` rebuilds this from; fit for JSON."""
-        return {"version": 1, **self.layout.to_dict()}
+        return {"version": _VERSION, **self.layout.to_dict()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> InternalCoordinates:
         """The inverse of `state`.
 
         Raises:
-            InvalidInputError: the state is of another version, or incomplete.
+            InvalidInputError: the state is of a newer version, or incomplete.
         """
         values = dict(state)
         version = values.pop("version", None)
-        if version != 1:
+        if version not in (1, _VERSION):
             raise InvalidInputError(
-                f"internal coordinates of version {version!r}; this release reads version 1: update it"
+                f"internal coordinates of version {version!r}; this release reads versions 1 to {_VERSION}: update it"
             )
         try:
-            return cls(Layout.from_dict(values))
+            layout = Layout.from_dict(values)
+            return cls(_of_first_version(layout) if version == 1 else layout)
         except (KeyError, TypeError) as error:
             raise InvalidInputError(
                 f"the state of the internal coordinates is incomplete ({error}); save it again"
@@ -235,6 +236,15 @@ class InternalCoordinates(torch.nn.Module):
     def span(self) -> Tensor:
         """`(dof,)` how far each soft coordinate reaches: its period."""
         return self.period
+
+    @property
+    def centre(self) -> Tensor:
+        """`(dof,)` the middle of the window of circular coordinates, `reference` of all others.
+
+        A density over q must have its own windows there. A symmetric rotor's is no convention: where it ends, the
+        leaves change places, so that a density with another window is not that of the positions it is sampled for.
+        """
+        return torch.where(self.period > 0, self._middle, self.reference)
 
     def bead_coordinates(self) -> InternalCoordinates:
         """The coordinates of the beads alone: q is the first two blocks; positions are in the order of `bead_atoms`.
@@ -404,3 +414,11 @@ class InternalCoordinates(torch.nn.Module):
         """Torsions moved to the window around their middle; the rest as it is."""
         window, inverse, middle = (t.to(q.dtype)[:, None] for t in (self._window, self._inverse_window, self._middle))
         return q - window * torch.floor((q - middle) * inverse + 0.5)
+
+
+def _of_first_version(layout: Layout) -> Layout:
+    """A layout of version 1, beside which flows had the windows of symmetric rotors around the input's angle."""
+    for coordinate in layout.coordinates:
+        if coordinate.block == ROTOR and coordinate.period < TWO_PI:
+            coordinate.middle = coordinate.reference
+    return layout

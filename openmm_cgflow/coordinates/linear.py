@@ -81,6 +81,11 @@ class LinearCoordinates(nn.Module):
         return [f"slow {k + 1}" if k < n_slow else f"fast {k + 1 - n_slow}" for k in range(self.dof)]
 
     @property
+    def centre(self) -> Tensor:
+        """`(dim,)` where densities over q start: `reference`, since nothing is circular."""
+        return self.reference
+
+    @property
     def slow_directions(self) -> Tensor:
         """Unit vectors `(n_slow, dim)`, of which the slow variables are the components of x in units of `width`."""
         return self.rotate.weight.detach().T[: self.sizes[0]]

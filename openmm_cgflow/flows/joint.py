@@ -63,7 +63,7 @@ class JointFlow(nn.Module):
     def build(
         cls,
         sizes: Sequence[int],
-        reference: Tensor,
+        centre: Tensor,
         scale: Tensor,
         period: Tensor,
         settings: FlowSettings | None = None,
@@ -72,27 +72,25 @@ class JointFlow(nn.Module):
 
         Arguments:
             sizes: numbers of slow, bead, rotor and atom coordinates.
-            reference: `(dof,)` start values.
+            centre: `(dof,)` start values, and the middle of the window of circular coordinates.
             scale: `(dof,)` rough thermal widths.
             period: `(dof,)` periods of the slow and rotor coordinates, 0 where there is none.
             settings: sizes of the networks.
         """
         settings = settings or FlowSettings()
-        blocks = [torch.split(t.float(), list(sizes)) for t in (reference, scale, period)]
-        centre, widths, periods = blocks
+        starts, widths, periods = (torch.split(t.float(), list(sizes)) for t in (centre, scale, period))
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Initializing zero-element tensors")  # blocks may be empty
             torch.manual_seed(settings.seed)
-            soft_centre = torch.where(periods[0] > 0, torch.zeros_like(centre[0]), centre[0])
             slow = SoftVariables(
-                soft_centre, periods[0], 0, settings.components, settings.slow_hidden, settings.harmonics
+                starts[0], periods[0], 0, settings.components, settings.slow_hidden, settings.harmonics
             )
             bead_stiff = StiffDensity(
-                centre[1], widths[1], slow.n_features, settings.bead_couplings, settings.hidden // 2, seed=settings.seed
+                starts[1], widths[1], slow.n_features, settings.bead_couplings, settings.hidden // 2, seed=settings.seed
             )
             bead_flow = BeadFlow(slow, bead_stiff)
             rotors = SoftVariables(
-                centre[2],
+                starts[2],
                 periods[2],
                 bead_flow.n_context,
                 settings.rotor_components,
@@ -101,7 +99,7 @@ class JointFlow(nn.Module):
             )
             context = bead_flow.n_context + rotors.n_features
             atom_stiff = StiffDensity(
-                centre[3], widths[3], context, settings.atom_couplings, settings.hidden, settings.rank, settings.seed
+                starts[3], widths[3], context, settings.atom_couplings, settings.hidden, settings.rank, settings.seed
             )
         return cls(bead_flow, AtomFlow(rotors, atom_stiff))
 

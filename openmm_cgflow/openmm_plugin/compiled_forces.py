@@ -11,7 +11,7 @@ import torch._inductor
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-__all__ = ["EnergyAndForces", "compile_forces", "compile_to_machine_code", "misfit"]
+__all__ = ["EnergyAndForces", "compile_forces", "compile_to_machine_code", "fold_constants", "misfit"]
 
 EnergyAndForces = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _ATEN = torch.ops.aten
@@ -78,11 +78,11 @@ def _record(module: nn.Module, positions: Tensor) -> tuple[fx.GraphModule, tuple
 
     example = (positions.to(torch.float64), torch.tensor(1.0, dtype=torch.float64))
     recorded = make_fx(energy_and_forces)(*example)
-    _fold(recorded)
+    fold_constants(recorded)
     return recorded, example
 
 
-def _fold(recorded: fx.GraphModule) -> None:
+def fold_constants(recorded: fx.GraphModule) -> None:
     """What depends on parameters alone is computed once."""
     known: dict[fx.Node, Any] = {}
     for node in list(recorded.graph.nodes):

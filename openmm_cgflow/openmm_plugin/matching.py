@@ -1,18 +1,31 @@
 """Whether a flow and a simulation belong together."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import openmm
 from openmm import app, unit
 
 from openmm_cgflow.errors import MismatchError
+from openmm_cgflow.openmm_plugin.dynamics import thermostat_temperature
 from openmm_cgflow.trained import TrainedFlow
 
-__all__ = ["check_beads", "check_system", "check_temperature", "check_topology", "same_temperature"]
+__all__ = [
+    "check_beads",
+    "check_masses",
+    "check_system",
+    "check_temperature",
+    "check_thermostat",
+    "check_topology",
+    "same_temperature",
+]
 
+_log = logging.getLogger("openmm_cgflow")
 _SAME_LENGTH = 1e-5  # nm
 _SAME_TEMPERATURE = 1e-4  # relative
+_SAME_MASS = 1e-3  # relative
 
 
 def check_topology(flow: TrainedFlow, topology: app.Topology) -> None:
@@ -90,6 +103,35 @@ def check_system(flow: TrainedFlow, system: openmm.System) -> None:
             )
 
 
+def check_masses(flow: TrainedFlow, system: openmm.System) -> None:
+    """Refuse fixed particles; say where masses are others, which may mean that the atoms are in another order.
+
+    Masses count in the measure of constrained dynamics alone, where those of the System at hand are taken. That a heavy
+    atom gives mass to its hydrogens is common, and nothing is said of it.
+
+    Raises:
+        MismatchError: for a particle of mass zero.
+    """
+    ours, theirs = _masses(flow.system), _masses(system)
+    for index, (before, after) in enumerate(zip(ours, theirs, strict=True)):
+        if after == 0 and before != 0:
+            raise MismatchError(
+                f"particle {index} has mass zero in the System, so that dynamics holds it where it is, but a proposal "
+                "moves all atoms: give it a mass, or hold it by a force."
+            )
+    owner = _heavy_neighbours(flow.topology)
+    for heavy, (before, after) in enumerate(zip(np.bincount(owner, ours), np.bincount(owner, theirs), strict=True)):
+        if abs(before - after) > _SAME_MASS * before:
+            _log.warning(
+                "atom %d and its hydrogens weigh %.4g Da in the System, and %.4g Da in the one that the flow was "
+                "trained on: make sure that the atoms are in the same order.",
+                heavy,
+                after,
+                before,
+            )
+            return
+
+
 def same_temperature(flow: TrainedFlow, temperature: unit.Quantity) -> bool:
     """Whether this is the temperature of the flow."""
     ours, theirs = (t.value_in_unit(unit.kelvin) for t in (flow.temperature, temperature))
@@ -105,6 +147,37 @@ def check_temperature(flow: TrainedFlow, temperature: unit.Quantity, mend: str) 
     if not same_temperature(flow, temperature):
         ours, theirs = (t.value_in_unit(unit.kelvin) for t in (flow.temperature, temperature))
         raise MismatchError(f"the temperature is {theirs:g} K, but the flow was trained at {ours:g} K: {mend}")
+
+
+def check_thermostat(flow: TrainedFlow, context: openmm.Context, mend: str) -> None:
+    """Refuse a Context whose dynamics is held at another temperature than that of the flow, or is one of many copies.
+
+    Raises:
+        MismatchError: with `mend`.
+    """
+    integrator = context.getIntegrator()
+    if isinstance(integrator, openmm.RPMDIntegrator):
+        raise MismatchError(
+            "an RPMDIntegrator moves many copies of the molecule, but a proposal replaces one structure: use a "
+            "classical integrator, such as LangevinMiddleIntegrator."
+        )
+    temperature = thermostat_temperature(context)
+    if temperature is not None:
+        check_temperature(flow, temperature, mend)
+
+
+def _masses(system: openmm.System) -> list[float]:
+    return [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())]
+
+
+def _heavy_neighbours(topology: app.Topology) -> list[int]:
+    """For each atom the heavy one that it is bonded to, if it is a hydrogen; else itself."""
+    owner = list(range(topology.getNumAtoms()))
+    for bond in topology.bonds():
+        for a, b in ((bond[0], bond[1]), (bond[1], bond[0])):
+            if _symbol(a) == "H" and _symbol(b) != "H":
+                owner[a.index] = b.index
+    return owner
 
 
 def _real(atom: Any) -> bool:  # noqa: ANN401

@@ -9,7 +9,8 @@ import numpy as np
 from openmmtools.mcmc import MCMCMove
 
 from openmm_cgflow.errors import MismatchError, ModelFileError
-from openmm_cgflow.openmm_plugin.matching import check_system, check_temperature
+from openmm_cgflow.openmm_plugin.dynamics import ConstraintMetric
+from openmm_cgflow.openmm_plugin.matching import check_masses, check_system, check_temperature
 from openmm_cgflow.openmm_plugin.monte_carlo import attempt
 from openmm_cgflow.openmm_plugin.proposals import IndependenceSampler
 
@@ -26,7 +27,9 @@ class FlowMove(MCMCMove):
     """An openmmtools move that proposes an independent structure of a flow, accepted by the exact ratio.
 
     For `SequenceMove`, `MCMCSampler`, `ReplicaExchangeSampler` and the like. Random numbers come from numpy's global
-    generator, as in openmmtools' own moves. What is stored of it is the path of the model and a digest of the file.
+    generator, as in openmmtools' own moves. Energies are those of the force groups that the integrator of the cached
+    Context integrates (all of them, with openmmtools' own moves), and constraints count as dynamics has them, as in
+    `FlowMonteCarlo`. What is stored of it is the path of the model and a digest of the file.
 
     Arguments:
         model: the path of a model file, or a flow; only with a path can the move be stored and restored.
@@ -78,7 +81,6 @@ class FlowMove(MCMCMove):
         Raises:
             MismatchError: for another molecule, other constraints, or another temperature.
         """
-        check_system(self.flow, thermodynamic_state.system)
         if not self.any_temperature:
             check_temperature(
                 self.flow,
@@ -88,8 +90,11 @@ class FlowMove(MCMCMove):
         if self._sampler is None:
             self._sampler = IndependenceSampler(self.flow, int(np.random.randint(2**31 - 1)))
         context, _ = self._get_context_cache(context_cache).get_context(thermodynamic_state)
+        system = context.getSystem()
+        check_system(self.flow, system)
+        check_masses(self.flow, system)
         sampler_state.apply_to_context(context, ignore_velocities=sampler_state.velocities is None)
-        accepted, _ = attempt(context, self._sampler, thermodynamic_state.temperature)
+        accepted, _ = attempt(context, self._sampler, thermodynamic_state.temperature, ConstraintMetric(system))
         if accepted:
             sampler_state.update_from_context(context)
         self.n_proposed += 1

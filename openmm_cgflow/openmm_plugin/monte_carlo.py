@@ -2,14 +2,18 @@
 
 import csv
 import json
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TextIO
 
+import numpy as np
 import openmm
 from openmm import app, unit
 
-from openmm_cgflow.errors import InvalidInputError, ModelFileError
-from openmm_cgflow.openmm_plugin.matching import check_system, check_temperature, check_topology
+from openmm_cgflow.errors import InvalidInputError, ModelFileError, TrainingError
+from openmm_cgflow.openmm_plugin.dynamics import ConstraintMetric, integrated_groups, thermostat_temperature
+from openmm_cgflow.openmm_plugin.matching import check_masses, check_system, check_thermostat, check_topology
 from openmm_cgflow.openmm_plugin.proposals import IndependenceSampler
 from openmm_cgflow.units import KB
 
@@ -21,29 +25,44 @@ __all__ = ["FlowMonteCarlo", "attempt"]
 _COLUMNS = ("step", "attempted", "accepted", "outside", "acceptance", "log_ratio")
 
 
-def attempt(context: openmm.Context, sampler: IndependenceSampler, temperature: unit.Quantity) -> tuple[bool, float]:
+def attempt(
+    context: openmm.Context, sampler: IndependenceSampler, temperature: unit.Quantity, metric: ConstraintMetric
+) -> tuple[bool, float]:
     """One proposal for the structure of a Context, accepted or rejected exactly; velocities are redrawn if accepted.
+
+    What is kept is the distribution that the Context's integrator samples: by the energy of the force groups that it
+    integrates, and in the measure of constrained dynamics. If the proposal is rejected the Context is left as it was.
 
     Arguments:
         context: whose positions are replaced, and whose energy decides.
         sampler: makes the proposals.
         temperature: of the Context.
+        metric: of the constraints of its System.
 
     Returns:
         whether it was accepted, and the log of the ratio of the weights.
+
+    Raises:
+        TrainingError: if the positions of the Context are not finite.
     """
-    beta = 1 / (KB * temperature.value_in_unit(unit.kelvin))
-    state = context.getState(positions=True, energy=True)
-    old = state.getPositions(asNumpy=True)
-    x = old.value_in_unit(unit.nanometer)
-    proposal, log_q_new = sampler.propose(x)
-    log_q_old = float(sampler.flow.logDensity(x)[0])
-    context.setPositions(proposal)
-    u_old, u_new = (
-        beta * s.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
-        for s in (state, context.getState(energy=True))
-    )
-    accepted, log_ratio = sampler.decide(u_old, u_new, log_q_old, log_q_new)
+    kT = KB * temperature.value_in_unit(unit.kelvin)
+    groups = integrated_groups(context.getIntegrator())
+    state = context.getState(positions=True, energy=True, groups=groups)
+    old = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+    if not np.isfinite(old).all():
+        raise TrainingError("the positions are not finite: the simulation has blown up; shorten its time step.")
+    proposal, log_q_new = sampler.propose(old)
+    log_q_old = sampler.density.log_prob(old)
+    try:
+        context.setPositions(proposal)
+        u_old, u_new = (
+            s.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole) / kT - metric.log_factor(x)
+            for s, x in ((state, old), (context.getState(energy=True, groups=groups), proposal))
+        )
+        accepted, log_ratio = sampler.decide(u_old, u_new, log_q_old, log_q_new)
+    except BaseException:
+        context.setPositions(old)
+        raise
     if accepted:
         context.setVelocitiesToTemperature(temperature, sampler.velocity_seed())
     else:
@@ -60,21 +79,26 @@ class FlowMonteCarlo:
         monte_carlo.step(simulation, 1_000_000)
 
     A proposal replaces all positions (its centroid stays) and is accepted with the exact probability, by the energy
-    that the Simulation's own Context gives, so that the Boltzmann distribution of its System is kept, whatever the
-    quality of the flow. The System may differ from the one that the flow was trained on in its forces, not in atoms,
-    constraints or temperature. When a proposal is accepted, velocities are drawn anew.
+    that the Simulation's own Context gives, so that the distribution that its dynamics samples is kept, whatever the
+    quality of the flow: that of the force groups which the integrator integrates and, with constraints, with the factor
+    `sqrt(det Z)` of constrained dynamics (see `ConstraintMetric`). The System may differ from the one that the flow was
+    trained on in its forces and masses, not in atoms, constraints or temperature. When a proposal is accepted,
+    velocities are drawn anew; when it is rejected, positions and velocities are left as they were.
+
+    The flow is taken as it is: training it further does not change the proposals of a FlowMonteCarlo made before.
 
     Arguments:
         simulation: of this molecule, with a thermostat at the flow's temperature.
         flow: where the proposals come from.
         frequency: steps between proposals.
         seed: of proposals, decisions and velocities.
-        log: a path or an open text file, for one CSV row a proposal: step, counts, acceptance so far, log-ratio.
+        log: a path or an open text file, for one CSV row a proposal: step, counts, acceptance so far, log-ratio. A file
+            that is opened here is closed by `close`, at the end of a `with` block, or with the object.
         append: go on writing at the end of an existing log.
 
     Raises:
         MismatchError: for a Simulation of another molecule, with other constraints or at another temperature.
-        InvalidInputError: if `frequency` is not a positive integer.
+        InvalidInputError: if `frequency` is not a positive integer, or the log cannot be written.
     """
 
     def __init__(
@@ -86,30 +110,34 @@ class FlowMonteCarlo:
         log: str | Path | TextIO | None = None,
         append: bool = False,
     ) -> None:
+        self._log: _Log | None = None
         if isinstance(frequency, bool) or not isinstance(frequency, int) or frequency < 1:
             raise InvalidInputError(f"FlowMonteCarlo: frequency is {frequency!r}; give a positive number of steps.")
-        check_topology(flow, simulation.topology)
-        check_system(flow, simulation.system)
         self.flow, self.frequency = flow, frequency
+        self._check(simulation)
         self._sampler = IndependenceSampler(flow, seed)
-        self._check_temperature(simulation)
-        self._file: TextIO | None = None
-        self._writer: Any = None
         if log is not None:
-            new = not (append and isinstance(log, str | Path) and Path(log).exists())
-            self._file = (
-                open(log, "a" if append else "w", newline="", encoding="utf-8")  # noqa: SIM115 (stays open for later rows)
-                if isinstance(log, str | Path)
-                else log
+            self._log = _Log(log, append)
+
+    def _check(self, simulation: app.Simulation) -> None:
+        """Whether flow and Simulation belong together, and what the dynamics of this System samples."""
+        check_topology(self.flow, simulation.topology)
+        check_system(self.flow, simulation.system)
+        check_masses(self.flow, simulation.system)
+        self._check_temperature(simulation)
+        if thermostat_temperature(simulation.context) is None:
+            logging.getLogger("openmm_cgflow").warning(
+                "FlowMonteCarlo: no temperature can be read from this integrator (%s); if it has a thermostat, it must "
+                "be at %g K, the temperature of the flow.",
+                type(simulation.integrator).__name__,
+                self.flow.temperature.value_in_unit(unit.kelvin),
             )
-            self._writer = csv.writer(self._file)
-            if new:
-                self._writer.writerow(_COLUMNS)
+        self._simulation, self._metric = simulation, ConstraintMetric(simulation.system)
 
     def _check_temperature(self, simulation: app.Simulation) -> None:
-        if hasattr(simulation.integrator, "getTemperature"):
-            temperature = simulation.integrator.getTemperature()
-            check_temperature(self.flow, temperature, "set the integrator to that, or train a flow at this one.")
+        check_thermostat(
+            self.flow, simulation.context, "set the thermostat to that, or train a flow at this temperature."
+        )
 
     @property
     def attempted(self) -> int:
@@ -151,16 +179,37 @@ class FlowMonteCarlo:
             whether it was accepted.
 
         Raises:
-            MismatchError: if the integrator's temperature was changed meanwhile.
+            MismatchError: if the thermostat was changed meanwhile, or for another Simulation that does not belong.
+            TrainingError: if the positions are not finite.
         """
+        if simulation is not self._simulation:
+            self._check(simulation)
         self._check_temperature(simulation)
-        accepted, log_ratio = attempt(simulation.context, self._sampler, self.flow.temperature)
-        if self._writer is not None and self._file is not None:
+        accepted, log_ratio = attempt(simulation.context, self._sampler, self.flow.temperature, self._metric)
+        if self._log is not None:
             s = self._sampler
-            row = (s.attempted, s.accepted, s.outside, f"{s.acceptance:.6g}", f"{log_ratio:.6g}")
-            self._writer.writerow((simulation.currentStep, *row))
-            self._file.flush()
+            self._log.write(
+                simulation.currentStep, s.attempted, s.accepted, s.outside, f"{s.acceptance:.6g}", f"{log_ratio:.6g}"
+            )
         return accepted
+
+    def close(self) -> None:
+        """Close the log, if it was opened here; proposals can still be made, and are no longer written."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_log", None) is not None:
+            self.close()
 
     def saveState(self, file: str | Path) -> None:
         """Write counts and random numbers as JSON; positions are saved by `Simulation.saveState`.
@@ -183,3 +232,36 @@ class FlowMonteCarlo:
             self._sampler.restore(json.loads(Path(file).read_text()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelFileError(f"{file} is not a state that FlowMonteCarlo.saveState wrote ({error}).") from error
+
+
+class _Log:
+    """CSV rows in a file of someone else's, which stays open, or in one of its own.
+
+    Raises:
+        InvalidInputError: if the file cannot be written.
+    """
+
+    def __init__(self, target: str | Path | TextIO, append: bool) -> None:
+        self._owned = isinstance(target, str | Path)
+        new = True
+        if isinstance(target, str | Path):
+            path = Path(target)
+            new = not (append and path.exists() and path.stat().st_size)
+            try:
+                target = path.open("a" if append else "w", newline="", encoding="utf-8")
+            except OSError as error:
+                raise InvalidInputError(
+                    f"FlowMonteCarlo: the log {path} cannot be written: {error.strerror or error}."
+                ) from error
+        self._file = target
+        self._writer = csv.writer(target)
+        if new:
+            self._writer.writerow(_COLUMNS)
+
+    def write(self, *row: object) -> None:
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._owned:
+            self._file.close()

@@ -4,7 +4,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+from openmm_cgflow.openmm_plugin.structure_density import StructureDensity
 
 if TYPE_CHECKING:
     from openmm_cgflow.model import CGFlow
@@ -18,7 +19,7 @@ class IndependenceSampler:
     A proposal is accepted with probability `min(1, w(x') / w(x))`, `w(x) = exp(-u(x)) / q(x)`. The energy is the
     caller's, so that any System of these atoms is sampled exactly; how often proposals are accepted depends on how
     close it is to the one that the flow was trained on. Proposals come in random orientations, and with the leaves of
-    symmetric rotors in a random one of their labellings.
+    symmetric rotors in a random one of their labellings. They are those of the flow as it was when this was made.
 
     Source: Hastings, Biometrika 57, 97 (1970); Tierney, Ann. Stat. 22, 1701 (1994), section 2.3.3.
 
@@ -28,6 +29,7 @@ class IndependenceSampler:
         batch: proposals drawn at a time.
 
     Attributes:
+        density: the flow's density, of which proposals are drawn.
         attempted: proposals so far.
         accepted: how many were accepted.
         outside: how many found a structure that the flow never gives (another isomer), where it cannot be left.
@@ -35,6 +37,7 @@ class IndependenceSampler:
 
     def __init__(self, flow: "CGFlow", seed: int, batch: int = 1024) -> None:
         self.flow, self._batch = flow, batch
+        self.density = StructureDensity.of(flow)
         self._generator = np.random.default_rng(seed)
         self._batch_seed, self._next = 0, batch
         self.attempted = self.accepted = self.outside = 0
@@ -45,7 +48,10 @@ class IndependenceSampler:
         return self.accepted / self.attempted if self.attempted else math.nan
 
     def propose(self, positions: np.ndarray) -> tuple[np.ndarray, float]:
-        """A proposal `(atoms, 3)` in nm around the centroid of the current positions, and its log-density."""
+        """A proposal `(atoms, 3)` in nm around the centroid of the current positions, and its log-density.
+
+        The log-density is plus infinity for what is no proposal, since it lies outside the flow's domain.
+        """
         if self._next >= self._batch:
             self._batch_seed, self._next = int(self._generator.integers(2**31)), 0
             self._draw()
@@ -54,26 +60,23 @@ class IndependenceSampler:
         return self._structures[k] @ _rotation(self._generator).T + positions.mean(0), float(self._log_densities[k])
 
     def _draw(self) -> None:
-        samples = self.flow.sample(self._batch, seed=self._batch_seed)
-        generator = torch.Generator().manual_seed(self._batch_seed)
-        x = torch.as_tensor(samples.positions, dtype=torch.float64)
-        self._structures = self.flow.coordinates.relabelled(x, generator).numpy()
-        # minus infinity marks samples outside the domain, which are no proposals
-        self._log_densities = np.where(np.isfinite(samples.log_weights), samples.log_densities, math.inf)
+        self._structures, self._log_densities = self.density.draw(self._batch, self._batch_seed)
 
     def decide(self, u_old: float, u_new: float, log_q_old: float, log_q_new: float) -> tuple[bool, float]:
         """Whether to accept, and the log of the ratio of the weights.
 
         Arguments:
-            u_old: reduced energy of the current structure.
-            u_new: reduced energy of the proposal.
+            u_old: minus the log of what is sampled, up to a constant, at the current structure: its reduced energy.
+            u_new: the same of the proposal; NaN is refused like plus infinity.
             log_q_old: log-density of the flow at the current structure.
             log_q_new: log-density of the flow at the proposal.
         """
         self.attempted += 1
         self.outside += log_q_old == -math.inf
         log_ratio = (u_old - u_new) + (log_q_old - log_q_new)
-        accept = log_ratio >= 0 or self._generator.random() < math.exp(log_ratio) if log_ratio == log_ratio else False
+        if math.isnan(log_ratio):
+            log_ratio = -math.inf
+        accept = log_ratio >= 0 or bool(self._generator.random() < math.exp(log_ratio))
         self.accepted += accept
         return accept, log_ratio
 

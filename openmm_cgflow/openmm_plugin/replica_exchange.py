@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Any
 from openmm import app, unit
 
 from openmm_cgflow.errors import InvalidInputError
-from openmm_cgflow.openmm_plugin.matching import check_system, check_temperature, check_topology, same_temperature
+from openmm_cgflow.openmm_plugin.dynamics import ConstraintMetric
+from openmm_cgflow.openmm_plugin.matching import (
+    check_masses,
+    check_system,
+    check_temperature,
+    check_topology,
+    same_temperature,
+)
 from openmm_cgflow.openmm_plugin.monte_carlo import attempt
 from openmm_cgflow.openmm_plugin.proposals import IndependenceSampler
 
@@ -51,12 +58,14 @@ class FlowReplicaExchangeSampler(_Base):
             )
         check_topology(flow, simulation.topology)
         check_system(flow, simulation.system)
+        check_masses(flow, simulation.system)
         if any("groups" in state for state in states):
             raise InvalidInputError(
                 "FlowReplicaExchangeSampler: states with 'groups' are not supported; leave them out."
             )
         super().__init__(states, simulation, stepsPerIteration, reinitializeVelocities)
         self._flow_sampler, self._proposals = IndependenceSampler(flow, seed), proposals
+        self._metric = ConstraintMetric(simulation.system)
         kelvin = flow.temperature.value_in_unit(unit.kelvin)
         nearest = min((self._temperature(state) for state in states), key=lambda t: abs(t._value - kelvin))
         check_temperature(flow, nearest, "that is the nearest of the states; add one at the flow's temperature.")
@@ -84,7 +93,7 @@ class FlowReplicaExchangeSampler(_Base):
         if not same_temperature(self._flow_sampler.flow, temperature):
             return
         for _ in range(self._proposals):
-            attempt(self.simulation.context, self._flow_sampler, temperature)
+            attempt(self.simulation.context, self._flow_sampler, temperature, self._metric)
         self.replicaConformation[index] = self.simulation.context.getState(
             positions=True, velocities=True, parameters=True, integratorParameters=True
         )

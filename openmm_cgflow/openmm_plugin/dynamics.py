@@ -1,0 +1,85 @@
+"""What molecular dynamics samples: by which forces, at which temperature, and in which measure."""
+
+import re
+
+import numpy as np
+import openmm
+from openmm import unit
+
+from openmm_cgflow.units import KB
+
+__all__ = ["ConstraintMetric", "integrated_groups", "thermostat_temperature"]
+
+_ALL_GROUPS = 0xFFFFFFFF
+_READ = re.compile(r"\b(f|energy)(\d*)\b")
+
+
+def integrated_groups(integrator: openmm.Integrator) -> set[int]:
+    """The force groups by which an integrator moves the particles.
+
+    Those of `getIntegrationForceGroups`; of a `CustomIntegrator` (such as `MTSIntegrator`) the groups whose forces its
+    steps read, or whose energies where they read no forces; of a `CompoundIntegrator` those of the current one.
+    """
+    if isinstance(integrator, openmm.CompoundIntegrator):
+        return integrated_groups(integrator.getIntegrator(integrator.getCurrentIntegrator()))
+    chosen = integrator.getIntegrationForceGroups()
+    groups = {group for group in range(32) if (chosen & _ALL_GROUPS) >> group & 1}
+    if not isinstance(integrator, openmm.CustomIntegrator):
+        return groups
+    steps = [integrator.getComputationStep(k)[2] for k in range(integrator.getNumComputations())]
+    read = {(kind, group) for step in steps for kind, group in _READ.findall(step)}
+    wanted = [group for kind, group in read if kind == "f"] or [group for _, group in read]
+    if not wanted:
+        return groups
+    named = {int(group) for group in wanted if group}
+    return named | groups if "" in wanted else named
+
+
+def thermostat_temperature(context: openmm.Context) -> unit.Quantity | None:
+    """The temperature at which dynamics is held; None where there is no thermostat, or none that can be read.
+
+    Of a `CustomIntegrator` the global variable `kT` is read, as `MTSLangevinIntegrator` has it.
+    """
+    integrator = context.getIntegrator()
+    if isinstance(integrator, openmm.CompoundIntegrator):
+        integrator = integrator.getIntegrator(integrator.getCurrentIntegrator())
+    if hasattr(integrator, "getTemperature"):
+        return integrator.getTemperature()
+    if isinstance(integrator, openmm.CustomIntegrator):
+        names = [integrator.getGlobalVariableName(k) for k in range(integrator.getNumGlobalVariables())]
+        if "kT" in names:
+            return integrator.getGlobalVariableByName("kT") / KB * unit.kelvin
+    andersen = openmm.AndersenThermostat.Temperature()
+    return context.getParameter(andersen) * unit.kelvin if andersen in context.getParameters() else None
+
+
+class ConstraintMetric:
+    """The factor `sqrt(det Z)` by which dynamics with constraints differs from the density of a flow.
+
+    A flow's density is one over the coordinates that are left when constrained bonds are constants:
+    `exp(-u) prod_k delta(sigma_k) dx` with `sigma_k = |x_i - x_j| - d_k`, the limit of ever stiffer springs. Momenta of
+    constrained dynamics lie in the tangent space; integrated over, they leave the factor `sqrt(det Z)`,
+    `Z_kl = sum_i (d sigma_k / dx_i) (d sigma_l / dx_i) / m_i`.
+
+    Source: Fixman, PNAS 71, 3050 (1974); den Otter and Briels, J. Chem. Phys. 109, 4139 (1998).
+
+    Arguments:
+        system: its constraints and masses.
+    """
+
+    def __init__(self, system: openmm.System) -> None:
+        n = system.getNumConstraints()
+        pairs = [system.getConstraintParameters(k)[:2] for k in range(n)]
+        self._first, self._second = np.array(pairs, dtype=np.int64).reshape(n, 2).T
+        masses = [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())]
+        ends = np.zeros((n, len(masses)))
+        ends[range(n), self._first], ends[range(n), self._second] = 1, -1
+        self._coupling = (ends / np.array(masses)) @ ends.T if n else np.zeros((0, 0))
+
+    def log_factor(self, x: np.ndarray) -> float:
+        """`log sqrt(det Z)` of positions `(atoms, 3)` in nm, up to a constant of the units."""
+        if not len(self._first):
+            return 0.0
+        along = x[self._first] - x[self._second]
+        along /= np.linalg.norm(along, axis=1, keepdims=True)
+        return 0.5 * float(np.linalg.slogdet(self._coupling * (along @ along.T))[1])

@@ -1,0 +1,263 @@
+"""Recorded operations replayed by numpy: for one structure torch needs longer to start an operation than to do it."""
+
+import operator
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.linalg.lapack import dtrtrs, strtrs
+from torch import Tensor, fx
+
+__all__ = ["replayed_by_numpy"]
+
+_ATEN = torch.ops.aten
+_DTYPES = {torch.float64: np.float64, torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
+
+Array = np.ndarray
+
+
+def replayed_by_numpy(recorded: fx.GraphModule) -> fx.GraphModule:
+    """The same graph with each operation done by numpy, in place; it takes and returns arrays.
+
+    What is not in the table below is done by torch itself, which is as right and takes longer.
+
+    Arguments:
+        recorded: operations of ATen, as `make_fx` records them.
+
+    Example:
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> graph = replayed_by_numpy(make_fx(lambda x: x.exp().sum(0))(torch.zeros(3)))
+        >>> float(graph(np.zeros(4)))
+        4.0
+    """
+    for node in recorded.graph.nodes:
+        if node.op == "get_attr":
+            value = getattr(recorded, node.target)
+            delattr(recorded, node.target)
+            node.target = f"array_{node.target}"
+            setattr(recorded, node.target, value.detach().numpy().copy())
+        elif node.op == "call_function" and node.target is not operator.getitem:
+            node.target = _TABLE.get(node.target) or _by_torch(node.target)
+    recorded.recompile()
+    return recorded
+
+
+def _by_torch(operation: Callable[..., Any]) -> Callable[..., Any]:
+    def array(value: Any) -> Any:  # noqa: ANN401
+        return value.numpy() if isinstance(value, Tensor) else value
+
+    def tensor(value: Any) -> Any:  # noqa: ANN401
+        return torch.as_tensor(np.asarray(value)) if isinstance(value, Array | np.generic) else value
+
+    def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        args, kwargs = fx.node.map_aggregate(args, tensor), fx.node.map_aggregate(kwargs, tensor)
+        result = operation(*args, **kwargs)
+        return fx.node.map_aggregate(result, array)
+
+    call.__name__ = str(operation).replace(".", "_").replace("::", "_")
+    return call
+
+
+# -- the operations, with the arguments that ATen gives them ---------------------------------------------------------
+
+
+def _add(a: Any, b: Any, alpha: float = 1) -> Any:  # noqa: ANN401
+    return a + b if alpha == 1 else a + alpha * b
+
+
+def _sub(a: Any, b: Any, alpha: float = 1) -> Any:  # noqa: ANN401
+    return a - b if alpha == 1 else a - alpha * b
+
+
+def _addmm(bias: Array, left: Array, right: Array) -> Array:
+    return left @ right + bias
+
+
+def _cat(arrays: Sequence[Array], axis: int = 0) -> Array:
+    return np.concatenate(arrays, axis)
+
+
+def _index_select(a: Array, axis: int, index: Array) -> Array:
+    return a.take(index, axis)
+
+
+def _slice(a: Array, axis: int = 0, start: int | None = None, stop: int | None = None, step: int = 1) -> Array:
+    if axis == 0:
+        return a[start:stop:step]
+    if axis == 1:
+        return a[:, start:stop:step]
+    return a[(slice(None),) * axis + (slice(start, stop, step),)]
+
+
+def _split(a: Array, size: int, axis: int = 0) -> list[Array]:
+    return [_slice(a, axis, k, k + size) for k in range(0, a.shape[axis], size)]
+
+
+def _split_with_sizes(a: Array, sizes: Sequence[int], axis: int = 0) -> list[Array]:
+    ends = accumulate(sizes)
+    return [_slice(a, axis, end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _sum(a: Array, axes: Sequence[int] | int, keepdims: bool = False, dtype: Any = None) -> Array:  # noqa: ANN401
+    return a.sum(axis=axes if isinstance(axes, int) else tuple(axes), keepdims=keepdims)
+
+
+def _silu(a: Array) -> Array:
+    return a / (1 + np.exp(-a))
+
+
+def _sigmoid(a: Array) -> Array:
+    return 1 / (1 + np.exp(-a))
+
+
+def _softplus(a: Array) -> Array:
+    return np.logaddexp(a, 0)
+
+
+def _logsumexp(a: Array, axes: Sequence[int], keepdims: bool = False) -> Array:
+    axis = tuple(axes)
+    top = np.maximum.reduce(a, axis=axis, keepdims=True)
+    total = np.log(np.add.reduce(np.exp(a - top), axis=axis, keepdims=True)) + top
+    return total if keepdims else total.squeeze(axis)
+
+
+def _log_softmax(a: Array, axis: int, half: bool = False) -> Array:
+    return a - _logsumexp(a, [axis], True)
+
+
+def _clamp(a: Array, low: float | None = None, high: float | None = None) -> Array:
+    a = a if low is None else np.maximum(a, low)
+    return a if high is None else np.minimum(a, high)
+
+
+def _unbind(a: Array, axis: int = 0) -> list[Array]:
+    return [_select(a, axis, k) for k in range(a.shape[axis])]
+
+
+def _index(a: Array, indices: Sequence[Array | None]) -> Array:
+    return a[tuple(slice(None) if index is None else index for index in indices)]
+
+
+def _unsqueeze(a: Array, axis: int) -> Array:
+    return a[(slice(None),) * (axis % (a.ndim + 1)) + (None,)]
+
+
+def _stack(arrays: Sequence[Array], axis: int = 0) -> Array:
+    return np.concatenate([_unsqueeze(a, axis) for a in arrays], axis)
+
+
+def _expand(a: Array, sizes: Sequence[int]) -> Array:
+    if tuple(sizes) == a.shape:
+        return a
+    old = (1,) * (len(sizes) - a.ndim) + a.shape
+    return np.broadcast_to(a, [was if size == -1 else size for size, was in zip(sizes, old, strict=True)])
+
+
+def _squeeze(a: Array, axis: Any) -> Array:  # noqa: ANN401
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    return a.squeeze(tuple(k for k in axes if a.shape[k] == 1))
+
+
+def _solve_triangular(a: Array, b: Array, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Array:
+    if a.ndim != 2 or not left or unitriangular:
+        raise NotImplementedError
+    solve = dtrtrs if a.dtype == np.float64 else strtrs
+    # LAPACK counts along columns first: to it, our rows are those of the transpose
+    return solve(a.T, b, lower=upper, trans=1)[0] if len(a) else b
+
+
+def _cast(a: Array, dtype: torch.dtype | None = None, **_: Any) -> Array:  # noqa: ANN401
+    return a if dtype is None else np.asarray(a, dtype=_DTYPES[dtype])
+
+
+def _same(a: Array, *_: Any, **__: Any) -> Array:  # noqa: ANN401
+    return a
+
+
+def _select(a: Array, axis: int, index: int) -> Array:
+    return a[(slice(None),) * axis + (index,)]
+
+
+def _like(a: Array, value: float, dtype: torch.dtype | None = None) -> Array:
+    return np.full(a.shape, value, a.dtype if dtype is None else _DTYPES[dtype])
+
+
+def _full(sizes: Sequence[int], value: float, dtype: torch.dtype | None = None, **_: Any) -> Array:  # noqa: ANN401
+    return np.full(tuple(sizes), value, None if dtype is None else _DTYPES[dtype])
+
+
+_TABLE: dict[Any, Callable[..., Any]] = {
+    _ATEN.add.Tensor: _add,
+    _ATEN.sub.Tensor: _sub,
+    _ATEN.rsub.Scalar: lambda a, b: b - a,
+    _ATEN.mul.Tensor: operator.mul,
+    _ATEN.div.Tensor: operator.truediv,
+    _ATEN.neg.default: operator.neg,
+    _ATEN.reciprocal.default: lambda a: 1 / a,
+    _ATEN.pow.Tensor_Scalar: lambda a, power: a * a if power == 2 else a**power,
+    _ATEN.mm.default: operator.matmul,
+    _ATEN.bmm.default: operator.matmul,
+    _ATEN.addmm.default: _addmm,
+    _ATEN.linalg_solve_triangular.default: _solve_triangular,
+    _ATEN.exp.default: np.exp,
+    _ATEN.log.default: np.log,
+    _ATEN.log1p.default: np.log1p,
+    _ATEN.sqrt.default: np.sqrt,
+    _ATEN.abs.default: np.abs,
+    _ATEN.sin.default: np.sin,
+    _ATEN.cos.default: np.cos,
+    _ATEN.tanh.default: np.tanh,
+    _ATEN.sinh.default: np.sinh,
+    _ATEN.asinh.default: np.arcsinh,
+    _ATEN.atan2.default: np.arctan2,
+    _ATEN.floor.default: np.floor,
+    _ATEN.remainder.Scalar: np.mod,
+    _ATEN.silu.default: _silu,
+    _ATEN.sigmoid.default: _sigmoid,
+    _ATEN.softplus.default: _softplus,
+    _ATEN.clamp.default: _clamp,
+    _ATEN.logsumexp.default: _logsumexp,
+    _ATEN._log_softmax.default: _log_softmax,
+    _ATEN.sum.dim_IntList: _sum,
+    _ATEN.cumsum.default: np.cumsum,
+    _ATEN.cat.default: _cat,
+    _ATEN.stack.default: _stack,
+    _ATEN.index_select.default: _index_select,
+    _ATEN.slice.Tensor: _slice,
+    _ATEN.select.int: _select,
+    _ATEN.split.Tensor: _split,
+    _ATEN.split_with_sizes.default: _split_with_sizes,
+    _ATEN.unbind.int: _unbind,
+    _ATEN.unsqueeze.default: _unsqueeze,
+    _ATEN.squeeze.dim: _squeeze,
+    _ATEN.squeeze.dims: _squeeze,
+    _ATEN.expand.default: _expand,
+    _ATEN.view.default: np.reshape,
+    _ATEN._unsafe_view.default: np.reshape,
+    _ATEN.permute.default: np.transpose,
+    _ATEN.t.default: np.transpose,
+    _ATEN.transpose.int: np.swapaxes,
+    _ATEN.gather.default: lambda a, axis, index: np.take_along_axis(a, index, axis),
+    _ATEN.where.self: np.where,
+    _ATEN.gt.Tensor: operator.gt,
+    _ATEN.gt.Scalar: operator.gt,
+    _ATEN.ge.Scalar: operator.ge,
+    _ATEN.lt.Tensor: operator.lt,
+    _ATEN.lt.Scalar: operator.lt,
+    _ATEN.bitwise_and.Tensor: operator.and_,
+    _ATEN.all.dim: lambda a, axis, keepdims=False: np.logical_and.reduce(a, axis=axis, keepdims=keepdims),
+    _ATEN.isfinite.default: np.isfinite,
+    _ATEN._to_copy.default: _cast,
+    _ATEN.clone.default: _same,
+    _ATEN.alias.default: _same,
+    _ATEN.detach.default: _same,
+    _ATEN.ones_like.default: lambda a, dtype=None, **_: _like(a, 1, dtype),
+    _ATEN.zeros_like.default: lambda a, dtype=None, **_: _like(a, 0, dtype),
+    _ATEN.full_like.default: lambda a, value, dtype=None, **_: _like(a, value, dtype),
+    _ATEN.index.Tensor: _index,
+    _ATEN.full.default: _full,
+    _ATEN.arange.default: lambda stop, **_: np.arange(stop),
+    _ATEN.scalar_tensor.default: lambda value, **_: np.float64(value),
+}

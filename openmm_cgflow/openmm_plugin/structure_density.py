@@ -1,0 +1,77 @@
+"""The density of a flow as Monte Carlo moves need it: many structures at once, and that of one structure quickly."""
+
+import copy
+import math
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from openmm_cgflow.flows import JointFlow
+from openmm_cgflow.openmm_plugin.compiled_forces import fold_constants
+from openmm_cgflow.openmm_plugin.numpy_graph import replayed_by_numpy
+from openmm_cgflow.trained import TrainedFlow
+
+__all__ = ["StructureDensity"]
+
+
+class StructureDensity:
+    """A flow as it is now: training it further, or loading other weights into it, changes nothing here.
+
+    Its energies are never asked for.
+
+    Arguments:
+        flow: the flow.
+    """
+
+    def __init__(self, flow: TrainedFlow) -> None:
+        self.coordinates = flow.coordinates
+        self.flow = copy.deepcopy(flow.flow).requires_grad_(False)
+        self._versions = _versions(flow.flow)
+        with torch.no_grad():
+            recorded = make_fx(lambda x: self._log_prob(x))(torch.as_tensor(flow.positions._value)[None])
+        fold_constants(recorded)
+        self._one = replayed_by_numpy(recorded)
+
+    @classmethod
+    def of(cls, flow: TrainedFlow) -> "StructureDensity":
+        """That of a flow, made once for all who ask; made again after the flow has changed."""
+        found = _KNOWN.get(flow.flow)
+        if found is None or found._versions != _versions(flow.flow):
+            found = _KNOWN[flow.flow] = cls(flow)
+        return found
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        q, logdet = self.coordinates.to_internal(x)
+        log_prob = self.flow.log_prob(q.float()).double() - logdet
+        return torch.where(self.coordinates.in_domain(q), log_prob, -torch.inf)
+
+    def log_prob(self, x: np.ndarray) -> float:
+        """The number that `CGFlow.logDensity` gives for one structure `(atoms, 3)` in nm; nothing is checked."""
+        value = float(self._one(x[None])[0])
+        return value if value == value else -math.inf
+
+    @torch.no_grad()
+    def draw(self, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """`n` independent structures, those of `CGFlow.sample`, whatever their energy, each in a random labelling.
+
+        Returns:
+            positions `(n, atoms, 3)` in nm around their centroid, and their log-densities `(n,)`: plus infinity
+            outside the domain of the coordinates, where the flow claims to give nothing.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        q, log_prob = self.flow.sample_from(self.flow.draw_noise(n, generator))
+        x, logdet = self.coordinates.to_cartesian(q.double())
+        x = self.coordinates.relabelled(x - x.mean(1, keepdim=True), generator)
+        log_density = torch.where(self.coordinates.in_domain(q), log_prob.double() - logdet, torch.inf)
+        return x.numpy(), log_density.nan_to_num(math.inf, math.inf, math.inf).numpy()
+
+
+_KNOWN: WeakKeyDictionary[JointFlow, StructureDensity] = WeakKeyDictionary()
+
+
+def _versions(module: nn.Module) -> tuple[int, ...]:
+    """Counts of the changes of each tensor so far."""
+    return tuple(t._version for t in (*module.parameters(), *module.buffers()))
