@@ -11,7 +11,7 @@ from openmm import app
 from torch import Tensor
 
 from openmm_cgflow.coordinates import InternalCoordinates, LinearCoordinates
-from openmm_cgflow.errors import ModelFileError
+from openmm_cgflow.errors import InvalidInputError, ModelFileError
 from openmm_cgflow.flows import FlowSettings, JointFlow
 from openmm_cgflow.storage import (
     Allowance,
@@ -112,9 +112,11 @@ def molecule_of(stored: StoredModel, tensors: Mapping[str, Tensor]) -> Molecule:
 
     Raises:
         ModelFileError: if topology, System, positions and coordinates are not of the same number of atoms, or damaged.
-        InvalidInputError: for coordinates of another version.
     """
-    coordinates = InternalCoordinates.from_state(stored.coordinates)
+    try:
+        coordinates = InternalCoordinates.from_state(stored.coordinates)
+    except InvalidInputError as error:
+        raise ModelFileError(str(error)) from error
     positions = tensors.get("positions")
     if positions is None or positions.dtype != torch.float64 or positions.dim() != 2 or positions.shape[1] != 3:
         raise ModelFileError("the tensor 'positions' is missing, or not (atoms, 3) in double precision")
