@@ -19,7 +19,7 @@ from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import FlowSettings, JointFlow
 from openmm_cgflow.potentials import Potential
 from openmm_cgflow.sampling import Samples
-from openmm_cgflow.storage import read_file
+from openmm_cgflow.storage import fill, locked, read_file, reading
 from openmm_cgflow.training import BoltzmannTarget, Budget, Metrics, Parallel, Reporter, Trainer, TrainSettings
 from openmm_cgflow.training.checkpoint import CheckpointWriter, load_state
 from openmm_cgflow.training.interrupt import Interruptible
@@ -141,7 +141,12 @@ class BaseFlow(Generic[Coordinates]):
         path = None if checkpoint is None else Path(checkpoint)
         if path is not None and resume and path.exists():
             history = self._resume(trainer, budget, path)
-        with Reporter(progress, metrics, history) as reporter, Parallel() as parallel, Interruptible() as interrupted:
+        with (
+            locked(path),
+            Reporter(progress, metrics, history) as reporter,
+            Parallel() as parallel,
+            Interruptible() as interrupted,
+        ):
             self._trainer = trainer
             save = CheckpointWriter(path, trainer, reporter, self._identity())
             try:
@@ -154,13 +159,14 @@ class BaseFlow(Generic[Coordinates]):
 
     def _resume(self, trainer: Trainer, budget: Budget, path: Path) -> list[Metrics]:
         tensors, header = read_file(path, "checkpoint")
-        if header["identity"] != self._identity():
+        if header.get("identity") != self._identity():
             raise MismatchError(
                 f"{path} is the checkpoint of another System, temperature, choice of slow variables or seed; "
                 "remove it, choose another checkpoint, or start anew with resume=False (--no-resume)."
             )
-        history = load_state(trainer, tensors, header)
-        budget.seconds_before, budget.evaluations_before = header["seconds"], 0
+        with reading(path, "checkpoint"):
+            history = load_state(trainer, tensors, header)
+            budget.seconds_before, budget.evaluations_before = header["seconds"], 0
         logger.info("going on from %s: stage %s, %d evaluations", path, trainer.stage, header["evaluations"])
         return history
 
@@ -191,8 +197,7 @@ class BaseFlow(Generic[Coordinates]):
     def _restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         """Set what `_tensors` and `_header` gave."""
         for name, module in (("flow", self.flow), ("coordinates", self.coordinates)):
-            prefix = f"{name}."
-            module.load_state_dict({key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)})
+            fill(module, tensors, name)
         self.seed, self.history, self._seconds = header["seed"], header["history"], header["seconds"]
         if self.history:
             self.potential.evaluations = self.history[-1]["evaluations"]

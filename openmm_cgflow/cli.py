@@ -5,7 +5,8 @@ import re
 import shlex
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -42,11 +43,26 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> object:  # noqa: ANN401
         try:
-            return super().invoke(ctx)
+            with _told():
+                return super().invoke(ctx)
         except CGFlowError as error:
             _fail(str(error), 2)
         except OSError as error:
             _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Show what the package has to say while it works; the logging of the process is as before after it."""
+    logger, handler = logging.getLogger("openmm_cgflow"), logging.StreamHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -107,7 +123,9 @@ def demo(
     from openmm_cgflow.analysis import duration, report
     from openmm_cgflow.inputs import load_system
     from openmm_cgflow.model import CGFlow
+    from openmm_cgflow.storage import locked
 
+    ctx.with_resource(locked(out / "model.cgflow"))
     pdb = Path(__file__).parent / "data" / "alanine_dipeptide.pdb"
     # ff96 and OBC1: the same energies as openmmtools' AlanineDipeptideImplicit, which published results are for
     flow = CGFlow(*load_system(pdb, forcefield=["amber96.xml"], implicit_solvent="OBC1"), seed=seed)
@@ -124,6 +142,7 @@ def demo(
 
 @app.command()
 def train(
+    ctx: typer.Context,
     files: Annotated[
         list[Path],
         typer.Argument(
@@ -167,7 +186,9 @@ def train(
     _start()
     from openmm_cgflow.inputs import load_system
     from openmm_cgflow.model import CGFlow
+    from openmm_cgflow.storage import locked
 
+    ctx.with_resource(locked(output))
     molecule = load_system(*files, forcefield=forcefield, implicit_solvent=implicit_solvent, constraints=constraints)
     flow = CGFlow(*molecule, temperature=temperature, slow=_slow(slow), seed=seed)
     try:
@@ -371,11 +392,8 @@ def _table(rows: list[tuple[str, str]]) -> None:
 
 
 def _start() -> None:
-    """Load torch before anything loads openmm, and show what the package has to say while it works."""
+    """Load torch before anything loads openmm."""
     import torch  # noqa: F401  (openmm-torch's plugin needs torch's libraries in the process first)
-
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("openmm_cgflow").setLevel(logging.INFO)
 
 
 def main() -> None:

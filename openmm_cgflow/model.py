@@ -19,13 +19,15 @@ from openmm_cgflow.openmm_plugin.force import Backend, BeadBackend, create_force
 from openmm_cgflow.potentials import make_potential
 from openmm_cgflow.slow_scan import scanTorsions
 from openmm_cgflow.storage import (
+    check_storable,
+    read_as,
     read_file,
-    system_from_xml,
+    reading,
     system_to_xml,
-    topology_from_json,
     topology_to_json,
     write_file,
 )
+from openmm_cgflow.stored import StoredModel, check_network, molecule_of
 from openmm_cgflow.units import in_kelvin, in_nm
 
 __all__ = ["CGFlow"]
@@ -176,8 +178,10 @@ class CGFlow(BaseFlow[InternalCoordinates]):
         """Write the model to one file that holds everything: flow, coordinates, System, topology, history.
 
         Raises:
-            ModelFileError: if it cannot be written; an older file there stays.
+            ModelFileError: if it cannot be written, or the System has a force that `load` would refuse; an older file
+                there stays.
         """
+        check_storable(self.system)
         header = {
             "topology": topology_to_json(self.topology),
             "system": system_to_xml(self.system),
@@ -188,20 +192,24 @@ class CGFlow(BaseFlow[InternalCoordinates]):
 
     @classmethod
     def load(cls, path: str | Path) -> "CGFlow":
-        """Read a model that `save` wrote. Nothing in the file is run.
+        """Read a model that `save` wrote. Nothing in the file is run: forces that are programs are refused.
 
         Raises:
-            ModelFileError: for a missing, truncated, foreign or newer file.
+            ModelFileError: for a missing, damaged, foreign or newer file.
         """
-        tensors, header = read_file(path, "model")
-        self = cls.__new__(cls)
-        self._assemble(
-            topology_from_json(header["topology"]),
-            system_from_xml(header["system"]),
-            tensors.pop("positions").numpy(),
-            header["temperature"],
-            InternalCoordinates.from_state(header["coordinates"]),
-            FlowSettings(**header["settings"]),
-        )
-        self._restore(tensors, header)
+        with reading(path, "model"):
+            tensors, header = read_file(path, "model")
+            stored = read_as(StoredModel, header, "the description")
+            molecule = molecule_of(stored, tensors)
+            check_network(tensors, molecule.coordinates, stored.settings)
+            self = cls.__new__(cls)
+            self._assemble(
+                molecule.topology,
+                molecule.system,
+                molecule.positions,
+                stored.temperature,
+                molecule.coordinates,
+                stored.settings,
+            )
+            self._restore(tensors, header)
         return self

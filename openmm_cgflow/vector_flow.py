@@ -9,7 +9,8 @@ from openmm_cgflow.coordinates import LinearCoordinates
 from openmm_cgflow.errors import MismatchError
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.potentials import Potential
-from openmm_cgflow.storage import read_file, write_file
+from openmm_cgflow.storage import read_as, read_file, reading, write_file
+from openmm_cgflow.stored import StoredVectors, check_network
 from openmm_cgflow.units import KB
 
 __all__ = ["VectorFlow"]
@@ -75,14 +76,20 @@ class VectorFlow(BaseFlow[LinearCoordinates]):
         """Read a model that `save` wrote, for the potential that it was trained on.
 
         Raises:
-            ModelFileError: for a missing, truncated, foreign or newer file.
+            ModelFileError: for a missing, damaged, foreign or newer file.
             MismatchError: for a potential of vectors of another length.
         """
-        tensors, header = read_file(path, "vector model")
-        layout = header["layout"]
-        dim = layout.pop("dim")
-        if potential.n_atoms != dim:
-            raise MismatchError(f"{path} is of vectors of length {dim}, but the potential is of {potential.n_atoms}.")
-        self = cls(potential, **layout, settings=FlowSettings(**header["settings"]))
-        self._restore(tensors, header)
+        with reading(path, "vector model"):
+            tensors, header = read_file(path, "vector model")
+            stored = read_as(StoredVectors, header, "the description")
+        layout = stored.layout
+        if potential.n_atoms != layout.dim:
+            raise MismatchError(
+                f"{path} is of vectors of length {layout.dim}, but the potential is of {potential.n_atoms}."
+            )
+        with reading(path, "vector model"):
+            coordinates = LinearCoordinates(layout.dim, layout.slow, layout.width)
+            check_network(tensors, coordinates, stored.settings)
+            self = cls(potential, layout.slow, layout.width, settings=stored.settings)
+            self._restore(tensors, header)
         return self

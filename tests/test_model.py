@@ -354,7 +354,7 @@ def test_foreign_model_files_are_refused(tmp_path):
 
 
 def test_newer_model_file_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "VERSION", 2)
+    monkeypatch.setattr("openmm_cgflow.storage.container.VERSION", 2)
     write_file(tmp_path / "new", "model", {}, {})
     monkeypatch.undo()
     with pytest.raises(cgf.ModelFileError, match=r"version 2; .* Update openmm_cgflow"):

@@ -17,11 +17,12 @@ from openmm_cgflow.coordinates.checks import check_inputs
 from openmm_cgflow.coordinates.constraints import fixed_bonds
 from openmm_cgflow.coordinates.geometry import cos_of_square, cross, dot, length, sinc_of_square
 from openmm_cgflow.coordinates.layout import ATOM, BEAD, ROTOR, SLOW, TWO_PI, Layout, build_layout
+from openmm_cgflow.coordinates.layout_check import check_layout
 from openmm_cgflow.coordinates.puckers import flipping_bonds
 from openmm_cgflow.coordinates.rotors import Relabelling
 from openmm_cgflow.coordinates.symmetry import symmetric_centres
 from openmm_cgflow.coordinates.zmatrix import build_zmatrix
-from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.errors import InvalidInputError, ModelFileError
 
 __all__ = ["InternalCoordinates"]
 
@@ -162,7 +163,7 @@ class InternalCoordinates(torch.nn.Module):
         """The inverse of `state`.
 
         Raises:
-            InvalidInputError: the state is of a newer version, or incomplete.
+            InvalidInputError: the state is of a newer version, incomplete, or contradicts itself.
         """
         values = dict(state)
         version = values.pop("version", None)
@@ -172,11 +173,12 @@ class InternalCoordinates(torch.nn.Module):
             )
         try:
             layout = Layout.from_dict(values)
-            return cls(_of_first_version(layout) if version == 1 else layout)
-        except (KeyError, TypeError) as error:
+            check_layout(layout)
+        except ModelFileError as error:
             raise InvalidInputError(
-                f"the state of the internal coordinates is incomplete ({error}); save it again"
+                f"the state of the internal coordinates is incomplete or damaged ({error}); save it again"
             ) from error
+        return cls(_of_first_version(layout) if version == 1 else layout)
 
     # ---- description
 

@@ -12,6 +12,7 @@ import numpy as np
 from openmm_cgflow.coordinates.beads import BeadPlan
 from openmm_cgflow.coordinates.molecule import Molecule, bond_key
 from openmm_cgflow.coordinates.zmatrix import Row
+from openmm_cgflow.storage.typed import read_as
 
 __all__ = ["Coordinate", "Layout", "build_layout"]
 
@@ -39,8 +40,8 @@ class Coordinate:
     block: int
     reference: float
     period: float = 0.0
-    low: float = -math.inf
-    high: float = math.inf
+    low: float = field(default=-math.inf, metadata={"finite": False})
+    high: float = field(default=math.inf, metadata={"finite": False})
     scale: float = 0.1
     middle: float = 0.0
     torsion: bool = False
@@ -95,13 +96,15 @@ class Layout:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Layout:
-        """The inverse of `to_dict`."""
-        coordinates = []
-        for entry in values["coordinates"]:
-            low = -math.inf if entry["low"] is None else entry["low"]
-            high = math.inf if entry["high"] is None else entry["high"]
-            coordinates.append(Coordinate(**{**entry, "low": low, "high": high}))
-        return cls(**{**values, "coordinates": coordinates})
+        """The inverse of `to_dict`.
+
+        Raises:
+            ModelFileError: for values that are not a layout's.
+        """
+        entries = read_as(list[dict[str, Any]], values.get("coordinates"), "coordinates.coordinates")
+        unbounded = {"low": -math.inf, "high": math.inf}
+        entries = [{k: unbounded.get(k, v) if v is None else v for k, v in entry.items()} for entry in entries]
+        return read_as(cls, {**values, "coordinates": entries}, "coordinates")
 
 
 def build_layout(

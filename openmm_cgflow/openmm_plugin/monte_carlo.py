@@ -230,7 +230,7 @@ class FlowMonteCarlo:
         """
         try:
             self._sampler.restore(json.loads(Path(file).read_text()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:
             raise ModelFileError(f"{file} is not a state that FlowMonteCarlo.saveState wrote ({error}).") from error
 
 

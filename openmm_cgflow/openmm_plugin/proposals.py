@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["IndependenceSampler"]
 
+_LARGEST_BATCH = 1_000_000
+
 
 class IndependenceSampler:
     """Metropolis-Hastings with proposals that do not depend on the current structure.
@@ -97,7 +99,14 @@ class IndependenceSampler:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken, with the same random numbers."""
+        """Go on where `state` was taken, with the same random numbers.
+
+        Raises:
+            ValueError: for a number of proposals that no sampler draws.
+        """
+        batch, following = state["batch"], state["next"]
+        if type(batch) is not int or type(following) is not int or not 0 <= following <= batch <= _LARGEST_BATCH:
+            raise ValueError(f"proposal {following!r} of {batch!r}")
         self.attempted, self.accepted, self.outside = state["attempted"], state["accepted"], state["outside"]
         self._batch, self._batch_seed, self._next = state["batch"], state["batch_seed"], state["next"]
         self._generator.bit_generator.state = state["generator"]

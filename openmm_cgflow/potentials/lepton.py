@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.errors import UnsupportedForceError
+from openmm_cgflow.potentials.limits import check_size
 
 __all__ = ["Expression", "Value"]
 
@@ -168,6 +169,7 @@ class Expression:
         functions: Mapping[str, Callable[..., Value]] | None = None,
         symbolic: frozenset[str] = frozenset(),
     ) -> None:
+        check_size(text)
         self.text = text
         self._functions = {**FUNCTIONS, **(functions or {})}
         self._symbolic = symbolic
@@ -185,13 +187,16 @@ class Expression:
             self._definitions[unique] = self._parse(body, scope)
             scope[name.strip()] = unique
         self._root = self._parse(parts[0], scope)
-        self.names = frozenset(self._free(self._root))
+        try:
+            self.names = frozenset(self._free(self._root))
+        except RecursionError as error:
+            raise UnsupportedForceError(f"the expression {text[:60]!r}... is nested too deep") from error
 
     def _parse(self, text: str, scope: Mapping[str, str]) -> ast.expr:
         mangled = _NAME.sub(lambda m: _PREFIX + m.group(), _NUMBER.sub("", text)).replace("^", "**")
         try:
             tree = ast.parse(mangled.strip(), mode="eval").body
-        except SyntaxError as error:
+        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
             raise UnsupportedForceError(f"cannot read {text!r} in the expression {self.text!r}") from error
         called = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
         for node in ast.walk(tree):
@@ -211,8 +216,11 @@ class Expression:
             isinstance(node, ast.Constant) and not isinstance(node.value, int | float)
         ):
             raise UnsupportedForceError(f"the expression {self.text!r} uses {type(node).__name__}")
+        if isinstance(node, ast.Constant) and isinstance(node.value, int) and node.value.bit_length() > 1000:
+            raise UnsupportedForceError(f"the expression {self.text[:60]!r}... has a number of too many digits")
         if isinstance(node, ast.Call):
-            assert isinstance(node.func, ast.Name)
+            if not isinstance(node.func, ast.Name):
+                raise UnsupportedForceError(f"the expression {self.text!r} calls what is not a function")
             if node.func.id not in self._functions and node.func.id not in self._symbolic:
                 raise UnsupportedForceError(f"the expression {self.text!r} calls the unknown function {node.func.id!r}")
 

@@ -1,0 +1,1 @@
+"""Damaged and hostile files: how they are made, and what must happen to them."""

@@ -1,0 +1,100 @@
+"""Small files that are fine, from which damaged ones are made; and a System whose XML would run code."""
+
+import numpy as np
+import openmm
+from openmm import app
+
+import openmm_cgflow as cgf
+from openmm_cgflow import storage
+from openmm_cgflow.coordinates import InternalCoordinates
+from openmm_cgflow.flows import FlowSettings
+from openmm_cgflow.units import in_nm
+
+SMALL = FlowSettings(
+    components=2, rotor_components=2, slow_hidden=4, harmonics=1, bead_couplings=1, atom_couplings=2, hidden=4, rank=2
+)
+RAN: list[str] = []
+"""What a pickle leaves behind that was read although it must not be."""
+
+
+def run() -> None:
+    """What the hostile pickle calls."""
+    RAN.append("a pickle was read")
+
+
+class Hostile:
+    """Its pickle calls `run`."""
+
+    def __reduce__(self) -> tuple:
+        return run, ()
+
+    def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
+        return 0.0, np.zeros((4, 3))
+
+
+def peroxide() -> tuple[app.Topology, openmm.System, np.ndarray]:
+    """Hydrogen peroxide with bonds, angles, a torsion, a formula with a table and collective variables."""
+    topology, system = app.Topology(), openmm.System()
+    residue = topology.addResidue("HOOH", topology.addChain())
+    atoms = [topology.addAtom(name, app.Element.getBySymbol(name[0]), residue) for name in ("O1", "O2", "H1", "H2")]
+    for atom in atoms:
+        system.addParticle(atom.element.mass)
+    bonds, angles, torsions = openmm.HarmonicBondForce(), openmm.HarmonicAngleForce(), openmm.PeriodicTorsionForce()
+    for i, j, length in ((0, 1, 0.145), (0, 2, 0.097), (1, 3, 0.097)):
+        topology.addBond(atoms[i], atoms[j])
+        bonds.addBond(i, j, length, 300_000)
+    angles.addAngle(2, 0, 1, 1.75, 500)
+    angles.addAngle(0, 1, 3, 1.75, 500)
+    torsions.addTorsion(2, 0, 1, 3, 2, 0.0, 4)
+    pair = openmm.CustomBondForce("k*step(r-a)*f(r)^2; a=b/2; b=0.1")
+    pair.addPerBondParameter("k")
+    pair.addBond(2, 3, [1.5])
+    inner = openmm.CustomTorsionForce("1+cos(theta)")
+    inner.addTorsion(2, 0, 1, 3, [])
+    combined = openmm.CustomCVForce("c*g(c)")
+    combined.addCollectiveVariable("c", inner)
+    combined.addTabulatedFunction("g", openmm.Continuous1DFunction([0.1, 0.2, 0.3], 0, 2))
+    table = openmm.CustomCompoundBondForce(2, "0.1*f(distance(p1, p2))")
+    table.addTabulatedFunction("f", openmm.Continuous1DFunction([0.1, 0.2, 0.3], 0, 2))
+    table.addBond([2, 3], [])
+    for force in (bonds, angles, torsions, table, combined, openmm.NonbondedForce(), openmm.CMMotionRemover()):
+        if isinstance(force, openmm.NonbondedForce):
+            for charge in (-0.4, -0.4, 0.4, 0.4):
+                force.addParticle(charge, 0.1, 0.1)
+            force.addException(0, 1, 0, 0.1, 0)
+        system.addForce(force)
+    x = np.array([[0, 0, 0], [0.145, 0, 0], [-0.0172, 0.0955, 0], [0.1622, -0.04, 0.0865]])
+    return topology, system, x
+
+
+def model(topology: app.Topology, system: openmm.System, positions: object) -> bytes:
+    """The file of an untrained model with small networks."""
+    x = in_nm(positions)
+    flow = cgf.CGFlow.__new__(cgf.CGFlow)
+    flow._assemble(topology, system, x, 300.0, InternalCoordinates.fromTopology(topology, system, x), SMALL)
+    flow.history = [{"stage": "laplace", "seconds": 1.0, "evaluations": 10, "beta": None, "loss": 0.5, "dropped": 0}]
+    header = {
+        "topology": storage.topology_to_json(topology),
+        "system": storage.system_to_xml(system),
+        "coordinates": flow.coordinates.state(),
+    }
+    import torch
+
+    return storage.pack("model", flow._tensors() | {"positions": torch.as_tensor(x)}, flow._header() | header)
+
+
+def hostile_system() -> str:
+    """XML of a System with a PythonForce, whose pickle calls `run`."""
+    system = peroxide()[1]
+    system.addForce(openmm.PythonForce(Hostile()))
+    return openmm.XmlSerializer.serialize(system)
+
+
+EXPRESSIONS = [
+    "a*r^2; a=2*b",
+    "138.9*(q1*q2/f - 1/(2*r)) + select(step(r-r0), exp(-r/l), min(a, max(b, 1e-3)))",
+    "A*exp(-alpha*r)-C/r^6; A=sqrt(A1*A2); C=(C1*C2)^0.5; alpha=or1+lambda; or1=-0.5",
+    "erfc(x)*atan2(y,z)+cot(csc(sec(u)))-recip(v)+square(w)*cube(w)*delta(w)",
+    "k*(distance(p1,p2)-d0)^2+angle(p1,p2,p3)",
+    "2^-3^x--y",
+]
