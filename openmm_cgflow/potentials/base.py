@@ -1,5 +1,7 @@
 """What every potential offers: batched energies, differentiable in the positions."""
 
+import threading
+
 import torch
 from torch import Tensor
 
@@ -7,13 +9,15 @@ from openmm_cgflow.errors import InvalidInputError
 
 __all__ = ["EnergyWithGradient", "Potential", "check_positions"]
 
+_COUNTING = threading.Lock()
+
 
 class EnergyWithGradient(torch.autograd.Function):
     """Energy whose gradient was computed beside it, so that going backward is one product."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, energy: Tensor, gradient: Tensor) -> Tensor:
-        """Return `energy` (batch,); remember `gradient`, its derivative with the shape of `x`."""
+        """Return `energy` (batch,); remember `gradient`, its derivative with the shape and the dtype of `x`."""
         ctx.save_for_backward(gradient)
         return energy.clone()
 
@@ -39,18 +43,41 @@ def check_positions(x: Tensor, n_atoms: int) -> None:
 class Potential(torch.nn.Module):
     """A batched energy function U(x) in kJ/mol.
 
+    Energies of molecules are in double precision whatever the positions are in, for a total energy may be many million
+    times larger than the differences that matter.
+
     Attributes:
         n_atoms: The number of atoms (for toy targets, the dimension).
-        evaluations: How many single-configuration energies were computed so far.
     """
 
     n_atoms: int
-    evaluations: int
 
     def __init__(self, n_atoms: int) -> None:
         super().__init__()
         self.n_atoms = n_atoms
-        self.evaluations = 0
+        self._computed = 0
+        self._before = 0
+
+    @property
+    def evaluations(self) -> int:
+        """How many single-configuration energies were computed so far; set it to go on counting from an earlier run."""
+        return self._before + self._computed
+
+    @evaluations.setter
+    def evaluations(self, number: int) -> None:
+        self._before = number - self._computed
+
+    def count(self, evaluations: int) -> None:
+        """Note that energies were computed; threads may share a potential."""
+        with _COUNTING:
+            self._computed += evaluations
+
+    def expect(self, evaluations: int) -> None:
+        """Be told that so many energies with gradients are going to be asked for.
+
+        A potential that some preparation makes faster prepares itself now, in this thread, if that pays. What it then
+        does depends on these numbers alone, and neither on the clock nor on threads.
+        """
 
     def energy(self, x: Tensor) -> Tensor:
         """Energies of `x` (batch, atoms, 3) in nm: (batch,) in kJ/mol, differentiable once in `x`."""

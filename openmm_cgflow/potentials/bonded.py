@@ -170,4 +170,4 @@ class FourierTorsionTerm(Term):
                     total = total + getattr(self, f"b{n}") * sn
             return total
 
-        return local_energy(energy, *(frame.vectors(slot) for slot in self.slots)).sum(0) + self.constant
+        return local_energy(energy, *(frame.vectors(slot) for slot in self.slots)).sum(0)

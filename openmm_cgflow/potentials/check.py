@@ -1,6 +1,6 @@
-"""The judge: a double-precision OpenMM Context, against which a translation must stand."""
+"""The judge: OpenMM in double precision, force by force, against which a translation must stand."""
 
-from collections.abc import Callable
+import logging
 from typing import Any
 
 import numpy as np
@@ -9,13 +9,23 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.errors import InvalidInputError, UnsupportedForceError
-from openmm_cgflow.potentials.evaluator import Evaluator
-from openmm_cgflow.units import in_nm
+from openmm_cgflow.potentials.evaluator import Evaluator, likely_platform, make_context
+from openmm_cgflow.potentials.systems import ENERGY_FREE
+from openmm_cgflow.units import KB, in_nm
 
-__all__ = ["compare_with_context", "positions_array", "shaken"]
+__all__ = ["ImpreciseError", "Judge", "positions_array", "thermal_structures"]
 
-_ENERGY_TOLERANCE = 1e-6
-_FORCE_TOLERANCE = 1e-5
+_log = logging.getLogger(__name__)
+_EXACT_ENERGY, _EXACT_FORCE = 1e-6, 1e-5  # relative, of a translation in double precision
+_THERMAL = 0.02  # kT by which an energy that is used may be off in a structure of the ensemble
+_STRAINED = 1e-5  # the same beyond it, as a share of the energy above the lowest: such structures have no weight
+_THERMAL_FORCE = 1e-3  # relative to the largest force in the structure: single precision gives 1e-5 or so
+_GROUPS = 32  # force groups in a Context
+_SHAKEN, _FRAMES, _STEPS = 3, 4, 50  # structures, and steps of 1 fs between those of dynamics
+
+
+class ImpreciseError(UnsupportedForceError):
+    """The energies that would be used are not those of OpenMM, though the translation is exact in double precision."""
 
 
 def positions_array(positions: Any, n_atoms: int) -> np.ndarray:  # noqa: ANN401
@@ -35,63 +45,172 @@ def positions_array(positions: Any, n_atoms: int) -> np.ndarray:  # noqa: ANN401
     return x
 
 
-def shaken(x: np.ndarray, copies: int = 3, width: float = 0.005) -> np.ndarray:
-    """`x` (atoms, 3) and `copies` of it with Gaussian noise of `width` nm: (copies + 1, atoms, 3)."""
-    noise = np.random.default_rng(0).normal(0.0, width, (copies, *x.shape))
-    return np.concatenate([x[None], x + noise])
+def thermal_structures(system: openmm.System, x: np.ndarray, kelvin: float) -> np.ndarray:
+    """Structures to compare energies at: (structures, atoms, 3) nm.
+
+    The given one, shaken copies of it, and some of a short Langevin dynamics that starts from it minimised. What
+    dynamics does not reach, because it blows up, is left out.
+    """
+    noise = np.random.default_rng(0).normal(0.0, 0.005, (_SHAKEN, *x.shape))
+    structures = [x[None], x + noise]
+    integrator = openmm.LangevinMiddleIntegrator(kelvin, 5.0, 0.001)
+    integrator.setRandomNumberSeed(1)
+    try:
+        context = make_context(system, integrator, likely_platform(system))
+        context.setPositions(x)
+        openmm.LocalEnergyMinimizer.minimize(context, 10.0, 50)
+        context.setVelocitiesToTemperature(kelvin, 1)
+        for _ in range(_FRAMES):
+            integrator.step(_STEPS)
+            frame = in_nm(context.getState(getPositions=True).getPositions(asNumpy=True))
+            if np.isfinite(frame).all():
+                structures.append(frame[None])
+    except openmm.OpenMMException as error:
+        _log.info("no dynamics from the given positions (%s): energies are compared at shaken copies alone", error)
+    return np.concatenate(structures)
 
 
-def _errors(energy: np.ndarray, forces: np.ndarray, true_energy: np.ndarray, true_forces: np.ndarray
-            ) -> tuple[float, float]:  # fmt: skip
-    """Relative errors of energies and forces; energies below 1 kJ/mol and forces below 1 kJ/mol/nm count as that."""
-    e = np.abs(energy - true_energy) / np.maximum(np.abs(true_energy), 1.0)
-    norms = np.linalg.norm(true_forces, axis=(1, 2))
-    f = np.linalg.norm(forces - true_forces, axis=(1, 2)) / np.maximum(norms, 1.0)
-    return float(e.max()), float(f.max())
+def _by_force(system: openmm.System, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Energies (forces, structures) and forces (forces, structures, atoms, 3) of each Force, on the Reference platform.
+
+    Force groups are those of a copy, so that whatever the user made of them plays no part.
+    """
+    n = system.getNumForces()
+    energies, forces = np.zeros((n, len(x))), np.zeros((n, *x.shape))
+    for start in range(0, n, _GROUPS):
+        chosen = range(start, min(n, start + _GROUPS))
+        copy = openmm.XmlSerializer.clone(system)
+        for k in reversed(range(n)):
+            if k in chosen:
+                copy.getForce(k).setForceGroup(k - start)
+            else:
+                copy.removeForce(k)
+        evaluate = Evaluator(copy, "Reference")
+        for k in chosen:
+            if not isinstance(system.getForce(k), ENERGY_FREE):
+                energies[k], forces[k] = evaluate(x, group=k - start)
+    return energies, forces
 
 
-def compare_with_context(system: openmm.System, x: np.ndarray, translate: Callable[[openmm.System], Any]) -> None:
-    """Compare a double-precision translation with a Reference Context at `x` (n, atoms, 3) nm.
+class Judge:
+    """What OpenMM says of a System in double precision: each Force by itself, at thermal structures.
 
     Arguments:
         system: The System.
-        x: Where to compare.
-        translate: Makes a potential in float64 from a System.
+        positions: One structure (atoms, 3), nm.
+        kelvin: The temperature at which energies are going to be used.
+
+    Attributes:
+        names: The Forces' names.
+        x: Structures (k, atoms, 3), nm, float64.
+        energies: (forces, k), kJ/mol.
+        forces: (forces, k, atoms, 3), kJ/mol/nm.
 
     Raises:
-        UnsupportedForceError: Energies differ by more than 1e-6 or forces by more than 1e-5, relative; the message
-            names the force that differs most.
-        InvalidInputError: The energy is not finite at the first of the positions.
+        InvalidInputError: The energy at the given positions is not finite, or OpenMM cannot make a Context.
     """
-    energy_error, force_error = _system_errors(system, x, translate)
-    if energy_error <= _ENERGY_TOLERANCE and force_error <= _FORCE_TOLERANCE:
+
+    def __init__(self, system: openmm.System, positions: np.ndarray, kelvin: float) -> None:
+        self.names = [force.getName() for force in system.getForces()]
+        self._kT = KB * kelvin
+        energies, _ = Evaluator(system, "Reference")(positions[None])
+        if not np.isfinite(energies[0]):
+            raise InvalidInputError(f"the energy at the given positions is {energies[0]}; do atoms lie on one another?")
+        self.x = thermal_structures(system, positions, kelvin)
+        self.energies, self.forces = _by_force(system, self.x)
+        total = self.energies.sum(0)
+        fine = np.isfinite(total) & np.isfinite(self.forces).all((0, 2, 3))
+        self.x, self.energies, self.forces = self.x[fine], self.energies[:, fine], self.forces[:, fine]
+        self._allowed = thermal_tolerance(total[fine], self._kT)
+
+    def demand_exact(self, energies: Tensor, forces: Tensor) -> None:
+        """Compare a translation in double precision, force by force.
+
+        Arguments:
+            energies: (forces, k).
+            forces: (forces, k, atoms, 3).
+
+        Raises:
+            UnsupportedForceError: Energies differ by more than 1e-6 or forces by more than 1e-5, relative; the message
+                names the force that differs most.
+        """
+        e = np.abs(_array(energies) - self.energies) / np.maximum(np.abs(self.energies), 1.0)
+        norms = np.linalg.norm(self.forces, axis=(2, 3))
+        f = np.linalg.norm(_array(forces) - self.forces, axis=(2, 3)) / np.maximum(norms, 1.0)
+        if _within(e, _EXACT_ENERGY) and _within(f, _EXACT_FORCE):
+            return
+        k = _worst(np.maximum(e / _EXACT_ENERGY, f / _EXACT_FORCE))
+        raise UnsupportedForceError(
+            f"the torch translation of the force {self.names[k]} does not agree with OpenMM: relative errors "
+            f"{e[k].max():.1e} of the energy and {f[k].max():.1e} of the forces"
+        )
+
+    def demand_precise(self, energies: Tensor, forces: Tensor, what: str) -> None:
+        """Compare energies and forces as they are going to be used, force by force, in kT.
+
+        Arguments:
+            energies: (forces, k).
+            forces: (forces, k, atoms, 3).
+            what: Says how they were computed.
+
+        Raises:
+            ImpreciseError: Energies differ by more than 0.02 kT at a thermal structure; the message names the force.
+        """
+        e = np.abs(_array(energies) - self.energies)
+        scale = np.abs(self.forces).max((0, 2, 3)) + 1.0
+        f = np.abs(_array(forces) - self.forces).max((2, 3)) / scale
+        if _within(e, self._allowed) and _within(f, _THERMAL_FORCE):
+            return
+        k = _worst(np.maximum(e / self._allowed, f / _THERMAL_FORCE))
+        raise ImpreciseError(
+            f"the force {self.names[k]} in {what} differs from OpenMM by "
+            f"{e[k].max() / self._kT:.2g} kT at thermal structures (and its forces by {100 * f[k].max():.2g} % of the "
+            "largest)"
+        )
+
+    def demand_total(self, energy: Tensor, forces: Tensor, what: str) -> None:
+        """Compare the sum of all Forces, (k,) and (k, atoms, 3), in kT.
+
+        Raises:
+            ImpreciseError: They differ by more than 0.02 kT; the message says what.
+        """
+        compare_totals(
+            _array(energy), _array(forces), self.energies.sum(0), self.forces.sum(0), what, kT=self._kT
+        )  # fmt: skip
+
+
+def thermal_tolerance(energies: np.ndarray, kT: float) -> np.ndarray:
+    """How far energies (k,) may be off: 0.02 kT for the lowest, more for strained structures, which have no weight."""
+    lowest = energies.min() if len(energies) else 0.0
+    return _THERMAL * kT + _STRAINED * (energies - lowest)
+
+
+def compare_totals(energy: np.ndarray, forces: np.ndarray, true_energy: np.ndarray, true_forces: np.ndarray,
+                   what: str, kT: float = KB * 300) -> None:  # fmt: skip
+    """Compare energies (k,) and forces (k, atoms, 3), where the true ones are finite.
+
+    Raises:
+        ImpreciseError: They differ by more than the tolerance; the message says `what` differs, and by how much.
+    """
+    fine = np.isfinite(true_energy) & np.isfinite(true_forces).all((1, 2))
+    if not fine.any():
         return
-    worst, errors = "", (0.0, 0.0)
-    for k in range(system.getNumForces()):
-        found = _system_errors(_only_force(system, k), x, translate)
-        if not worst or max(found) > max(errors):
-            worst, errors = system.getForce(k).getName(), found
-    raise UnsupportedForceError(
-        f"the torch translation of the force {worst} does not agree with OpenMM: relative errors {errors[0]:.1e} of "
-        f"the energy and {errors[1]:.1e} of the forces (in all: {energy_error:.1e} and {force_error:.1e})"
-    )
+    allowed = thermal_tolerance(true_energy[fine], kT)
+    e = np.abs(energy - true_energy)[fine]
+    f = np.abs(forces - true_forces)[fine].max((1, 2)) / (np.abs(true_forces)[fine].max((1, 2)) + 1.0)
+    if not (_within(e, allowed) and _within(f, _THERMAL_FORCE)):
+        raise ImpreciseError(
+            f"{what} differ by {e.max() / kT:.2g} kT (and their forces by {100 * f.max():.2g} % of the largest)"
+        )
 
 
-def _only_force(system: openmm.System, k: int) -> openmm.System:
-    copy = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))
-    for other in reversed(range(copy.getNumForces())):
-        if other != k:
-            copy.removeForce(other)
-    return copy
+def _within(errors: np.ndarray, limits: np.ndarray | float) -> bool:
+    return bool((errors <= limits).all())  # NaN is not
 
 
-def _system_errors(system: openmm.System, x: np.ndarray, translate: Callable[[openmm.System], Any]
-                   ) -> tuple[float, float]:  # fmt: skip
-    true_energy, true_forces = Evaluator(system, "Reference")(x)
-    if not np.isfinite(true_energy[0]):
-        raise InvalidInputError(f"the energy at the given positions is {true_energy[0]}; do atoms lie on one another?")
-    energy, forces = translate(system).energy_and_forces(torch.from_numpy(x))
-    return _errors(_array(energy), _array(forces), true_energy, true_forces)
+def _worst(errors: np.ndarray) -> int:
+    """The row of the largest error, NaN being the largest of all."""
+    return int(np.nan_to_num(errors, nan=np.inf).max(1).argmax())
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -1,48 +1,75 @@
-"""One OpenMM Context that evaluates many configurations, and the worker processes that hold more of them."""
+"""One OpenMM Context that evaluates many configurations, and the platform to make it on."""
 
-import multiprocessing
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 import openmm
 from openmm import unit
 
-from openmm_cgflow.errors import CGFlowError, InvalidInputError
+from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.potentials.systems import without_barostats
 
-__all__ = ["Evaluator", "WorkerPool", "fastest_platform"]
+__all__ = ["Evaluator", "fastest_platform", "likely_platform", "make_context"]
 
 _GPU_PLATFORMS = ("CUDA", "HIP", "OpenCL")
+_CPU_OVERHEAD = 80.0  # microseconds that a call of the CPU platform costs beside the work
+_PER_PAIR = {  # microseconds of a pair of particles on the Reference platform beyond those on the CPU platform
+    "CustomGBForce": 6.0,
+    "CustomNonbondedForce": 0.5,
+    "GBSAOBCForce": 0.2,
+    "NonbondedForce": 0.05,
+}
 Result = tuple[np.ndarray, np.ndarray]
 
 
+def make_context(system: openmm.System, integrator: openmm.Integrator, platform: str) -> openmm.Context:
+    """A Context on a named platform: one thread on CPUs, mixed precision on GPUs; barostats are left out.
+
+    Raises:
+        InvalidInputError: There is no such platform, or OpenMM cannot make a Context of the System; says why.
+    """
+    present = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
+    if platform not in present:
+        raise InvalidInputError(f"no OpenMM platform is named {platform!r}; there are: {', '.join(present)}")
+    properties = (
+        {"Threads": "1"} if platform == "CPU" else {"Precision": "mixed"} if platform in _GPU_PLATFORMS else {}
+    )
+    chosen = openmm.Platform.getPlatformByName(platform)
+    try:
+        return openmm.Context(without_barostats(system), integrator, chosen, properties)
+    except openmm.OpenMMException as error:
+        raise InvalidInputError(
+            f"OpenMM cannot make a Context of this System on the platform {platform}: {error}"
+        ) from error
+
+
 class Evaluator:
-    """A Context of `system` on a named platform: one thread on CPUs, mixed precision on GPUs."""
+    """A Context of `system` on a named platform. Not to be shared by threads.
+
+    Arguments:
+        system: The System; OpenMM keeps a reference to it.
+        platform: The platform's name.
+
+    Raises:
+        InvalidInputError: There is no such platform, or OpenMM cannot make a Context of the System.
+    """
 
     def __init__(self, system: openmm.System, platform: str) -> None:
-        try:
-            chosen = openmm.Platform.getPlatformByName(platform)
-        except openmm.OpenMMException as error:
-            known = ", ".join(
-                openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())
-            )
-            raise InvalidInputError(f"no OpenMM platform is named {platform!r}; there are: {known}") from error
-        properties = (
-            {"Threads": "1"} if platform == "CPU" else {"Precision": "mixed"} if platform in _GPU_PLATFORMS else {}
-        )
-        self._context = openmm.Context(system, openmm.VerletIntegrator(0.001), chosen, properties)
+        self._context = make_context(system, openmm.VerletIntegrator(0.001), platform)
 
-    def __call__(self, x: np.ndarray) -> Result:
-        """Energies (batch,) in kJ/mol and forces, as `x` (batch, atoms, 3) nm; NaN where positions are not finite."""
+    def __call__(self, x: np.ndarray, group: int | None = None) -> Result:
+        """Energies (batch,) in kJ/mol and forces, as `x` (batch, atoms, 3) nm; NaN where positions are not finite.
+
+        Arguments:
+            x: Positions.
+            group: The force group to evaluate alone; all of them by default.
+        """
         energies = np.full(len(x), np.nan)
         forces = np.full(x.shape, np.nan)
+        groups = -1 if group is None else 1 << group
         for k in np.flatnonzero(np.isfinite(x).all(axis=(1, 2))):
             self._context.setPositions(x[k])
-            state = self._context.getState(getEnergy=True, getForces=True)
+            state = self._context.getState(getEnergy=True, getForces=True, groups=groups)
             energies[k] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
             forces[k] = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
         return energies, forces
@@ -65,92 +92,38 @@ def _starting_positions(n_atoms: int) -> np.ndarray:
     return lattice + np.random.default_rng(0).normal(0.0, 0.01, (n_atoms, 3))
 
 
+def likely_platform(system: openmm.System) -> str:
+    """CPU or Reference, whichever should be faster: by the System alone, for a choice by the clock is another each run.
+
+    With a cutoff it is Reference: what the CPU platform then gives depends in its last digits on what was evaluated
+    before.
+    """
+    n = system.getNumParticles()
+    cost = 0.0
+    for force in system.getForces():
+        kind = type(force).__name__
+        if kind in _PER_PAIR:
+            if force.getNonbondedMethod() != force.NoCutoff:
+                return "Reference"
+            cost += _PER_PAIR[kind] * n * (n - 1) / 2
+    return "CPU" if cost > _CPU_OVERHEAD and _has("CPU") else "Reference"
+
+
+def _has(platform: str) -> bool:
+    return platform in {openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())}
+
+
 def fastest_platform(system: openmm.System) -> tuple[str, float]:
     """The platform to use and the seconds that one evaluation takes there.
 
-    CUDA, then HIP, then OpenCL if such a Context can be made; else the faster of Reference and CPU (one thread).
+    CUDA, then HIP, then OpenCL if such a Context can be made; else what `likely_platform` says.
     """
     x = _starting_positions(system.getNumParticles())
-    present = {openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())}
     for name in _GPU_PLATFORMS:
-        if name in present:
+        if _has(name):
             try:
                 return name, Evaluator(system, name).seconds(x)
-            except openmm.OpenMMException:
+            except (InvalidInputError, openmm.OpenMMException):
                 continue
-    timed = {name: Evaluator(system, name).seconds(x) for name in ("Reference", "CPU") if name in present}
-    best = min(timed, key=lambda name: timed[name])
-    return best, timed[best]
-
-
-def _serve(connection: Connection, system_xml: str, platform: str) -> None:
-    """Answer chunks of positions with (energies, forces), or with the text of an error, until told to stop."""
-    try:
-        evaluate = Evaluator(openmm.XmlSerializer.deserialize(system_xml), platform)
-        while (x := connection.recv()) is not None:
-            try:
-                connection.send(evaluate(x))
-            except Exception as error:
-                connection.send(f"{type(error).__name__}: {error}")
-    except (EOFError, KeyboardInterrupt, BrokenPipeError):
-        pass
-
-
-@contextmanager
-def _script_hidden() -> Iterator[None]:
-    """Keep spawned processes from running the user's script again: they need this package alone."""
-    main = sys.modules["__main__"]
-    hidden: dict[str, Any] = {name: main.__dict__[name] for name in ("__file__", "__spec__") if name in main.__dict__}
-    main.__dict__.pop("__file__", None)
-    main.__dict__["__spec__"] = None
-    try:
-        yield
-    finally:
-        main.__dict__.update(hidden)
-
-
-class WorkerPool:
-    """Processes, each with a Context of its own, that evaluate one chunk of a batch each."""
-
-    def __init__(self, system: openmm.System, platform: str, workers: int) -> None:
-        xml = openmm.XmlSerializer.serialize(system)
-        context = multiprocessing.get_context("spawn")
-        self._workers = []
-        with _script_hidden():
-            for _ in range(workers):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, xml, platform), daemon=True)
-                process.start()
-                theirs.close()
-                self._workers.append((process, ours))
-
-    def __call__(self, x: np.ndarray) -> Result:
-        """As `Evaluator`, with the batch cut into one chunk a worker.
-
-        Raises:
-            CGFlowError: A worker failed or died; the message says how.
-        """
-        chunks = np.array_split(x, len(self._workers))
-        try:
-            for (_, connection), chunk in zip(self._workers, chunks, strict=True):
-                connection.send(chunk)
-            answers = [connection.recv() for _, connection in self._workers]
-        except (EOFError, OSError) as error:
-            codes = [process.exitcode for process, _ in self._workers]
-            self.close()
-            raise CGFlowError(f"a worker process that evaluates energies died (exit codes {codes})") from error
-        if failed := [answer for answer in answers if isinstance(answer, str)]:
-            raise CGFlowError(f"a worker process could not evaluate energies: {failed[0]}")
-        return np.concatenate([a[0] for a in answers]), np.concatenate([a[1] for a in answers])
-
-    def close(self) -> None:
-        """Stop the processes; may be called twice."""
-        for _, connection in self._workers:
-            with suppress(OSError):
-                connection.send(None)
-            connection.close()
-        for process, _ in self._workers:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.terminate()
-        self._workers = []
+    name = likely_platform(system)
+    return name, Evaluator(system, name).seconds(x)

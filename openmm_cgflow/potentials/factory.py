@@ -3,42 +3,75 @@
 import logging
 from typing import Any
 
+import numpy as np
 import openmm
 import torch
 
-from openmm_cgflow.errors import UnsupportedForceError
+from openmm_cgflow.errors import InvalidInputError, UnsupportedForceError
 from openmm_cgflow.potentials.base import Potential
-from openmm_cgflow.potentials.check import positions_array
+from openmm_cgflow.potentials.check import ImpreciseError, Judge, positions_array
 from openmm_cgflow.potentials.context_potential import ContextPotential
+from openmm_cgflow.potentials.systems import check_system
 from openmm_cgflow.potentials.torch_potential import TorchPotential
-from openmm_cgflow.potentials.translate import TORSION_FORCES, check_system
+from openmm_cgflow.potentials.translate import TORSION_FORCES
+from openmm_cgflow.units import KB
 
 __all__ = ["make_potential", "torsion_energy"]
 
 _log = logging.getLogger(__name__)
+_COARSE = 0.05  # kT
 
 
-def make_potential(system: openmm.System, positions: Any) -> Potential:  # noqa: ANN401
-    """A TorchPotential that was checked at `positions`, or Contexts where the System cannot be translated.
+def make_potential(system: openmm.System, positions: Any, temperature: float = 300.0) -> Potential:  # noqa: ANN401
+    """A TorchPotential that was compared with OpenMM, force by force, or Contexts where the System is not translated.
+
+    Energies in single precision that are more than 0.02 kT off at thermal structures are computed in double precision.
 
     Arguments:
         system: An OpenMM System without a periodic box.
         positions: (atoms, 3), nm or a Quantity.
+        temperature: K, at which energies are going to be used.
 
     Returns:
-        The potential; falling back to Contexts is logged as a warning that names the force.
+        The potential; what is slower than usual is logged as a warning that names the force.
 
     Raises:
         InvalidInputError: The System is periodic, has virtual sites or no particles; the positions are not finite or
-            not of this System.
+            not of this System, or their energy is not finite; or OpenMM cannot make a Context of the System.
     """
     check_system(system)
     x = positions_array(positions, system.getNumParticles())
     try:
-        return TorchPotential.fromSystem(system, positions=x)
+        exact = TorchPotential.fromSystem(system, dtype=torch.float64)
+        judge = Judge(system, x, temperature)
+        exact.stand_before(judge)
     except UnsupportedForceError as error:
         _log.warning("%s: energies come from OpenMM Contexts instead, which is slower", error)
-        return ContextPotential(system)
+        return _contexts(system, x, temperature)
+    single = TorchPotential.fromSystem(system)
+    try:
+        single.stand_before(judge)
+    except ImpreciseError as error:
+        _log.warning("%s: energies are computed in double precision instead, which is slower", error)
+        return exact
+    return single
+
+
+def _contexts(system: openmm.System, x: np.ndarray, kelvin: float) -> ContextPotential:
+    potential = ContextPotential(system)
+    shaken = x + np.random.default_rng(0).normal(0.0, 0.005, (3, *x.shape))
+    energies = potential.energy(torch.from_numpy(np.concatenate([x[None], shaken]))).numpy()
+    if not np.isfinite(energies[0]):
+        raise InvalidInputError(f"the energy at the given positions is {energies[0]}; do atoms lie on one another?")
+    step = float(np.spacing(np.float32(energies[0])))
+    if step > _COARSE * KB * kelvin and np.array_equal(energies, energies.astype(np.float32), equal_nan=True):
+        _log.warning(
+            "the energies of this System, %.9g kJ/mol at the given positions, come in single precision, in steps of "
+            "%.2g kT: weights are as coarse. Let the model subtract a constant, or give its energy in double precision",
+            energies[0],
+            step / (KB * kelvin),
+        )
+    return potential
 
 
 def torsion_energy(system: openmm.System) -> TorchPotential:

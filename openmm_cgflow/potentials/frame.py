@@ -1,6 +1,7 @@
 """What the terms of a force field share: one table of difference vectors, computed once for all of them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +12,26 @@ from openmm_cgflow.potentials.ops import RowIndex, gather
 __all__ = ["DifferenceTable", "Frame", "Term", "all_pairs", "norm"]
 
 
+_TINY = 1e-30  # nm: a length to divide by
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, d: Tensor) -> Tensor:  # noqa: ANN401
+        x, y, z = d.unbind(1)
+        length = torch.sqrt(x * x + y * y + z * z)
+        ctx.save_for_backward(d, length)
+        return length
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:  # noqa: ANN401
+        d, length = ctx.saved_tensors
+        return (upstream / length.clamp(min=_TINY)).unsqueeze(1) * d
+
+
 def norm(d: Tensor) -> Tensor:
-    """Lengths of vectors (rows, 3, batch): (rows, batch)."""
-    x, y, z = d.unbind(1)
-    return torch.sqrt(x * x + y * y + z * z)
+    """Lengths of vectors (rows, 3, batch): (rows, batch). The derivative of a length of zero is zero, as in OpenMM."""
+    return _Norm.apply(d)
 
 
 def all_pairs(n_atoms: int) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +92,13 @@ class Frame:
 
 
 class Term(torch.nn.Module):
-    """One part of the energy: maps a Frame to (batch,) in kJ/mol. Parameters are buffers of shape (rows, 1)."""
+    """One part of the energy: maps a Frame to (batch,) in kJ/mol. Parameters are buffers of shape (rows, 1).
+
+    Attributes:
+        constant: What is to be added to every energy, in kJ/mol; it is kept out of single precision.
+    """
+
+    constant: float = 0.0
 
     def column(self, name: str, values: Sequence[float] | np.ndarray, dtype: torch.dtype) -> None:
         """Register parameters, one a row, as a buffer (rows, 1)."""
@@ -83,5 +106,5 @@ class Term(torch.nn.Module):
         self.register_buffer(name, data, persistent=False)
 
     def forward(self, frame: Frame) -> Tensor:
-        """Energies (batch,) in kJ/mol."""
+        """Energies (batch,) in kJ/mol, without the constant."""
         raise NotImplementedError

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.potentials.base import EnergyWithGradient, Potential, check_positions
-from openmm_cgflow.potentials.check import compare_with_context, positions_array, shaken
+from openmm_cgflow.potentials.check import Judge, compare_totals, positions_array
 from openmm_cgflow.potentials.compiled import EnergyGradient, compile_energy_gradient, compiler_available
 from openmm_cgflow.potentials.frame import DifferenceTable, Frame, Term
 from openmm_cgflow.potentials.translate import build_terms
@@ -20,10 +20,10 @@ __all__ = ["TorchPotential"]
 
 _log = logging.getLogger(__name__)
 _COMPILING = threading.Lock()  # one compilation at a time; other threads go on without waiting for it
-_COUNTING = threading.Lock()
 _EAGER_ENTRIES, _COMPILED_ENTRIES, _GPU_ENTRIES = 500_000, 130_000, 8_000_000  # rows x columns of a chunk
-_SMALL = 16  # configurations up to which compiled code, which always computes a full chunk, is not used
+_WIDTH = 32  # chunks hold a multiple of it: then no bit of an energy depends on what else is in the batch
 _AUTO_WORK = 4e9  # rows computed until "auto" compiles, which takes some 20 s
+_WORTH_ANNOUNCED = 0.5  # the share of it that has to be announced: no switch comes later, in the middle of the work
 _GB_WORK = 32  # what a row of an implicit solvent's System gains by it, in those of one without
 
 
@@ -33,22 +33,28 @@ class TorchPotential(Potential):
     Built by `fromSystem`. Energies and gradients are computed together, in chunks of the batch that stay in the
     processor's cache, batch last in memory.
 
+    Compiled code is for energies with gradients; energies alone are always computed by the uncompiled terms, which
+    costs as much, so that they do not depend on when something was compiled. Whether it is used depends on the number
+    of energies alone: see `expect`. What is computed of a configuration does not depend on the others in the batch.
+
     Attributes:
-        dtype: The precision of the computation.
+        dtype: The precision of the computation; energies are summed up and returned in float64.
         forces: Names of the forces in it.
     """
 
-    def __init__(self, n_atoms: int, terms: list[tuple[str, Term]], table: DifferenceTable, dtype: torch.dtype,
+    def __init__(self, system: openmm.System, terms: list[tuple[int, Term]], table: DifferenceTable, dtype: torch.dtype,
                  compile: bool | Literal["auto"] = "auto") -> None:  # fmt: skip
-        super().__init__(n_atoms)
+        super().__init__(system.getNumParticles())
         self.dtype = dtype
-        self.forces = [name for name, _ in terms]
+        names = [force.getName() for force in system.getForces()]
+        self.forces = [names[number] for number, _ in terms]
+        self._n_forces, self._numbers = len(names), [number for number, _ in terms]
         self._terms = torch.nn.ModuleList(term for _, term in terms)
         self._sizes = table.sizes
-        self._index = table.index(n_atoms, dtype)
+        self._index = table.index(self.n_atoms, dtype)
         self._compile = compile
         self._compiled: EnergyGradient | None = None
-        self._done = 0  # by this object; `evaluations` may go on from an earlier run
+        self._judge: Judge | None = None
         self._work = sum(table.sizes) * (_GB_WORK if any("GB" in name for name in self.forces) else 1)
 
     @classmethod
@@ -59,29 +65,59 @@ class TorchPotential(Potential):
         positions: Any = None,  # noqa: ANN401
         compile: bool | Literal["auto"] = "auto",
         only: tuple[type, ...] | None = None,
+        temperature: float = 300.0,
     ) -> Self:
         """Translate a System.
 
         Arguments:
             system: An OpenMM System without a periodic box.
             dtype: torch.float32, or torch.float64 for exact work.
-            positions: (atoms, 3), nm or a Quantity. If given, energies and forces there (and at a few shaken copies)
-                are compared with a double-precision OpenMM Context.
-            compile: True: compile at the first large batch, or raise; False: never; "auto": once as much work was done
-                as compiling costs (some 100,000 evaluations of 40 atoms in implicit solvent, millions in vacuum),
-                where a compiler exists and works, else go on without.
+            positions: (atoms, 3), nm or a Quantity. If given, energies and forces of each Force are compared with a
+                double-precision OpenMM Context, there, at shaken copies and at structures of a short dynamics: the
+                translation in double precision, and what is going to run, compiled or not, in kT.
+            compile: True: compile at the first batch, or raise; False: never; "auto": once as much work was done or
+                announced as compiling costs (some 100,000 evaluations of 40 atoms in implicit solvent, millions in
+                vacuum), where a compiler exists and works, else go on without.
             only: Translate forces of these types alone (no comparison then).
+            temperature: K, at which energies are going to be used: for the comparison.
 
         Raises:
             UnsupportedForceError: A force has no translation, or the comparison fails; the message names the force.
             InvalidInputError: The System is periodic, has virtual sites or no particles; or the positions do not fit.
+
+        Example:
+            >>> import openmm, torch
+            >>> system, spring = openmm.System(), openmm.HarmonicBondForce()
+            >>> _ = system.addParticle(1.0), system.addParticle(1.0), spring.addBond(0, 1, 0.1, 1000.0)
+            >>> _ = system.addForce(spring)
+            >>> potential = TorchPotential.fromSystem(system)
+            >>> round(potential.energy(torch.tensor([[[0.0, 0.0, 0.0], [0.2, 0.0, 0.0]]])).item(), 4)
+            5.0
         """
         table = DifferenceTable()
-        terms = build_terms(system, table, dtype, only)
+        self = cls(system, build_terms(system, table, dtype, only), table, dtype, compile)
         if positions is not None and only is None:
-            x = shaken(positions_array(positions, system.getNumParticles()))
-            compare_with_context(system, x, lambda s: cls.fromSystem(s, dtype=torch.float64, compile=False))
-        return cls(system.getNumParticles(), terms, table, dtype, compile)
+            judge = Judge(system, positions_array(positions, system.getNumParticles()), temperature)
+            exact = self if dtype == torch.float64 else cls.fromSystem(system, dtype=torch.float64, compile=False)
+            exact.stand_before(judge)
+            if exact is not self:
+                self.stand_before(judge)
+        return self
+
+    def stand_before(self, judge: Judge) -> None:
+        """Be compared with OpenMM, and remember the judge for what is compiled later.
+
+        Raises:
+            UnsupportedForceError: A force is not what it is in OpenMM; the message names it.
+        """
+        x = torch.from_numpy(judge.x).to(self._index.plus.device)
+        energies, gradients = self._by_force(x)
+        if self.dtype == torch.float64:
+            judge.demand_exact(energies, -gradients)
+        judge.demand_precise(energies, -gradients, str(self.dtype).removeprefix("torch."))
+        energy, gradient = self._eager(x, gradient=True)
+        judge.demand_total(energy, -gradient, "the energies of all forces together")
+        self._judge = judge
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._compiled = None
@@ -91,85 +127,146 @@ class TorchPotential(Potential):
             self.dtype = floating.dtype
         return result
 
-    def _columns_energy(self, x: Tensor) -> Tensor:
+    # What runs on (atoms, 3, columns), in the precision of the parameters, without the terms' constants.
+
+    def _columns_energy(self, x: Tensor, number: int | None = None) -> Tensor:
         frame = Frame(x, self._index, self._sizes)
         energy = x.new_zeros(x.shape[-1])
-        for term in self._terms:
-            energy = energy + term(frame)
+        for force, term in zip(self._numbers, self._terms, strict=True):
+            if number is None or number == force:
+                energy = energy + term(frame)
         return energy
 
-    def _columns_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _columns_gradient(self, x: Tensor, number: int | None = None) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
-            energy = self._columns_energy(leaf)
+            energy = self._columns_energy(leaf, number)
             if not energy.requires_grad:
                 return energy, torch.zeros_like(x)
             (gradient,) = torch.autograd.grad(energy.sum(), leaf)
         return energy.detach(), gradient
 
-    def _columns(self, device: torch.device, compiled: bool) -> int:
+    def _constant(self, number: int | None = None) -> float:
+        pairs = zip(self._numbers, self._terms, strict=True)
+        return math.fsum(term.constant for force, term in pairs if number is None or number == force)
+
+    def _widest(self, device: torch.device, compiled: bool) -> int:
         """Configurations in a chunk: a power of two such that its largest tensors stay in cache."""
         entries = (_COMPILED_ENTRIES if compiled else _EAGER_ENTRIES) if device.type == "cpu" else _GPU_ENTRIES
         rows = max(1, sum(self._sizes))
-        return 2 ** min(max(round(math.log2(entries / rows)), 5), 12 if device.type != "cpu" else 8 if compiled else 10)
+        highest = 12 if device.type != "cpu" else 8 if compiled else 10
+        return 2 ** min(max(round(math.log2(entries / rows)), int(math.log2(_WIDTH))), highest)
 
-    def _count(self, evaluations: int) -> None:
-        with _COUNTING:  # threads may share a potential
-            self.evaluations += evaluations
-            self._done += evaluations
+    # What runs on (batch, atoms, 3).
 
-    def _compiled_function(self, device: torch.device, batch: int) -> EnergyGradient | None:
+    def _chunks(self, x: Tensor, function: EnergyGradient, widest: int, fixed: bool) -> tuple[Tensor, Tensor]:
+        """Energies (batch,) in float64 and gradients (batch, atoms, 3), chunk by chunk, without the constants."""
+        batch = x.shape[0]
+        energy = torch.empty(batch, dtype=torch.float64, device=x.device)
+        gradient = torch.empty(batch, self.n_atoms, 3, dtype=self.dtype, device=x.device)
+        for start in range(0, batch, widest):
+            chunk = x[start : start + widest]
+            size = chunk.shape[0]
+            width = widest if fixed else -(-size // _WIDTH) * _WIDTH
+            if size < width:
+                chunk = torch.cat([chunk, chunk[-1:].expand(width - size, -1, -1)])
+            with torch.no_grad():
+                e, g = function(chunk.permute(1, 2, 0).to(self.dtype).contiguous())
+            energy[start : start + size] = e[:size]
+            if g.numel():
+                gradient[start : start + size] = g.permute(2, 0, 1)[:size]
+        return energy, gradient
+
+    def _eager(self, x: Tensor, gradient: bool, number: int | None = None) -> tuple[Tensor, Tensor]:
+        def function(block: Tensor) -> tuple[Tensor, Tensor]:
+            if gradient:
+                return self._columns_gradient(block, number)
+            return self._columns_energy(block, number), block.new_empty(0)
+
+        energy, slope = self._chunks(x, function, self._widest(x.device, compiled=False), fixed=False)
+        return energy + self._constant(number), slope
+
+    def _by_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (forces, batch) and gradients (forces, batch, atoms, 3) of every Force of the System by itself."""
+        found = [self._eager(x, gradient=True, number=number) for number in range(self._n_forces)]
+        energies = torch.stack([energy for energy, _ in found]) if found else x.new_zeros(0, len(x))
+        return energies, torch.stack([g for _, g in found]) if found else x.new_zeros(0, *x.shape)
+
+    def _energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (batch,) and gradient (batch, atoms, 3) of detached positions (batch, atoms, 3)."""
+        compiled = self._compiled_function(x)
+        if compiled is None:
+            energy, gradient = self._eager(x, gradient=True)
+        else:
+            energy, gradient = self._run_compiled(compiled, x)
+        self.count(x.shape[0])
+        return energy, gradient
+
+    def _run_compiled(self, compiled: EnergyGradient, x: Tensor) -> tuple[Tensor, Tensor]:
+        energy, gradient = self._chunks(x, compiled, self._widest(x.device, compiled=True), fixed=True)
+        return energy + self._constant(), gradient
+
+    # When to compile.
+
+    def expect(self, evaluations: int) -> None:
+        """Compile now, in this thread, if so many energies with gradients to come are worth it.
+
+        Of a potential that was compared with OpenMM; another one compiles at the first batch after as much work.
+        """
+        enough = (self._computed + evaluations) * self._work >= _WORTH_ANNOUNCED * _AUTO_WORK
+        if self._compile == "auto" and self._judge is not None and enough:
+            self._make_compiled(torch.from_numpy(self._judge.x).to(self._index.plus.device))
+
+    def _compiled_function(self, x: Tensor) -> EnergyGradient | None:
         """The compiled function, made at the first batch that is worth it; None where it is not (yet) to be used."""
-        if self._compile is False or batch <= _SMALL:
+        if self._compile is False or not len(x):
             return None
-        if self._compile == "auto" and self._done * self._work < _AUTO_WORK:
-            return None
-        if self._compiled is None and _COMPILING.acquire(blocking=self._compile is True):
-            try:
-                self._make_compiled(device)
-            finally:
-                _COMPILING.release()
+        if self._compiled is None and (self._compile is True or self._computed * self._work >= _AUTO_WORK):
+            self._make_compiled(x, blocking=self._compile is True)
         return self._compiled
 
-    def _make_compiled(self, device: torch.device) -> None:
-        if self._compiled is not None or self._compile is False:
+    def _make_compiled(self, x: Tensor, blocking: bool = True) -> None:
+        if not _COMPILING.acquire(blocking=blocking):
             return
-        if self._compile == "auto" and not compiler_available(device):
+        try:
+            if self._compiled is None and self._compile is not False:
+                self._compile_for(x)
+        finally:
+            _COMPILING.release()
+
+    def _compile_for(self, x: Tensor) -> None:
+        if self._compile == "auto" and not compiler_available(x.device):
             _log.info("no compiler found: TorchPotential runs without compilation")
             self._compile = False
             return
-        columns = self._columns(device, compiled=True)
-        example = torch.randn(self.n_atoms, 3, columns, dtype=self.dtype, device=device)
+        columns = self._widest(x.device, compiled=True)
+        example = x[torch.arange(columns, device=x.device) % len(x)].permute(1, 2, 0).to(self.dtype).contiguous()
         try:
-            self._compiled = compile_energy_gradient(self._columns_gradient, example)
+            compiled = compile_energy_gradient(self._columns_gradient, example)
+            self._compare_compiled(compiled, x[:columns])
         except Exception as error:
             if self._compile is True:
                 raise
             _log.info("compiling failed (%s): TorchPotential runs without compilation", error)
             self._compile = False
+        else:
+            self._compiled = compiled
 
-    def _energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies (batch,) and gradient (batch, atoms, 3) of detached positions (batch, atoms, 3)."""
-        batch = x.shape[0]
-        compiled = self._compiled_function(x.device, batch)
-        columns = self._columns(x.device, compiled is not None)
-        energy = torch.empty(batch, dtype=self.dtype, device=x.device)
-        gradient = torch.empty(batch, self.n_atoms, 3, dtype=self.dtype, device=x.device)
-        for start in range(0, batch, columns):
-            chunk = x[start : start + columns]
-            size = chunk.shape[0]
-            if compiled is not None and size < columns:
-                chunk = torch.cat([chunk, chunk[-1:].expand(columns - size, -1, -1)])
-            block = chunk.permute(1, 2, 0).to(self.dtype).contiguous()
-            with torch.no_grad():
-                e, g = (compiled or self._columns_gradient)(block)
-            energy[start : start + size] = e[:size]
-            gradient[start : start + size] = g.permute(2, 0, 1)[:size]
-        self._count(batch)
-        return energy, gradient
+    def _compare_compiled(self, compiled: EnergyGradient, x: Tensor) -> None:
+        """What was compiled beside OpenMM itself, or, without a judge, beside the uncompiled terms at `x`."""
+        what = "the compiled energies"
+        if self._judge is not None:
+            energy, gradient = self._run_compiled(compiled, torch.from_numpy(self._judge.x).to(x.device))
+            self._judge.demand_total(energy, -gradient, what)
+            return
+        pairs = zip(self._run_compiled(compiled, x), self._eager(x, gradient=True), strict=True)
+        (energy, true_energy), (gradient, true_gradient) = ([t.cpu().double().numpy() for t in pair] for pair in pairs)
+        compare_totals(energy, gradient, true_energy, true_gradient, what)
+
+    # What everybody calls.
 
     def energy(self, x: Tensor) -> Tensor:
-        """Energies of `x` (batch, atoms, 3) in nm: (batch,) in kJ/mol, differentiable once in `x`.
+        """Energies of `x` (batch, atoms, 3) in nm: (batch,) in kJ/mol, float64, differentiable once in `x`.
 
         Raises:
             InvalidInputError: `x` has another shape.
@@ -178,21 +275,16 @@ class TorchPotential(Potential):
         if torch.is_grad_enabled() and x.requires_grad:
             energy, gradient = self._energy_and_gradient(x.detach())
             return EnergyWithGradient.apply(x, energy, gradient.to(x.dtype))
-        return self._energy_only(x.detach())
-
-    def _energy_only(self, x: Tensor) -> Tensor:
-        if self._compiled_function(x.device, x.shape[0]) is not None:
-            return self._energy_and_gradient(x)[0]
-        columns = self._columns(x.device, compiled=False)
-        with torch.no_grad():
-            parts = [
-                self._columns_energy(chunk.permute(1, 2, 0).to(self.dtype).contiguous()) for chunk in x.split(columns)
-            ]
-        self._count(x.shape[0])
-        return torch.cat(parts)
+        energy, _ = self._eager(x.detach(), gradient=False)
+        self.count(x.shape[0])
+        return energy
 
     def energy_and_forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies (batch,) in kJ/mol and forces (batch, atoms, 3) in kJ/mol/nm, without an autograd graph."""
+        """Energies (batch,) in kJ/mol, float64, and forces (batch, atoms, 3) in kJ/mol/nm, without an autograd graph.
+
+        Raises:
+            InvalidInputError: `x` has another shape.
+        """
         check_positions(x, self.n_atoms)
         energy, gradient = self._energy_and_gradient(x.detach())
         return energy, -gradient

@@ -36,7 +36,7 @@ class _VectorPotential(Potential):
         """
         if x.dim() != 2 or x.shape[1] != self.dim:
             raise InvalidInputError(f"x has shape {tuple(x.shape)}, but this target needs (batch, {self.dim})")
-        self.evaluations += x.shape[0]
+        self.count(x.shape[0])
         return self._energy(x)
 
     def _energy(self, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import openmm
 import torch
 from openmm import unit
 
-from openmm_cgflow.errors import InvalidInputError, UnsupportedForceError
+from openmm_cgflow.errors import CGFlowError, InvalidInputError, UnsupportedForceError
 from openmm_cgflow.potentials.bonded import AngleTerm, BondTerm, FourierTorsionTerm
 from openmm_cgflow.potentials.cmap import CMAPTerm
 from openmm_cgflow.potentials.custom import custom_term
@@ -13,18 +13,12 @@ from openmm_cgflow.potentials.customnonbonded import CustomNonbondedTerm
 from openmm_cgflow.potentials.frame import DifferenceTable, Term
 from openmm_cgflow.potentials.gbsa import gbsa_obc_term
 from openmm_cgflow.potentials.nonbonded import NonbondedTerm
+from openmm_cgflow.potentials.systems import ENERGY_FREE, check_system
 from openmm_cgflow.potentials.tabulated import tabulated_functions
 from openmm_cgflow.potentials.torsions import periodic_series, ryckaert_bellemans_series
 
-__all__ = ["TORSION_FORCES", "build_terms", "check_system"]
+__all__ = ["TORSION_FORCES", "build_terms"]
 
-ENERGY_FREE = (
-    openmm.CMMotionRemover,
-    openmm.AndersenThermostat,
-    openmm.MonteCarloBarostat,
-    openmm.MonteCarloAnisotropicBarostat,
-    openmm.MonteCarloMembraneBarostat,
-)
 TORSION_FORCES = (
     openmm.PeriodicTorsionForce,
     openmm.RBTorsionForce,
@@ -33,31 +27,12 @@ TORSION_FORCES = (
 )
 
 
-def check_system(system: openmm.System) -> None:
-    """Raise InvalidInputError for what no potential here can do: periodic boxes, virtual sites, no particles."""
-    for force in system.getForces():
-        try:
-            periodic = force.usesPeriodicBoundaryConditions()
-        except openmm.OpenMMException:
-            periodic = False
-        if periodic and not isinstance(force, ENERGY_FREE):
-            raise InvalidInputError(
-                f"the System is periodic ({force.getName()} uses a periodic box); build it without a box: "
-                "nonbondedMethod=NoCutoff or CutoffNonPeriodic, in vacuum or with an implicit solvent"
-            )
-    if system.getNumParticles() == 0:
-        raise InvalidInputError("the System has no particles")
-    for i in range(system.getNumParticles()):
-        if system.isVirtualSite(i):
-            raise InvalidInputError(f"particle {i} is a virtual site; use a force field without virtual sites")
-
-
 def _needs_every_pair(force: openmm.Force) -> bool:
     return isinstance(force, openmm.CustomGBForce | openmm.GBSAOBCForce | openmm.CustomNonbondedForce)
 
 
 def build_terms(system: openmm.System, table: DifferenceTable, dtype: torch.dtype, only: tuple[type, ...] | None = None
-                ) -> list[tuple[str, Term]]:  # fmt: skip
+                ) -> list[tuple[int, Term]]:  # fmt: skip
     """Translate the forces of `system`.
 
     Arguments:
@@ -67,23 +42,29 @@ def build_terms(system: openmm.System, table: DifferenceTable, dtype: torch.dtyp
         only: Translate forces of these types alone.
 
     Returns:
-        Pairs of a force's name and its term; forces without energy are left out.
+        Pairs of a force's number in the System and its term; forces without energy are left out.
 
     Raises:
         UnsupportedForceError: A force has no translation; the message names it.
     """
     check_system(system)
-    forces = [f for f in system.getForces() if not isinstance(f, ENERGY_FREE)]
+    forces = [(k, f) for k, f in enumerate(system.getForces()) if not isinstance(f, ENERGY_FREE)]
     if only is not None:
-        forces = [f for f in forces if isinstance(f, only)]
+        forces = [(k, f) for k, f in forces if isinstance(f, only)]
     masses = [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())]
-    share = any(_needs_every_pair(f) for f in forces)
-    terms: list[tuple[str, Term]] = []
-    for force in forces:
+    share = any(_needs_every_pair(f) for _, f in forces)
+    terms: list[tuple[int, Term]] = []
+    for number, force in forces:
         try:
-            terms += [(force.getName(), term) for term in _translate(force, table, masses, dtype, share)]
+            terms += [(number, term) for term in _translate(force, table, masses, dtype, share)]
         except UnsupportedForceError as error:
             raise UnsupportedForceError(f"the force {force.getName()} ({type(force).__name__}): {error}") from error
+        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, CGFlowError):
+                raise
+            raise UnsupportedForceError(
+                f"the force {force.getName()} ({type(force).__name__}) could not be translated to torch: {error}"
+            ) from error
     return terms
 
 
