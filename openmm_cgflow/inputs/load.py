@@ -39,7 +39,7 @@ def load_system(
     they differ and it cannot be known which is right, the file is refused and the term named.
 
     Implicit solvents come with OpenMM's surface-area term ("ACE") whatever the kind of file. Born radii are those of an
-    AMBER prmtop; OpenMM (XMLs, CHARMM) and parmed (GROMACS) choose the ones that the solvent model was made for. Boxes
+    AMBER prmtop; for other files OpenMM chooses the ones that the solvent model was made for. Boxes
     in the files are left out, for the molecule has no periodic images, and so are barostats and thermostats.
 
     Arguments:

@@ -16,9 +16,9 @@ __all__ = ["from_pdb"]
 
 _log = logging.getLogger("openmm_cgflow")
 
-TEMPLATE = re.compile(r"No template found for residue (\d+) \((\w+)\)\.\s*(.*?)(?:\s*For more information.*)?$", re.S)
+TEMPLATE = re.compile(r"No template found for residue (\d+) \(([^)]*)\)\.\s*(.*?)(?:\s*For more information.*)?$", re.S)
 CAPS = ("ACE", "NME", "NMA", "NH2")
-AMBIGUOUS = re.compile(r"Multiple non-identical matching templates found for residue (\d+) \((\w+)\): (.*?)\.")
+AMBIGUOUS = re.compile(r"Multiple non-identical matching templates found for residue (\d+) \(([^)]*)\): (.*?)\.")
 OF_THE_PROTEIN = "ALAD"
 """Alanine dipeptide among CHARMM's proteins; AANM, the same molecule, is of the force field for small molecules."""
 CHARMM_CAPS = {"CAY", "CY", "CAT", "NT"}
