@@ -13,6 +13,7 @@ from openmm import app, unit
 from openmm_cgflow.backmapping import Backmapped, backmap
 from openmm_cgflow.base_flow import BaseFlow
 from openmm_cgflow.coordinates import InternalCoordinates
+from openmm_cgflow.coordinates.checks import without_ensemble
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.openmm_plugin.cg_system import CGSystem, create_cg_system
 from openmm_cgflow.openmm_plugin.force import Backend, BeadBackend, create_force
@@ -69,7 +70,7 @@ class CGFlow(BaseFlow[InternalCoordinates]):
         beads: Sequence[int] | None = None,
         seed: int = 0,
     ) -> None:
-        x = in_nm(positions)
+        x, system = in_nm(positions), without_ensemble(system)
         if isinstance(slow, str) and slow == "auto":
             scan = scanTorsions(topology, system, x, temperature, seed)
             logger.info("slow='auto': %s", scan)

@@ -11,8 +11,10 @@ import pytest
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.inputs import load_system
 from openmm_cgflow.inputs.readings import term_energies
+from openmm_cgflow.model import CGFlow
 
-from openmm import unit  # isort: skip
+import openmm  # isort: skip
+from openmm import app, unit  # isort: skip
 
 DATA = Path(__file__).parent / "data"
 pytestmark = pytest.mark.filterwarnings("ignore")  # parmed, about its own files
@@ -192,3 +194,38 @@ def test_readers_barostat_is_left_out(caplog):
     x = positions.value_in_unit(unit.nanometer)[None]
     found, wanted = (sum(e[0] for e in term_energies(s, x).values()) for s in (system, reference))
     assert found == pytest.approx(wanted, abs=1e-3)
+
+
+def test_readers_barostat_in_a_script(caplog):
+    """The same for a System that a script gives."""
+    pdb = app.PDBFile(str(DATA / "readers/baro.pdb"))
+    system = openmm.XmlSerializer.deserialize((DATA / "readers/baro.xml").read_text())
+    forces = system.getNumForces()
+    with caplog.at_level(logging.INFO, "openmm_cgflow"):
+        flow = CGFlow(pdb.topology, system, pdb.positions)
+    assert "MonteCarloBarostat: left out" in caplog.text
+    assert system.getNumForces() == forces == flow.system.getNumForces() + 1
+
+
+def test_readers_masses_in_another_order():
+    """A System whose masses are the Topology's in another order has its atoms in another order."""
+    prmtop = app.AmberPrmtopFile(str(DATA / "butane.prmtop"))
+    positions = app.AmberInpcrdFile(str(DATA / "butane.inpcrd")).positions
+    system = prmtop.createSystem()
+    for i, mass in ((3, 1.008), (4, 12.01)):
+        system.setParticleMass(i, mass)
+    with pytest.raises(InvalidInputError, match=r"another order.*atom 3 \(\w+:C4\) has the mass 1.008 Da"):
+        CGFlow(prmtop.topology, system, positions)
+    repartitioned = prmtop.createSystem(hydrogenMass=3 * unit.dalton)
+    CGFlow(prmtop.topology, repartitioned, positions)
+
+
+def test_readers_drude_in_a_system():
+    """A DrudeForce is named."""
+    prmtop = app.AmberPrmtopFile(str(DATA / "butane.prmtop"))
+    system = prmtop.createSystem()
+    force = openmm.DrudeForce()
+    force.addParticle(4, 0, -1, -1, -1, -1.0, 0.001, 1.0, 1.0)
+    system.addForce(force)
+    with pytest.raises(InvalidInputError, match="DrudeForce with 1 Drude particles"):
+        CGFlow(prmtop.topology, system, app.AmberInpcrdFile(str(DATA / "butane.inpcrd")).positions)

@@ -197,6 +197,27 @@ def test_readers_nonbond_params(tmp_path, rule, generate):
     assert found["nonbonded"] == pytest.approx(hand, abs=1e-3)
 
 
+def test_readers_nonbond_params_of_rule_1(tmp_path):
+    """GROMOS writes every pair of types into [ nonbond_params ], as c6 and c12."""
+    text = (DATA / "comb1.top").read_text()
+    text = text.replace("[ pairtypes ]", "[ nonbond_params ]\nCH3 H 1 0.002 4.0e-07\n[ pairtypes ]")
+    found, x = from_text(tmp_path, text, "gromos.gro")
+    near, far = np.linalg.norm(x[0] - x[3]), np.linalg.norm(x[0] - x[4])
+    hand = 2.5e-6 / near**12 - 0.004 / near**6 + 4e-7 / far**12 - 0.002 / far**6
+    assert found["nonbonded"] == pytest.approx(hand, abs=1e-4)
+
+
+def test_readers_gromacs_cmap(tmp_path):
+    """A CMAP that is the same everywhere adds just that."""
+    grid = " \\\n".join([" ".join(["6.5"] * 24)] * 24)
+    types = f"[ cmaptypes ]\nH O C C O 1 24 24 \\\n{grid}\n[ moleculetype ]"
+    text = GLYCOL.replace("[ moleculetype ]", types).replace("[ exclusions ]", "[ cmap ]\n1 2 3 6 9 1\n[ exclusions ]")
+    found, _ = from_text(tmp_path, text)
+    plain, _ = from_text(tmp_path, GLYCOL)
+    assert found["CMAP"] == pytest.approx(6.5, abs=1e-4)
+    assert found["torsions"] == pytest.approx(plain["torsions"], abs=1e-6)
+
+
 @pytest.mark.parametrize("rule", [2, 3])
 def test_readers_pairs_that_are_not_listed(tmp_path, rule):
     """Atoms three bonds apart that [ pairs ] leaves out do not interact, though gen-pairs is yes."""
@@ -348,6 +369,8 @@ MOLECULE = "[ system ]"
         ("EG 1", "EGG 1", r"there is no \[ moleculetype \] EGG"),
         ("[ defaults ]", '#include "gone.itp"\n[ defaults ]', r"line 1: the included file gone.itp is missing"),
         ("#endif", "", r"an #ifdef without #endif"),
+        ("[ defaults ]", '#include "mol.top"\n#include "mol.top"\n[ defaults ]', r"include one another without end"),
+        ("[ defaults ]", "#define A B B\n#define B A A\n[ defaults ]\nA", r"macros refer to one another without end"),
         ("[ defaults ]", "#if 1\n[ defaults ]", r"#if 1 is not understood"),
         ("1 opls_ho 1 EGL", "1 nothing 1 EGL", r"has no type of \[ atomtypes \]"),
         ("0.250 0.125520", "zero 0.125520", r"mol.top cannot be used: could not convert"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import openmm
-from openmm import app
+from openmm import app, unit
 
 from openmm_cgflow.coordinates.molecule import Molecule
 from openmm_cgflow.errors import InvalidInputError
@@ -26,6 +26,7 @@ ENSEMBLE = (
 )
 """What sets temperature or pressure in a simulation; the molecule's energy does not have it."""
 
+MASS = 0.1  # Da: force fields round masses, elements differ by more
 WATER = {"HOH", "WAT", "H2O", "SOL", "TIP", "TIP2", "TIP3", "TIP3P", "TIP4", "TIP5", "SPC", "SPCE", "DOD"}
 
 
@@ -73,6 +74,7 @@ def check_inputs(topology: Any, system: openmm.System, positions: Any) -> Molecu
         x = x[0]
     _check_numbers(topology, system, x)
     _check_system(system)
+    _check_masses(topology, system)
     molecule = _graph(topology, system, x)
     _check_graph(molecule, topology)
     _check_geometry(molecule)
@@ -108,6 +110,12 @@ def _check_system(system: openmm.System) -> None:
             "the System is periodic; internal coordinates describe one molecule in vacuum or implicit solvent: "
             "create the System with nonbondedMethod=NoCutoff (or CutoffNonPeriodic)"
         )
+    drude = [force for force in system.getForces() if isinstance(force, openmm.DrudeForce)]
+    if drude:
+        raise InvalidInputError(
+            f"the System has a DrudeForce with {drude[0].getNumParticles()} Drude particles, which follow the atoms "
+            "without being atoms; use a force field with fixed charges, such as charmm36.xml or amber14-all.xml"
+        )
     for i in range(system.getNumParticles()):
         if system.isVirtualSite(i):
             raise InvalidInputError(f"particle {i} is a virtual site; use a force field without virtual sites")
@@ -115,6 +123,24 @@ def _check_system(system: openmm.System) -> None:
             raise InvalidInputError(
                 f"particle {i} has mass 0 (frozen in OpenMM); give it its mass, every atom is sampled here"
             )
+
+
+def _check_masses(topology: app.Topology, system: openmm.System) -> None:
+    """Masses tell the order of a System's atoms, unless it repartitions them."""
+    elements = [atom.element for atom in topology.atoms()]
+    if None in elements:
+        return
+    wanted = np.array([element.mass.value_in_unit(unit.dalton) for element in elements])
+    there = np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(len(wanted))])
+    other = np.flatnonzero(np.abs(wanted - there) > MASS)
+    if len(other) and np.allclose(np.sort(wanted), np.sort(there), atol=MASS):
+        k = int(other[0])
+        atom = list(topology.atoms())[k]
+        raise InvalidInputError(
+            "the System has its atoms in another order than the Topology: atom "
+            f"{k} ({atom.residue.name}{atom.residue.id}:{atom.name}) has the mass {there[k]:.3f} Da there, and "
+            f"{len(other)} atoms in all another element's; give the Topology that the System was created from"
+        )
 
 
 def _graph(topology: app.Topology, system: openmm.System, x: np.ndarray) -> Molecule:

@@ -9,6 +9,7 @@ from openmm import app, unit
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.inputs.parts import Kinds, System, read, refuse_water
 from openmm_cgflow.inputs.readings import differences, disagreement
+from openmm_cgflow.inputs.solvent import without_known
 from openmm_cgflow.inputs.structure import read_structure
 
 __all__ = ["from_amber"]
@@ -32,7 +33,7 @@ def from_amber(kinds: Kinds, solvent: object, constraints: object) -> System:
     system = read(path, lambda: prmtop.createSystem(**options))
     second = _by_parmed(path, solvent)
     if second is not None:
-        found = differences(system, second, x)
+        found = without_known(path, differences(system, second, x), prmtop.topology, solvent)
         if found:
             raise disagreement(path, "OpenMM's reader and parmed", found)
     if constraints is not None:

@@ -13,6 +13,7 @@ from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.inputs.pairs import pair_energy, pairs_within
 from openmm_cgflow.inputs.parts import Kinds, System, read, refuse_water
 from openmm_cgflow.inputs.readings import NONBONDED, Difference, differences, disagreement, term_energies
+from openmm_cgflow.inputs.solvent import without_known
 from openmm_cgflow.inputs.structure import read_structure
 
 __all__ = ["from_charmm"]
@@ -44,7 +45,9 @@ def from_charmm(kinds: Kinds, solvent: object, constraints: object) -> System:
     system = _with_impropers(path, read(path, lambda: psf.createSystem(known, **options)), structure)
     if structure is not None:
         second = read(path, lambda: structure.createSystem(implicitSolvent=solvent, useSASA=True))
-        _check(path, structure, known, system, second, x)
+        found = without_known(path, differences(system, second, x), psf.topology, solvent)
+        if found:
+            _judge(path, structure, known, system, found, x)
     if constraints is not None:
         psf = read(path, lambda: app.CharmmPsfFile(str(path)))
         options |= {"constraints": constraints, "flexibleConstraints": False}
@@ -143,14 +146,11 @@ def _with_impropers(path: Path, system: openmm.System, structure: Any) -> openmm
     return system
 
 
-def _check(
-    path: Path, structure: Any, known: app.CharmmParameterSet, system: openmm.System, second: openmm.System,  # noqa: ANN401
+def _judge(
+    path: Path, structure: Any, known: app.CharmmParameterSet, system: openmm.System, found: list[Difference],  # noqa: ANN401
     x: np.ndarray,
 ) -> None:  # fmt: skip
-    """Compare with parmed; where it takes 1-4 pairs otherwise, a sum over pairs by CHARMM's rules decides."""
-    found = differences(system, second, x)
-    if not found:
-        return
+    """Refuse what differs from parmed, but for pairs, about which a sum over them by CHARMM's rules decides."""
     if any(difference.term != NONBONDED for difference in found):
         raise disagreement(path, "OpenMM's reader and parmed", found)
     by_hand = _nonbonded_energy(structure, known, x)

@@ -3,7 +3,6 @@
 import logging
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openmm
@@ -13,6 +12,7 @@ from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.inputs.gromacs_topology import GromacsTopology
 from openmm_cgflow.inputs.parts import Kinds, System, read, refuse_water
 from openmm_cgflow.inputs.readings import NONBONDED, Difference, differences, disagreement, term_energies
+from openmm_cgflow.inputs.solvent import solvent_force, without_known
 from openmm_cgflow.inputs.structure import read_structure
 
 __all__ = ["from_gromacs"]
@@ -32,13 +32,17 @@ def from_gromacs(kinds: Kinds, solvent: object, constraints: object) -> System:
     refuse_water(top)
     x = read_structure(kinds["positions"][0], top)
     _check_by_hand(path, topology, system, x)
-    second = _by_parmed(path, topology)
+    gb = solvent_force(path, top, system, solvent) if solvent is not None else None
+    if gb is not None:
+        system.addForce(openmm.XmlSerializer.clone(gb))
+    second = _by_parmed(path, topology, solvent)
     if second is not None:
-        _check_by_parmed(path, topology, system, second.createSystem(), x)
+        found = without_known(path, differences(system, second, x), top, solvent)
+        _judge(path, topology, found)
     if constraints is not None:
         system = _by_openmm(path, topology, constraints)[1]
-    if solvent is not None:
-        system.addForce(_solvent_force(path, second, solvent))
+        if gb is not None:
+            system.addForce(gb)
     return top, system, x * unit.nanometer
 
 
@@ -55,8 +59,8 @@ def _by_openmm(path: Path, topology: GromacsTopology, constraints: object) -> tu
     return reader.topology, system
 
 
-def _by_parmed(path: Path, topology: GromacsTopology) -> Any:  # noqa: ANN401  (parmed has no types)
-    """The Structure of parmed of the file as it stands; None, with a line in the log, where parmed cannot read it."""
+def _by_parmed(path: Path, topology: GromacsTopology, solvent: object) -> openmm.System | None:
+    """The System of parmed of the file as it stands; None, with a line in the log, where parmed cannot read it."""
     import parmed
 
     with tempfile.TemporaryDirectory() as folder:
@@ -65,11 +69,10 @@ def _by_parmed(path: Path, topology: GromacsTopology) -> Any:  # noqa: ANN401  (
         try:
             structure = read(path, lambda: parmed.gromacs.GromacsTopologyFile(str(written)))
             structure.box = None
-            read(path, structure.createSystem)
+            return read(path, lambda: structure.createSystem(implicitSolvent=solvent, useSASA=True))
         except InvalidInputError as error:
-            _log.info("%s; parmed could not read it, so only its nonbonded energy was checked by a second way", error)
+            _log.info("%s (parmed), so that only the nonbonded energy was checked by a second way", error)
             return None
-    return structure
 
 
 def _check_by_hand(path: Path, topology: GromacsTopology, system: openmm.System, x: np.ndarray) -> None:
@@ -80,10 +83,8 @@ def _check_by_hand(path: Path, topology: GromacsTopology, system: openmm.System,
         raise disagreement(path, "OpenMM's reader and a sum over all pairs by GROMACS' rules", found)
 
 
-def _check_by_parmed(
-    path: Path, topology: GromacsTopology, system: openmm.System, second: openmm.System, x: np.ndarray
-) -> None:
-    found = differences(system, second, x)
+def _judge(path: Path, topology: GromacsTopology, found: list[Difference]) -> None:
+    """Refuse what differs from parmed, but for pairs where parmed is known to pass over a part of the file."""
     understood = [d for d in found if d.term == NONBONDED and topology.causes]
     if len(understood) < len(found):
         raise disagreement(path, "OpenMM's reader and parmed", [d for d in found if d not in understood])
@@ -92,15 +93,3 @@ def _check_by_parmed(
             "%s: %s, the second by parmed, which does not know %s; the first was checked by hand and is used",
             *(path, difference, " and ".join(sorted(topology.causes))),
         )
-
-
-def _solvent_force(path: Path, structure: Any, solvent: object) -> openmm.Force:  # noqa: ANN401
-    """The force of an implicit solvent, with the radii that parmed chooses for it."""
-    if structure is None:
-        raise InvalidInputError(
-            f"{path}: an implicit solvent needs radii, which parmed finds, and parmed cannot read this file (united "
-            "atoms have none in any case): leave --implicit-solvent out, or give a SYSTEM.xml with a PDB file"
-        )
-    system = read(path, lambda: structure.createSystem(implicitSolvent=solvent, useSASA=True))
-    (force,) = [f for f in system.getForces() if isinstance(f, openmm.CustomGBForce | openmm.GBSAOBCForce)]
-    return openmm.XmlSerializer.clone(force)

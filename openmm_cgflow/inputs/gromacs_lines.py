@@ -9,7 +9,8 @@ from openmm_cgflow.errors import InvalidInputError
 
 __all__ = ["Line", "read_lines"]
 
-DEPTH = 50  # files that include one another for ever end here
+DEPTH = 50  # files and macros that refer to one another for ever end here
+FILES, FIELDS = 1000, 10_000  # and so do those that refer twice to one another
 DEFINES = {"FLEXIBLE": "1"}
 """As OpenMM does: molecules have bonds where a file offers bonds or constraints."""
 
@@ -58,10 +59,12 @@ class _Preprocessor:
         self.defines = dict(DEFINES)
         self.conditions: list[bool] = []
         self.section = ""
+        self.files = 0
 
     def lines(self, path: Path, depth: int) -> Iterator[Line]:
-        if depth > DEPTH:
-            raise InvalidInputError(f"{path}: files include one another more than {DEPTH} deep; look for a circle")
+        self.files += 1
+        if depth > DEPTH or self.files > FILES:
+            raise InvalidInputError(f"{path}: files include one another without end; look for a circle")
         opened = len(self.conditions)
         for number, text in _joined(path):
             where = f"{path}, line {number}"
@@ -89,6 +92,8 @@ class _Preprocessor:
                 found += self._expanded(self.defines[field].split(), where, depth + 1)
             else:
                 found.append(field)
+            if len(found) > FIELDS and depth:
+                raise InvalidInputError(f"{where}: macros refer to one another without end")
         return found
 
     def _command(self, words: list[str], path: Path, where: str, depth: int) -> Iterator[Line]:

@@ -1,6 +1,6 @@
 """One door for molecules from files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.inputs.amber import from_amber
 from openmm_cgflow.inputs.charmm import from_charmm
 from openmm_cgflow.inputs.gromacs import from_gromacs
-from openmm_cgflow.inputs.parts import System, sorted_by_kind
+from openmm_cgflow.inputs.parts import System, read, sorted_by_kind
 from openmm_cgflow.inputs.pdb import from_pdb
 from openmm_cgflow.inputs.serialized import from_xml
 
@@ -39,7 +39,7 @@ def load_system(
     they differ and it cannot be known which is right, the file is refused and the term named.
 
     Implicit solvents come with OpenMM's surface-area term ("ACE") whatever the kind of file. Born radii are those of an
-    AMBER prmtop; OpenMM (XMLs, CHARMM) and parmed (GROMACS) choose the ones that the solvent model was made for. Boxes
+    AMBER prmtop; for other files OpenMM chooses the ones that the solvent model was made for. Boxes
     in the files are left out, for the molecule has no periodic images, and so are barostats and thermostats.
 
     Arguments:
@@ -67,14 +67,15 @@ def load_system(
     main = next((k for k in ("xml", "prmtop", "top", "psf") if kinds[k]), None)
     if main and forcefield:
         raise InvalidInputError(f"--forcefield {forcefield[0]}: {kinds[main][0]} has its own parameters; leave it out")
-    if main is None:
-        loaded = from_pdb(kinds, forcefield or DEFAULT_FORCE_FIELD, implicit_solvent, constrained)
-    elif main == "xml":
-        loaded = from_xml(kinds, implicit_solvent or constraints)
-    else:
-        reader = {"prmtop": from_amber, "top": from_gromacs, "psf": from_charmm}[main]
-        loaded = reader(kinds, solvent, constrained)
-    return _checked(*loaded)
+    readers: dict[str, Callable[[], System]] = {
+        "positions": lambda: from_pdb(kinds, forcefield or DEFAULT_FORCE_FIELD, implicit_solvent, constrained),
+        "xml": lambda: from_xml(kinds, implicit_solvent or constraints),
+        "prmtop": lambda: from_amber(kinds, solvent, constrained),
+        "top": lambda: from_gromacs(kinds, solvent, constrained),
+        "psf": lambda: from_charmm(kinds, solvent, constrained),
+    }
+    main = main or "positions"
+    return _checked(*read(kinds[main][0], readers[main]))
 
 
 def _choice(what: str, name: str | None, known: dict[str, T]) -> T | None:

@@ -1,5 +1,7 @@
 """What every reader shares: the files by kind, and errors that name the file."""
 
+import contextlib
+import io
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -99,7 +101,7 @@ def read(path: Path, reader: Callable[[], T]) -> T:
         InvalidInputError: if the reader raised.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # readers print while they fail
             warnings.simplefilter("ignore")  # what matters is compared afterwards, and said in this package's words
             return reader()
     except CGFlowError:

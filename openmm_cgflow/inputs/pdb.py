@@ -16,8 +16,13 @@ __all__ = ["from_pdb"]
 
 _log = logging.getLogger("openmm_cgflow")
 
-TEMPLATE = re.compile(r"No template found for residue (\d+) \((\w+)\)\.\s*(.*?)(?:\s*For more information.*)?$", re.S)
+TEMPLATE = re.compile(r"No template found for residue (\d+) \(([^)]*)\)\.\s*(.*?)(?:\s*For more information.*)?$", re.S)
 CAPS = ("ACE", "NME", "NMA", "NH2")
+AMBIGUOUS = re.compile(r"Multiple non-identical matching templates found for residue (\d+) \(([^)]*)\): (.*?)\.")
+OF_THE_PROTEIN = "ALAD"
+"""Alanine dipeptide among CHARMM's proteins; AANM, the same molecule, is of the force field for small molecules."""
+CHARMM_CAPS = {"CAY", "CY", "CAT", "NT"}
+"""Atoms of caps that CHARMM writes into the residue beside them."""
 HYDROGENS = "Add missing atoms and hydrogens with openmm.app.Modeller or PDBFixer"
 
 
@@ -64,22 +69,33 @@ def _force_field(xmls: Sequence[str]) -> app.ForceField:
 def _system(
     path: Path, field: app.ForceField, topology: app.Topology, xmls: Sequence[str], constraints: object
 ) -> openmm.System:
-    options = {"nonbondedMethod": app.NoCutoff, "constraints": constraints}
+    """The System of the topology, or of the same atoms with caps in the residues beside them."""
+    merged = _caps_merged(topology)
+    candidates = [topology] if merged is None else [topology, merged]
+    if any("charmm" in Path(xml).name.lower() for xml in xmls):
+        candidates.reverse()  # a failure takes longest: every patch is tried on every residue
+    reasons = []
+    for candidate in candidates:
+        try:
+            system = _created(field, candidate, {"nonbondedMethod": app.NoCutoff, "constraints": constraints})
+        except Exception as error:
+            reasons.append(error)
+            continue
+        if candidate is merged:
+            _log.info("%s: caps are read as parts of the residues beside them, as %s has them", path, " ".join(xmls))
+        return system
+    raise InvalidInputError(_message(str(reasons[0]), path, xmls, candidates[0])) from reasons[0]
+
+
+def _created(field: app.ForceField, topology: app.Topology, options: dict[str, object]) -> openmm.System:
     try:
         return field.createSystem(topology, **options)
     except Exception as error:
-        reason = error
-    merged = _caps_merged(topology)
-    if merged is not None:
-        try:
-            system = field.createSystem(merged, **options)
-        except Exception as error:
-            if "No template" not in str(reason):
-                reason = error
-        else:
-            _log.info("%s: caps are read as parts of the residues beside them, as %s has them", path, " ".join(xmls))
-            return system
-    raise InvalidInputError(_message(str(reason), path, xmls, topology)) from reason
+        found = AMBIGUOUS.search(str(error))
+        if found is None or OF_THE_PROTEIN not in found[3].split(", "):
+            raise
+        residue = list(topology.residues())[int(found[1])]
+        return field.createSystem(topology, residueTemplates={residue: OF_THE_PROTEIN}, **options)
 
 
 def _caps_merged(topology: app.Topology) -> app.Topology | None:
@@ -114,7 +130,13 @@ def _caps_merged(topology: app.Topology) -> app.Topology | None:
 
 def _message(message: str, path: Path, xmls: Sequence[str], topology: app.Topology) -> str:
     """Name the residue that OpenMM found no template for, and the mend."""
-    found = TEMPLATE.search(message)
+    several, found = AMBIGUOUS.search(message), TEMPLATE.search(message)
+    if several is not None:
+        return (
+            f"{path}: several residues of {' '.join(xmls)} fit {several[2]} (number {int(several[1]) + 1}): "
+            f"{several[3]}. Choose one in a script (residueTemplates of openmm.app.ForceField.createSystem), and give "
+            "the SYSTEM.xml with the PDB file"
+        )
     if found is None:
         return f"{path} with {' '.join(xmls)}: {' '.join(message.split())}"
     index, name, reason = int(found[1]), found[2], " ".join(found[3].split())
@@ -127,16 +149,23 @@ def _message(message: str, path: Path, xmls: Sequence[str], topology: app.Topolo
 
 def _mend(residue: app.topology.Residue, name: str, reason: str) -> str:
     """A way that works."""
-    n_atoms, n_bonds = len(list(residue.atoms())), len(list(residue.internal_bonds()))
+    names, n_bonds = {atom.name for atom in residue.atoms()}, len(list(residue.internal_bonds()))
     other = f"give an XML that describes {name} with --forcefield, or use AMBER, GROMACS or CHARMM files"
-    if n_atoms > 1 and n_bonds < n_atoms - 1:
+    if names & CHARMM_CAPS:
         return (
-            f"The file joins its {n_atoms} atoms by {n_bonds} bonds: OpenMM knows the bonds of standard residues with "
-            f"standard names alone, the others have to be in CONECT records. Add them, or the atoms' standard names; "
-            f"or {other}."
+            f"It holds the atoms of a cap as CHARMM names them ({', '.join(sorted(names & CHARMM_CAPS))}): write caps "
+            "as residues ACE (CH3, C, O, H1, H2, H3) and NME (N, H, C, H1, H2, H3), or use the CHARMM psf."
         )
-    if "bonds are different" in reason or "bond" in reason.lower():
+    if len(names) > 1 and n_bonds < len(names) - 1:
+        return (
+            f"The file joins its {len(names)} atoms by {n_bonds} bonds: OpenMM knows the bonds of standard residues "
+            f"with standard names alone, the others have to be in CONECT records. Add them, or the atoms' standard "
+            f"names; or {other}."
+        )
+    if "externally bonded" in reason or "terminal" in reason or "capping" in reason:
+        return f"{HYDROGENS}, and complete or cap the ends of the chain (ACE, NME, OXT); or {other}."
+    if "bond" in reason:
         return f"Check the CONECT records of {name} and that no two of its atoms are too close or too far; or {other}."
-    if "external bond" in reason or "terminal" in reason or "chain is missing" in reason:
-        return f"{HYDROGENS}, and cap or complete the ends of the chain; or {other}."
-    return f"{HYDROGENS}, {other}."
+    if "matches" in reason:
+        return f"{HYDROGENS}; or {other}."
+    return f"If it is a residue of the force field, {HYDROGENS[0].lower()}{HYDROGENS[1:]}; or {other}."

@@ -27,7 +27,7 @@ def read_pdb(path: Path) -> app.PDBFile | app.PDBxFile:
         InvalidInputError: a file that cannot be read, without atoms, or with two atoms of one name in a residue, of
             which OpenMM would keep only one.
     """
-    text = read(path, path.read_text)
+    text = path.read_text(errors="replace")
     if kind_of(path) == "pdb":
         text = _checked(path, text)
         pdb = read(path, lambda: app.PDBFile(io.StringIO(text)))
@@ -35,8 +35,6 @@ def read_pdb(path: Path) -> app.PDBFile | app.PDBxFile:
         _say_alternates_of_cif(path, text)
         pdb = read(path, lambda: app.PDBxFile(str(path)))
         _as_hydrogen(path, pdb.topology)
-    if pdb.topology.getNumAtoms() == 0:
-        raise InvalidInputError(f"{path} has no atoms (lines that begin with ATOM or HETATM)")
     return pdb
 
 
@@ -73,6 +71,8 @@ def _checked(path: Path, text: str) -> str:
     """The text, with deuterium written as hydrogen."""
     lines = text.splitlines()
     atoms = list(_atoms(lines))
+    if not atoms:
+        raise InvalidInputError(f"{path} has no atoms (lines that begin with ATOM or HETATM)")
     _refuse_twins(path, atoms)
     _say_alternates(path, atoms)
     names = {(atom.residue, atom.name) for atom in atoms}

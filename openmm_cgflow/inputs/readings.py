@@ -9,16 +9,16 @@ from openmm import unit
 
 from openmm_cgflow.errors import InvalidInputError
 
-__all__ = ["NONBONDED", "Difference", "differences", "disagreement", "term_energies"]
+__all__ = ["NONBONDED", "SOLVENT", "Difference", "differences", "disagreement", "term_energies"]
 
-NONBONDED = "nonbonded"
+NONBONDED, SOLVENT = "nonbonded", "implicit solvent"
 TERMS = {
     "bonds and Urey-Bradley": ("HarmonicBondForce", "CustomBondForce"),
     "angles": ("HarmonicAngleForce", "CustomAngleForce"),
     "torsions": ("PeriodicTorsionForce", "RBTorsionForce", "CustomTorsionForce"),
     "CMAP": ("CMAPTorsionForce",),
     NONBONDED: ("NonbondedForce", "CustomNonbondedForce"),
-    "implicit solvent": ("GBSAOBCForce", "CustomGBForce"),
+    SOLVENT: ("GBSAOBCForce", "CustomGBForce"),
 }
 TERM_OF = {kind: term for term, kinds in TERMS.items() for kind in kinds}
 PAIRS = "LennardJonesExceptions"

@@ -1,7 +1,7 @@
 """Positions from a file, and whether its atoms are those of the topology, in the same order."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from openmm import app, unit
@@ -63,12 +63,19 @@ def _read(path: Path) -> _Structure:
         atoms = list(pdb.topology.atoms())
         return _Structure(_nm(pdb.positions), [a.name for a in atoms], [_symbol(a) for a in atoms])
     if kind == "gro":
-        gro = read(path, lambda: app.GromacsGroFile(str(path)))
-        return _Structure(_nm(gro.positions), gro.atomNames)
+        gro = read(path, lambda: _gro(path))
+        return _Structure(0.1 * np.asarray(gro.coordinates, dtype=np.float64), [atom.name for atom in gro.atoms])
     if kind == "crd" and _is_charmm(path):
         crd = read(path, lambda: app.CharmmCrdFile(str(path)))
         return _Structure(_nm(crd.positions), crd.attype)  # OpenMM calls the column of names so
     return _Structure(_nm(read(path, lambda: app.AmberInpcrdFile(str(path)).positions)))
+
+
+def _gro(path: Path) -> Any:  # noqa: ANN401  (parmed has no types)
+    """The Structure of parmed of a gro file: OpenMM's reader takes no more than three decimals for certain."""
+    import parmed
+
+    return parmed.gromacs.GromacsGroFile.parse(str(path))
 
 
 def _is_charmm(path: Path) -> bool:
