@@ -33,7 +33,7 @@ def test_the_system_is_that_of_the_prmtop_with_obc2(chignolin):
         context = openmm.Context(each, openmm.VerletIntegrator(1e-3), openmm.Platform.getPlatformByName("Reference"))
         context.setPositions(chignolin.read("folded"))
         energies.append(context.getState(getEnergy=True).getPotentialEnergy()._value)
-    assert energies[0] == pytest.approx(energies[1], abs=0.01)
+    assert energies[0] == pytest.approx(energies[1], abs=1e-6)
     masses = [system.getParticleMass(i)._value for i in range(166)]
     assert min(masses) == pytest.approx(4)
     assert sum(masses) == pytest.approx(sum(by_openmm.getParticleMass(i)._value for i in range(166)))
