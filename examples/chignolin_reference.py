@@ -37,7 +37,7 @@ DATA = HERE / "chignolin"
 
 STEP = 0.004  # ps
 FRICTION = 1.0  # 1/ps
-HYDROGEN_MASS = 4.0  # amu
+HYDROGEN_MASS = 3.0  # amu, which leaves 6 to the carbon of a methyl group
 PERIOD = 500  # steps between swaps
 SWEEPS_PER_FRAME = 5
 FRAME = STEP * PERIOD * SWEEPS_PER_FRAME  # ps
