@@ -62,7 +62,7 @@ def main() -> None:
     verdict.near("weight of the other", float(1 - measured), 1 - left, 0.01)
     angle = math.degrees(math.acos(min(1.0, abs(direction[0]))))
     verdict.near("slow direction, degrees from x1", angle, 0.0, 2.0)
-    verdict.least("ESS", samples.ess, 0.9)
+    verdict.least("ESS", samples.ess, 0.95)
     draw(flow, samples.positions, direction).savefig(arguments.figure, dpi=150)
     modes = f"2 of 2, weights off {abs(measured - left):.4f}"
     verdict.close(arguments.figure, arguments.json, modes=modes, evaluations=flow.evaluations, seconds=arguments.time)

@@ -102,7 +102,7 @@ def main() -> None:
     print(f"alpha_L/C7ax: {ours:.5f} +- {our_error:.5f}, reference {population:.5f} +- {error:.5f}\n")
 
     verdict = Verdict()
-    verdict.least("ESS, unclipped", samples.ess, 0.85)
+    verdict.least("ESS, unclipped", samples.ess, 0.97)
     verdict.least("1e7 / evaluations", 1e7 / made["evaluations"], 1)
     free, theirs = (-math.log(p / (1 - p)) for p in (ours, population))
     own_error = error / (population * (1 - population))
