@@ -18,6 +18,7 @@ __all__ = ["Coordinate", "Layout", "build_layout"]
 
 SLOW, BEAD, ROTOR, ATOM = range(4)
 TWO_PI = 2 * math.pi
+_LESS = 1e-6
 _SCALES = {"bond": 0.003, "angle": 0.06, "improper": 0.1, "torsion": 0.15, "planar": 0.08, "slow": 1.0, "rotor": 0.3}
 
 
@@ -116,7 +117,7 @@ def build_layout(
 ) -> Layout:
     """The layout of a Z-matrix.
 
-    Args:
+    Arguments:
         molecule: the graph and the input positions.
         plan: beads and names.
         rows: from `build_zmatrix`.
@@ -284,7 +285,8 @@ class _LayoutBuilder:
         value = _wrapped(first + sum(others) / 3)
         name = f"rotor {self.molecule.label(row.refs[0])}"
         lowest = self.plan.lowest.get(bond_key(row.refs[0], row.refs[1]), 0.0)
-        middle = value + _wrapped(3 * lowest) / 3
+        # a little less than the whole way: an input just on top of the barrier is within its own window all the same
+        middle = value + (1 - _LESS) * _wrapped(3 * lowest) / 3
         return Coordinate(name, ROTOR, value, period=TWO_PI / 3, scale=_SCALES["rotor"], middle=middle, torsion=True)
 
     def _difference(self, row: Row) -> float:
