@@ -143,6 +143,10 @@ def check_network(
     Raises:
         ModelFileError: if a tensor is missing, too many, of another shape or type, or not finite.
     """
+    for name, size in settings.as_dict().items():
+        least = 0 if name.endswith("couplings") else 2 if name == "hidden" else 1
+        if name != "seed" and size < least:
+            raise ModelFileError(f"the settings have {name} = {size}; the least is {least}")
     values = sum(t.numel() for t in tensors.values())
     with Allowance(3 * values + 1_000_000, 40 * len(tensors) + 4_000):
         flow = JointFlow.build(

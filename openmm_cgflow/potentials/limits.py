@@ -12,7 +12,7 @@ MOST_TOKENS = 2_000
 MOST_EXPANDED = 50_000  # with every definition written out, as OpenMM does
 MOST_LEVELS = 100
 _TOKEN = re.compile(r"[A-Za-z_]\w*|[\d.]+|\S")
-_SIGNS = re.compile(r"[-+^]{100}")
+_CHAINED = re.compile(r"[-+]{100}|(\^[\w.]+){20}")  # signs, and powers of powers, are nested too
 
 
 def check_size(text: str) -> None:
@@ -39,8 +39,8 @@ def check_size(text: str) -> None:
     for character in text:
         level += (character == "(") - (character == ")")
         deepest = max(deepest, level)
-    if deepest > MOST_LEVELS or _SIGNS.search("".join(text.split())):
-        raise _too_large(text, f"{max(deepest, MOST_LEVELS + 1)} levels", MOST_LEVELS)
+    if deepest > MOST_LEVELS or _CHAINED.search("".join(text.split())):
+        raise _too_large(text, "too many levels", MOST_LEVELS)
     if len(parts) > 1:
         _check_expanded(text, parts)
 

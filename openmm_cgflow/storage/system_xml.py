@@ -29,7 +29,7 @@ NATIVE = frozenset(
         "GayBerneForce", "GBSAOBCForce", "HarmonicAngleForce", "HarmonicBondForce", "HippoNonbondedForce",
         "LCPOForce", "MonteCarloAnisotropicBarostat", "MonteCarloBarostat", "MonteCarloFlexibleBarostat",
         "MonteCarloMembraneBarostat", "NonbondedForce", "OrientationRestraintForce", "PeriodicTorsionForce",
-        "RBTorsionForce", "RGForce", "RMSDForce", "RPMDMonteCarloBarostat",
+        "RBTorsionForce", "RGForce", "RMSDForce",
         # tabulated functions
         "Continuous1DFunction", "Continuous2DFunction", "Continuous3DFunction", "Discrete1DFunction",
         "Discrete2DFunction", "Discrete3DFunction",
@@ -45,7 +45,7 @@ MEMBERS = {
 """What an element of this name may be, if its `type` says that it is an object."""
 
 MOST_BYTES = 256 * 2**20
-MOST_ELEMENTS = 4_000_000
+MOST_ELEMENTS = 1_000_000
 DEEPEST = 40
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,79}")
 _WHOLE = re.compile(r"-?[0-9]{1,9}")

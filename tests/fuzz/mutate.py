@@ -23,8 +23,8 @@ EXPRESSION_WORDS = [
     ";a=b", ";b=a+a", "r", "1e", "2(3)", "x.y", ":=", "a,b", "True", "None", "...", "^" * 5, "+r" * 400,
 ]  # fmt: skip
 VALUES: list[Any] = [
-    None, True, False, 0, -1, 1, 3, 10**9, 2**31, 2**63, 10**30, -(10**9), 0.5, 1e308, float("nan"), float("inf"), "", "x",
-    "1", "é\ud800", [], {}, [0], [[0]], [None] * 5, {"a": 1}, [1e9] * 3, "a" * 5000,
+    None, True, False, 0, -1, 1, 3, 10**9, 2**31, 2**63, 10**30, -(10**9), 0.5, 1e308, float("nan"), float("inf"), "",
+    "x", "1", "é\ud800", [], {}, [0], [[0]], [None] * 5, {"a": 1}, [1e9] * 3, "a" * 5000,
 ]  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def damaged(data: bytes, words: Sequence[str], rng: random.Random) -> bytes:
     return bytes(made[:4_000_000])
 
 
-def damaged_tree(text: str, rng: random.Random) -> Any:  # noqa: ANN401
+def damaged_tree(text: str, rng: random.Random) -> Any:
     """What JSON says, with one value replaced, changed, removed, doubled, or taken from somewhere else."""
     tree = json.loads(text)
     holder, key = _place(tree, rng)
@@ -82,7 +82,7 @@ def damaged_tree(text: str, rng: random.Random) -> Any:  # noqa: ANN401
     return tree
 
 
-def _place(tree: Any, rng: random.Random) -> tuple[Any, Any]:  # noqa: ANN401
+def _place(tree: Any, rng: random.Random) -> tuple[Any, Any]:
     """A value in a tree, as what holds it and where."""
     while True:
         key = rng.choice(list(tree)) if isinstance(tree, dict) else rng.randrange(len(tree))

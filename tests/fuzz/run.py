@@ -28,9 +28,10 @@ def rng_of(seed: int, number: int) -> random.Random:
     return random.Random(f"{seed}:{number}")
 
 
-def work(seed: int, first: int, end: int, at: "Synchronized[int]", results: Any) -> None:  # noqa: ANN401
+def work(seed: int, first: int, end: int, at: "Synchronized[int]", results: Any) -> None:
     """Read inputs, in a process of its own: some damage might end it."""
     import torch
+
     from fuzz.targets import Files, make_input, outcome
 
     torch.set_num_threads(1)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fuzz.mutate import EXPRESSION_WORDS, JSON_WORDS, XML_WORDS, damaged, damaged_tree
-from fuzz.seeds import EXPRESSIONS, RAN, hostile_system, model, peroxide
 from torch import Tensor
 
+from fuzz.mutate import EXPRESSION_WORDS, JSON_WORDS, XML_WORDS, damaged, damaged_tree
+from fuzz.seeds import EXPRESSIONS, RAN, hostile_system, model, peroxide
 from openmm_cgflow import storage
 from openmm_cgflow.errors import ModelFileError, UnsupportedForceError
 from openmm_cgflow.potentials.lepton import Expression
