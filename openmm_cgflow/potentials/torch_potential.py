@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.potentials.base import EnergyWithGradient, Potential, check_positions
-from openmm_cgflow.potentials.check import Judge, compare_totals, positions_array
+from openmm_cgflow.potentials.check import Judge, as_array, compare_totals, positions_array
 from openmm_cgflow.potentials.compiled import EnergyGradient, compile_energy_gradient, compiler_available
 from openmm_cgflow.potentials.frame import DifferenceTable, Frame, Term
 from openmm_cgflow.potentials.translate import build_terms
@@ -50,6 +50,7 @@ class TorchPotential(Potential):
         self.forces = [names[number] for number, _ in terms]
         self._n_forces, self._numbers = len(names), [number for number, _ in terms]
         self._terms = torch.nn.ModuleList(term for _, term in terms)
+        self._constants = [term.constant for _, term in terms]
         self._sizes = table.sizes
         self._index = table.index(self.n_atoms, dtype)
         self._compile = compile
@@ -114,7 +115,8 @@ class TorchPotential(Potential):
         energies, gradients = self._by_force(x)
         if self.dtype == torch.float64:
             judge.demand_exact(energies, -gradients)
-        judge.demand_precise(energies, -gradients, str(self.dtype).removeprefix("torch."))
+        else:
+            judge.demand_precise(energies, -gradients, str(self.dtype).removeprefix("torch."))
         energy, gradient = self._eager(x, gradient=True)
         judge.demand_total(energy, -gradient, "the energies of all forces together")
         self._judge = judge
@@ -147,8 +149,8 @@ class TorchPotential(Potential):
         return energy.detach(), gradient
 
     def _constant(self, number: int | None = None) -> float:
-        pairs = zip(self._numbers, self._terms, strict=True)
-        return math.fsum(term.constant for force, term in pairs if number is None or number == force)
+        pairs = zip(self._numbers, self._constants, strict=True)
+        return math.fsum(constant for force, constant in pairs if number is None or number == force)
 
     def _widest(self, device: torch.device, compiled: bool) -> int:
         """Configurations in a chunk: a power of two such that its largest tensors stay in cache."""
@@ -259,9 +261,9 @@ class TorchPotential(Potential):
             energy, gradient = self._run_compiled(compiled, torch.from_numpy(self._judge.x).to(x.device))
             self._judge.demand_total(energy, -gradient, what)
             return
-        pairs = zip(self._run_compiled(compiled, x), self._eager(x, gradient=True), strict=True)
-        (energy, true_energy), (gradient, true_gradient) = ([t.cpu().double().numpy() for t in pair] for pair in pairs)
-        compare_totals(energy, gradient, true_energy, true_gradient, what)
+        energy, gradient = self._run_compiled(compiled, x)
+        true_energy, true_gradient = self._eager(x, gradient=True)
+        compare_totals(as_array(energy), as_array(gradient), as_array(true_energy), as_array(true_gradient), what)
 
     # What everybody calls.
 
