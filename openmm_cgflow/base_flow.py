@@ -47,6 +47,7 @@ class BaseFlow(Generic[Coordinates]):
     """
 
     topology: app.Topology | None = None
+    system: openmm.System | None = None
 
     def __init__(self, potential: Potential, coordinates: Coordinates, kelvin: float, settings: FlowSettings) -> None:
         self.potential, self._kelvin, self._settings = potential, kelvin, settings
@@ -208,7 +209,8 @@ class BaseFlow(Generic[Coordinates]):
     def sample(self, n: int, seed: int | None = None) -> Samples:
         """`n` independent samples with importance weights.
 
-        Equivalent hydrogens of symmetric rotors come in one of their labellings.
+        Equivalent hydrogens of symmetric rotors come in one of their labellings, and `logZ` counts one of them:
+        `samples.log_labellings`, log 3 for each such rotor, is what it lacks.
 
         Arguments:
             n: number of samples.
@@ -224,7 +226,18 @@ class BaseFlow(Generic[Coordinates]):
         with Parallel() as parallel:
             chunks = [self._sample_chunk(min(20_000, n - i), generator, parallel) for i in range(0, n, 20_000)]
         x, log_weights, u, log_density, slow = (torch.cat(column).numpy() for column in zip(*chunks, strict=True))
-        return Samples(x, log_weights, u, log_density, slow, self._kelvin, self.topology, tuple(self.slow_names))
+        return Samples(
+            x,
+            log_weights,
+            u,
+            log_density,
+            slow,
+            self._kelvin,
+            self.topology,
+            tuple(self.slow_names),
+            self.coordinates.log_symmetry,
+            self.system,
+        )
 
     def _sample_chunk(self, n: int, generator: torch.Generator, parallel: Parallel) -> tuple[Tensor, ...]:
         def draw(noise: Tensor) -> tuple[Tensor, ...]:
@@ -239,7 +252,7 @@ class BaseFlow(Generic[Coordinates]):
         log_density = log_prob.double() - logdet.double()
         log_weights = -u.double() - log_density
         fine = torch.isfinite(log_weights) & self.coordinates.in_domain(q)
-        return x, torch.where(fine, log_weights, -torch.inf), u, log_density, q[:, : self.coordinates.sizes[0]]
+        return x, torch.where(fine, log_weights, -torch.inf), u.double(), log_density, q[:, : self.coordinates.sizes[0]]
 
     def _internal(self, positions: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         """Internal coordinates and log-determinants of positions, after checking that they can be this molecule's."""

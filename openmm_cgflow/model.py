@@ -59,6 +59,7 @@ class CGFlow(BaseFlow[InternalCoordinates]):
     """
 
     topology: app.Topology
+    system: openmm.System
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class CGFlow(BaseFlow[InternalCoordinates]):
         settings: FlowSettings,
     ) -> None:
         self.topology, self.system, self._positions = topology, system, x
-        super().__init__(make_potential(system, x), coordinates, kelvin, settings)
+        super().__init__(make_potential(system, x, kelvin), coordinates, kelvin, settings)
 
     @property
     def positions(self) -> unit.Quantity:

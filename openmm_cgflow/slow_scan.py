@@ -119,7 +119,7 @@ def scanTorsions(
     """
     x, kelvin = in_nm(positions), in_kelvin(temperature)
     coordinates = InternalCoordinates.fromTopology(topology, system, x)
-    target = BoltzmannTarget(make_potential(system, x), coordinates, KB * kelvin)
+    target = BoltzmannTarget(make_potential(system, x, kelvin), coordinates, KB * kelvin)
     kept_back = find_kept_back(topology, system, x)
     held = {axis for kept in kept_back for axis in kept.axes}
     free = [k for k, (_, i, j, _) in enumerate(coordinates.slow_torsions) if (min(i, j), max(i, j)) not in held]

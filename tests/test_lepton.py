@@ -33,9 +33,27 @@ EXPRESSIONS = [
 ]
 
 
-@pytest.mark.parametrize("text", EXPRESSIONS)
-def test_expression_agrees_with_openmm(text):
-    constants = {"a": 0.7, "b": 2.0, "lambda": 0.3, "or": 1.1}
+# At the edges: infinite slopes of branches that are not taken, equal arguments, constants that Python refuses.
+EDGES = [
+    "select(x, sqrt(x), 0)",
+    "select(step(x-1), sqrt(x-1), 0)",
+    "select(step(x-1), 1/(x-1)^2, x)",
+    "select(step(x-1), x^y, y^0.3)",
+    "select(1-step(abs(x)-1), acos(x), x)",
+    "select(1-step(abs(x)-1), select(step(x), log(x), asin(x)), x)",
+    "select(y, x/y, 0)",
+    "x*select(a, sqrt(y), 1/y); a=step(y-0.3)",
+    "min(sqrt(y), 0.5)*max(0.1, log(x))",
+    "max(y^0.5, select(step(x-1), log(x-1), -5))",
+    "min(x, y)+max(x, y)+min(x, 0)+max(x, 0)+min(0, y)+max(0, y)",
+    "abs(x)+step(x)*x+delta(x)*y",
+    "exp(log(0))+x+exp(-1/0)+2*sqrt(0)*y+0^2",
+    "select(step(x-1), exp(1/(1-x)), 0)",
+]
+POINTS = [[0, 0.5, 0], [0, 0, 0], [1, 0, 0], [1, 1, 0], [2, 0.2, 0], [-1, -1, 0.3], [0.3, 0.2, 0.1]]
+
+
+def openmm_says(text, x, constants):
     force = openmm.CustomExternalForce(text)
     for name, value in constants.items():
         force.addGlobalParameter(name, value)
@@ -43,15 +61,53 @@ def test_expression_agrees_with_openmm(text):
     system = openmm.System()
     system.addParticle(1.0)
     system.addForce(force)
-    x = 0.3 + torch.rand(20, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    energy, forces = Evaluator(system, "Reference")(x.numpy())
+    return Evaluator(system, "Reference")(x.numpy())
 
+
+def we_say(text, x, constants):
     leaf = x.clone().requires_grad_(True)
     environment = {**constants, **dict(zip("xyz", leaf[:, 0].unbind(1), strict=True))}
     ours = Expression(text)(environment)
     (gradient,) = torch.autograd.grad(ours.sum(), leaf)
-    torch.testing.assert_close(ours.detach(), torch.from_numpy(energy), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(-gradient, torch.from_numpy(forces), rtol=1e-8, atol=1e-8)
+    return ours.detach(), -gradient
+
+
+@pytest.mark.parametrize("text", EDGES)
+def test_slopes_at_the_edges_are_those_of_openmm(text):
+    x = torch.tensor(POINTS, dtype=torch.float64).unsqueeze(1)
+    energy, forces = (torch.from_numpy(a) for a in openmm_says(text, x, {}))
+    ours, our_forces = we_say(text, x, {})
+    usable = torch.isfinite(energy) & torch.isfinite(forces).all(2).all(1)
+    assert usable.sum() >= 3
+    torch.testing.assert_close(ours[usable], energy[usable])
+    torch.testing.assert_close(our_forces[usable], forces[usable])
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("log(0)", -math.inf), ("sqrt(-1)", math.nan), ("acos(2)", math.nan), ("0^-1", math.inf), ("exp(1000)", math.inf),
+    ("(-8)^(1/3)", math.nan), ("floor(1/0)", math.inf), ("cosh(1e4)", math.inf), ("1/0-1/0", math.nan),
+])  # fmt: skip
+def test_constants_are_what_c_makes_of_them(text, value):
+    assert Expression(text)({}) == pytest.approx(value, nan_ok=True)
+
+
+def test_hostile_expressions_are_refused_or_read_in_time():
+    doubling = "a0;" + ";".join(f"a{k}=a{k + 1}+a{k + 1}" for k in range(60)) + ";a60=x"
+    assert Expression(doubling)({"x": 1.0}) == 2.0**60
+    for text in ("(" * 500 + "x" + ")" * 500, "-" * 5000 + "x", "+".join(["x"] * 5000), "9" * 4000, "x # y", "(x)(y)",
+                 "x.y", "sqrt(x=1)", "max(*x)", "'a'", "x\0"):  # fmt: skip
+        with pytest.raises(UnsupportedForceError):
+            Expression(text)
+
+
+@pytest.mark.parametrize("text", EXPRESSIONS)
+def test_expression_agrees_with_openmm(text):
+    constants = {"a": 0.7, "b": 2.0, "lambda": 0.3, "or": 1.1}
+    x = 0.3 + torch.rand(20, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    energy, forces = openmm_says(text, x, constants)
+    ours, our_forces = we_say(text, x, constants)
+    torch.testing.assert_close(ours, torch.from_numpy(energy), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(our_forces, torch.from_numpy(forces), rtol=1e-8, atol=1e-8)
 
 
 def test_numbers_need_no_tensor():

@@ -43,7 +43,8 @@ def test_energies_and_gradient_are_those_of_openmm(aldp_vacuum):
         assert energy[k].item() == pytest.approx(state.getPotentialEnergy()._value, rel=1e-12)
         np.testing.assert_allclose(gradient[k].numpy(), -(k + 1) * state.getForces(asNumpy=True)._value, rtol=1e-9)
     assert potential.evaluations == 3
-    assert potential.energy(x.detach().float()).dtype == torch.float32
+    assert potential.energy(x.detach().float()).dtype == torch.float64
+    assert potential.energy_and_forces(x.detach().float())[1].dtype == torch.float32
 
 
 def test_workers_take_chunks_and_agree(workers):

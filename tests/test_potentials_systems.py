@@ -114,8 +114,9 @@ def test_dtype_follows_the_module(aldp):
     potential = TorchPotential.fromSystem(aldp.system)
     exact = TorchPotential.fromSystem(aldp.system, dtype=torch.float64)
     x = batch(aldp, 4, torch.float64)
-    assert potential.energy(x).dtype == torch.float32
-    assert potential.double().energy(x).dtype == torch.float64
+    assert potential.energy_and_forces(x)[1].dtype == torch.float32
+    assert potential.energy(x).dtype == torch.float64
+    assert potential.double().energy_and_forces(x)[1].dtype == torch.float64
     torch.testing.assert_close(potential.energy(x), exact.energy(x), rtol=1e-5, atol=1e-2)
 
 
@@ -169,8 +170,8 @@ def test_self_check_accepts_and_rejects(aldp, monkeypatch):
     TorchPotential.fromSystem(aldp.system, positions=aldp.positions)
     true = check_module.Evaluator.__call__
 
-    def wrong(self, x):
-        energy, forces = true(self, x)
+    def wrong(self, x, group=None):
+        energy, forces = true(self, x, group)
         return energy + 1e-3, forces
 
     monkeypatch.setattr(check_module.Evaluator, "__call__", wrong)

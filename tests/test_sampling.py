@@ -1,15 +1,29 @@
 """Weights that say what they are worth."""
 
+import logging
 import math
+from dataclasses import replace
 
 import mdtraj
 import numpy as np
+import openmm
 import pytest
 import torch
 from openmm import app
 
+from openmm_cgflow import analysis
 from openmm_cgflow.errors import InvalidInputError
-from openmm_cgflow.sampling import Samples, clip_log_weights, effective_sample_size, log_mean_exp, pareto_k
+from openmm_cgflow.sampling import (
+    Samples,
+    clip_log_weights,
+    effective_sample_size,
+    khat_limit,
+    log_mean_exp,
+    pareto_k,
+    trust,
+    trustworthy,
+)
+from openmm_cgflow.units import KB
 
 
 def samples(log_weights) -> Samples:
@@ -74,6 +88,77 @@ def test_reweight_is_the_boltzmann_average_with_its_error():
 def test_reweight_refuses_another_number_of_values():
     with pytest.raises(InvalidInputError, match="there are 3 samples"):
         samples([0.0, 0.0, 0.0]).reweight(np.zeros(2))
+
+
+def test_reweight_of_what_has_no_weight_may_be_infinite():
+    mean, error = samples([0.0, -math.inf, 0.0]).reweight(np.array([1.0, math.inf, 3.0]))
+    assert (mean, error) == (2.0, pytest.approx(math.sqrt(0.5)))
+    mean, _ = samples([0.0, -math.inf]).reweight(np.array([[1.0, 2.0], [math.nan, -math.inf]]))
+    assert mean.tolist() == [1.0, 2.0]
+    assert math.isnan(samples([0.0, 0.0]).reweight(np.array([1.0, math.nan]))[0])  # what counts is not hidden
+
+
+def test_samples_without_any_weight_say_so():
+    nothing = samples([-math.inf] * 3)
+    assert nothing.weights.tolist() == [0.0, 0.0, 0.0]
+    assert nothing.ess == 0.0
+    for use in (lambda: nothing.reweight(np.zeros(3)), lambda: nothing.resample(2)):
+        with pytest.raises(InvalidInputError, match="none of the 3 samples has a finite energy"):
+            use()
+
+
+@pytest.mark.parametrize("n", [30, 100, 300, 5000])
+def test_there_is_one_rule_for_whether_weights_can_be_trusted(n):
+    limit = khat_limit(n)
+    assert limit == pytest.approx(min(1 - 1 / math.log10(n), 0.7))
+    for khat in (-1.0, 0.2, limit - 1e-6, limit, 0.69, 0.71, 3.0, math.nan):
+        made = samples(np.zeros(n))
+        made.__dict__["khat"] = khat
+        trusted = not trust(khat, n).startswith(("the weights are not", "too few"))
+        assert made.trustworthy is trusted
+        assert trustworthy(khat, n) is trusted
+        assert ("not to be trusted" in repr(made)) is not trusted
+    assert trust is analysis.trust
+
+
+def springs(n=40):
+    """Samples of one atom with their true energies in a System, and one too high by 1 kJ/mol that weighs little."""
+    system = openmm.System()
+    system.addParticle(1.0)
+    force = openmm.CustomExternalForce("100*(x^2+y^2+z^2)")
+    force.addParticle(0)
+    system.addForce(force)
+    x = np.random.default_rng(0).normal(0.0, 0.1, (n, 1, 3)).astype(np.float32)
+    u = 100 * (x.astype(float) ** 2).sum((1, 2)) / (KB * 300.0)
+    rare = int(u.argmax())
+    u[rare] += 1 / (KB * 300.0)
+    return replace(samples(-u), positions=x, reduced_energies=u, system=system), rare
+
+
+def test_check_finds_the_largest_difference_and_says_it(caplog):
+    made, rare = springs()
+    with caplog.at_level(logging.INFO):
+        assert made.check() == pytest.approx(1 / (KB * 300.0), rel=1e-4)
+    assert f"the largest difference is 0.401 kT, of sample {rare}" in caplog.text
+    assert caplog.records[-1].levelname == "WARNING"
+    assert made.check(n=1) < 1e-4  # the one of the largest weight
+    seen = {made.check(n=8, seed=seed) > 0.1 for seed in range(60)}
+    assert seen == {True, False}  # 4 of 36 are drawn: all or none of 60 times fails once in a thousand
+    left_out = replace(made, log_weights=np.where(np.arange(40) == rare, -np.inf, made.log_weights))
+    assert left_out.check() < 1e-4
+
+
+def test_check_refuses_what_has_no_system():
+    with pytest.raises(InvalidInputError, match="vectors"):
+        samples([0.0]).check()
+    with pytest.raises(InvalidInputError, match="n is 0"):
+        springs()[0].check(0)
+
+
+def test_log_z_says_that_it_counts_one_labelling():
+    made = replace(samples(np.zeros(100)), log_labellings=2 * math.log(3))
+    assert "one labelling: 2.197 more for all" in repr(made)
+    assert "labelling" not in repr(samples(np.zeros(100)))
 
 
 def test_resampled_indices_follow_the_weights():

@@ -12,10 +12,10 @@ from openmm_cgflow.analysis.html import page
 from openmm_cgflow.analysis.plots import plot_energies, plot_free_energies, plot_log_weights, plot_surface
 from openmm_cgflow.analysis.protocols import Flow
 from openmm_cgflow.analysis.style import save_png
-from openmm_cgflow.analysis.summary import molecule, summary, trust
+from openmm_cgflow.analysis.summary import molecule, summary
 from openmm_cgflow.analysis.training_curves import plot_training
 from openmm_cgflow.errors import InvalidInputError
-from openmm_cgflow.sampling import Samples
+from openmm_cgflow.sampling import Samples, trust
 from openmm_cgflow.units import KB
 
 __all__ = ["report", "torsion_pairs"]
@@ -85,7 +85,7 @@ def report(flow: Flow, samples: Samples, out_dir: str | Path, command: str | Non
         html = page(
             title=f"{molecule(flow.topology)} at {samples.temperature:g} K",
             verdict=f"ESS {100 * samples.ess:.1f} % of {samples.n:,} samples; {verdict}.",
-            good=not verdict.startswith(("too few", "the weights are not")),
+            good=samples.trustworthy,
             rows=summary(flow, samples, command),
             tables=[("Basins, by reweighted samples", columns, cells)] if cells else [],
             pictures=pictures,

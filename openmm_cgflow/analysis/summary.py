@@ -1,41 +1,17 @@
-"""The numbers of a report in words, and the words for how far weights can be trusted."""
+"""The numbers of a report in words."""
 
-import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from openmm_cgflow.analysis.protocols import Flow
-from openmm_cgflow.sampling import Samples
+from openmm_cgflow.sampling import Samples, trust
 from openmm_cgflow.units import KB
 
 if TYPE_CHECKING:
     from openmm.app import Topology
 
 __all__ = ["duration", "summary", "trust", "versions"]
-
-
-def trust(khat: float, n: int) -> str:
-    """What the Pareto k-hat of the weights means, in plain words.
-
-    The limits are those of Vehtari, Simpson, Gelman, Yao and Gabry (arXiv 1507.02646): 0.5, and
-    `min(1 - 1 / log10(n), 0.7)`.
-
-    Args:
-        khat: shape of the weights' tail; NaN if it could not be fitted.
-        n: number of samples that it was fitted to.
-
-    Returns:
-        One sentence without a full stop.
-    """
-    if not math.isfinite(khat):
-        return "too few samples to judge the weights: draw more"
-    limit = min(1 - 1 / math.log10(n), 0.7) if n > 10 else 0.0
-    if khat >= limit:
-        return "the weights are not to be trusted: a few samples dominate; train longer"
-    if khat < 0.5:
-        return "the weights can be trusted"
-    return "the weights are usable, but averages converge slowly: draw more samples or train longer"
 
 
 def duration(seconds: float | None) -> str:
@@ -97,7 +73,7 @@ def summary(flow: Flow, samples: Samples, command: str | None = None) -> list[tu
         ("ESS, unclipped weights", f"{100 * samples.ess:.1f} %"),
         ("ESS, largest 0.01 % of the weights clipped", f"{100 * samples.ess_clipped:.1f} %"),
         ("Pareto k-hat", f"{samples.khat:.2f}: {trust(samples.khat, samples.n)}"),
-        ("log Z (internal coordinates, nm and rad)", f"{samples.logZ:.4f} ± {samples.logZ_error:.4f}"),
+        (_log_z_label(samples), f"{samples.logZ:.4f} ± {samples.logZ_error:.4f}"),
         ("versions", versions()),
     ]
     if provenance.get("machine"):
@@ -105,6 +81,12 @@ def summary(flow: Flow, samples: Samples, command: str | None = None) -> list[tu
     if command:
         rows.append(("command", command))
     return rows
+
+
+def _log_z_label(samples: Samples) -> str:
+    more = samples.log_labellings
+    one = f"; one labelling of equivalent atoms: add {more:.4f} for all" if more else ""
+    return f"log Z (internal coordinates, nm and rad{one})"
 
 
 def _degrees_of_freedom(flow: Flow) -> int:

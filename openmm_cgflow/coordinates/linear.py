@@ -86,6 +86,11 @@ class LinearCoordinates(nn.Module):
         return self.reference
 
     @property
+    def log_symmetry(self) -> float:
+        """Log of the number of equivalent copies that the domain leaves out: 0, for vectors have none."""
+        return 0.0
+
+    @property
     def slow_directions(self) -> Tensor:
         """Unit vectors `(n_slow, dim)`, of which the slow variables are the components of x in units of `width`."""
         return self.rotate.weight.detach().T[: self.sizes[0]]

@@ -72,12 +72,8 @@ class Potential(torch.nn.Module):
         with _COUNTING:
             self._computed += evaluations
 
-    def expect(self, evaluations: int) -> None:
-        """Be told that so many energies with gradients are going to be asked for.
-
-        A potential that some preparation makes faster prepares itself now, in this thread, if that pays. What it then
-        does depends on these numbers alone, and neither on the clock nor on threads.
-        """
+    def settle(self) -> None:
+        """To be called between batches, by one thread: how energies are computed may change here, and only here."""
 
     def energy(self, x: Tensor) -> Tensor:
         """Energies of `x` (batch, atoms, 3) in nm: (batch,) in kJ/mol, differentiable once in `x`."""

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import openmm
-import torch
 from torch import Tensor
 
 from openmm_cgflow.errors import InvalidInputError, UnsupportedForceError
@@ -13,13 +12,22 @@ from openmm_cgflow.potentials.evaluator import Evaluator, likely_platform, make_
 from openmm_cgflow.potentials.systems import ENERGY_FREE
 from openmm_cgflow.units import KB, in_nm
 
-__all__ = ["ImpreciseError", "Judge", "positions_array", "thermal_structures"]
+__all__ = [
+    "ImpreciseError",
+    "Judge",
+    "as_array",
+    "compare_totals",
+    "finite_energy",
+    "positions_array",
+    "thermal_structures",
+]
 
 _log = logging.getLogger(__name__)
 _EXACT_ENERGY, _EXACT_FORCE = 1e-6, 1e-5  # relative, of a translation in double precision
 _THERMAL = 0.02  # kT by which an energy that is used may be off in a structure of the ensemble
 _STRAINED = 1e-5  # the same beyond it, as a share of the energy above the lowest: such structures have no weight
 _THERMAL_FORCE = 1e-3  # relative to the largest force in the structure: single precision gives 1e-5 or so
+_COLLAPSED = 1e7  # kJ/mol below the input: atoms have fallen onto one another, where a force field has no floor
 _GROUPS = 32  # force groups in a Context
 _SHAKEN, _FRAMES, _STEPS = 3, 4, 50  # structures, and steps of 1 fs between those of dynamics
 
@@ -92,6 +100,18 @@ def _by_force(system: openmm.System, x: np.ndarray) -> tuple[np.ndarray, np.ndar
     return energies, forces
 
 
+def finite_energy(system: openmm.System, x: np.ndarray) -> float:
+    """The energy of one structure (atoms, 3) nm, in kJ/mol.
+
+    Raises:
+        InvalidInputError: It is not finite, or OpenMM cannot make a Context of the System.
+    """
+    (energy,), _ = Evaluator(system, "Reference")(x[None])
+    if not np.isfinite(energy):
+        raise InvalidInputError(f"the energy at the given positions is {energy}; do atoms lie on one another?")
+    return float(energy)
+
+
 class Judge:
     """What OpenMM says of a System in double precision: each Force by itself, at thermal structures.
 
@@ -113,13 +133,11 @@ class Judge:
     def __init__(self, system: openmm.System, positions: np.ndarray, kelvin: float) -> None:
         self.names = [force.getName() for force in system.getForces()]
         self._kT = KB * kelvin
-        energies, _ = Evaluator(system, "Reference")(positions[None])
-        if not np.isfinite(energies[0]):
-            raise InvalidInputError(f"the energy at the given positions is {energies[0]}; do atoms lie on one another?")
+        start = finite_energy(system, positions)
         self.x = thermal_structures(system, positions, kelvin)
         self.energies, self.forces = _by_force(system, self.x)
         total = self.energies.sum(0)
-        fine = np.isfinite(total) & np.isfinite(self.forces).all((0, 2, 3))
+        fine = np.isfinite(total) & np.isfinite(self.forces).all((0, 2, 3)) & (total > start - _COLLAPSED)
         self.x, self.energies, self.forces = self.x[fine], self.energies[:, fine], self.forces[:, fine]
         self._allowed = thermal_tolerance(total[fine], self._kT)
 
@@ -134,9 +152,9 @@ class Judge:
             UnsupportedForceError: Energies differ by more than 1e-6 or forces by more than 1e-5, relative; the message
                 names the force that differs most.
         """
-        e = np.abs(_array(energies) - self.energies) / np.maximum(np.abs(self.energies), 1.0)
+        e = np.abs(as_array(energies) - self.energies) / np.maximum(np.abs(self.energies), 1.0)
         norms = np.linalg.norm(self.forces, axis=(2, 3))
-        f = np.linalg.norm(_array(forces) - self.forces, axis=(2, 3)) / np.maximum(norms, 1.0)
+        f = np.linalg.norm(as_array(forces) - self.forces, axis=(2, 3)) / np.maximum(norms, 1.0)
         if _within(e, _EXACT_ENERGY) and _within(f, _EXACT_FORCE):
             return
         k = _worst(np.maximum(e / _EXACT_ENERGY, f / _EXACT_FORCE))
@@ -156,9 +174,9 @@ class Judge:
         Raises:
             ImpreciseError: Energies differ by more than 0.02 kT at a thermal structure; the message names the force.
         """
-        e = np.abs(_array(energies) - self.energies)
+        e = np.abs(as_array(energies) - self.energies)
         scale = np.abs(self.forces).max((0, 2, 3)) + 1.0
-        f = np.abs(_array(forces) - self.forces).max((2, 3)) / scale
+        f = np.abs(as_array(forces) - self.forces).max((2, 3)) / scale
         if _within(e, self._allowed) and _within(f, _THERMAL_FORCE):
             return
         k = _worst(np.maximum(e / self._allowed, f / _THERMAL_FORCE))
@@ -175,7 +193,7 @@ class Judge:
             ImpreciseError: They differ by more than 0.02 kT; the message says what.
         """
         compare_totals(
-            _array(energy), _array(forces), self.energies.sum(0), self.forces.sum(0), what, kT=self._kT
+            as_array(energy), as_array(forces), self.energies.sum(0), self.forces.sum(0), what, kT=self._kT
         )  # fmt: skip
 
 
@@ -213,5 +231,6 @@ def _worst(errors: np.ndarray) -> int:
     return int(np.nan_to_num(errors, nan=np.inf).max(1).argmax())
 
 
-def _array(values: Tensor) -> np.ndarray:
+def as_array(values: Tensor) -> np.ndarray:
+    """A tensor as a float64 array."""
     return values.detach().cpu().double().numpy()

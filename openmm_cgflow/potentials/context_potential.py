@@ -123,8 +123,8 @@ class ContextPotential(Potential):
     def _ask_workers(self, x: np.ndarray) -> Result:
         if self._xml is None:
             raise InvalidInputError(
-                "worker processes need the System as XML, which cannot be made of it (a PythonForce of a lambda or of a "
-                "function within a function?): define that function at the top of a module, or give workers=0"
+                "worker processes need the System as XML, which cannot be made of it (is there a PythonForce of a "
+                "lambda or of an inner function?): define that function at the top of a module, or give workers=0"
             )
         if self._pool is None:
             self._pool = WorkerPool(self._xml, self.platform, self.workers)

@@ -31,9 +31,7 @@ def make_context(system: openmm.System, integrator: openmm.Integrator, platform:
     present = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
     if platform not in present:
         raise InvalidInputError(f"no OpenMM platform is named {platform!r}; there are: {', '.join(present)}")
-    properties = (
-        {"Threads": "1"} if platform == "CPU" else {"Precision": "mixed"} if platform in _GPU_PLATFORMS else {}
-    )
+    properties = {"Threads": "1"} if platform == "CPU" else {"Precision": "mixed"} if platform in _GPU_PLATFORMS else {}
     chosen = openmm.Platform.getPlatformByName(platform)
     try:
         return openmm.Context(without_barostats(system), integrator, chosen, properties)

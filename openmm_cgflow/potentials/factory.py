@@ -7,9 +7,9 @@ import numpy as np
 import openmm
 import torch
 
-from openmm_cgflow.errors import InvalidInputError, UnsupportedForceError
+from openmm_cgflow.errors import UnsupportedForceError
 from openmm_cgflow.potentials.base import Potential
-from openmm_cgflow.potentials.check import ImpreciseError, Judge, positions_array
+from openmm_cgflow.potentials.check import ImpreciseError, Judge, finite_energy, positions_array
 from openmm_cgflow.potentials.context_potential import ContextPotential
 from openmm_cgflow.potentials.systems import check_system
 from openmm_cgflow.potentials.torch_potential import TorchPotential
@@ -41,6 +41,7 @@ def make_potential(system: openmm.System, positions: Any, temperature: float = 3
     """
     check_system(system)
     x = positions_array(positions, system.getNumParticles())
+    finite_energy(system, x)
     try:
         exact = TorchPotential.fromSystem(system, dtype=torch.float64)
         judge = Judge(system, x, temperature)
@@ -61,9 +62,7 @@ def _contexts(system: openmm.System, x: np.ndarray, kelvin: float) -> ContextPot
     potential = ContextPotential(system)
     shaken = x + np.random.default_rng(0).normal(0.0, 0.005, (3, *x.shape))
     energies = potential.energy(torch.from_numpy(np.concatenate([x[None], shaken]))).numpy()
-    if not np.isfinite(energies[0]):
-        raise InvalidInputError(f"the energy at the given positions is {energies[0]}; do atoms lie on one another?")
-    step = float(np.spacing(np.float32(energies[0])))
+    step = abs(float(np.spacing(np.float32(energies[0]))))
     if step > _COARSE * KB * kelvin and np.array_equal(energies, energies.astype(np.float32), equal_nan=True):
         _log.warning(
             "the energies of this System, %.9g kJ/mol at the given positions, come in single precision, in steps of "

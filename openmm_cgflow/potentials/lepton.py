@@ -360,7 +360,7 @@ class Expression:
             return self._cases(condition != 0, node.args[1], node.args[2], environment, known)
         values = [self._value(a, environment, known) for a in node.args]
         if node.func.id in _CASES and len(node.args) == 2 and any(isinstance(v, Tensor) for v in values):
-            return self._cases(_CASES[node.func.id](*values), *node.args, environment, known)
+            return self._cases(_CASES[node.func.id](*values), node.args[0], node.args[1], environment, known)
         return self._functions[node.func.id](*values)
 
     def _cases(

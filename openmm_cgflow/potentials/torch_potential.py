@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.potentials.base import EnergyWithGradient, Potential, check_positions
-from openmm_cgflow.potentials.check import Judge, compare_totals, positions_array
+from openmm_cgflow.potentials.check import Judge, as_array, compare_totals, positions_array
 from openmm_cgflow.potentials.compiled import EnergyGradient, compile_energy_gradient, compiler_available
 from openmm_cgflow.potentials.frame import DifferenceTable, Frame, Term
 from openmm_cgflow.potentials.translate import build_terms
@@ -23,7 +23,6 @@ _COMPILING = threading.Lock()  # one compilation at a time; other threads go on 
 _EAGER_ENTRIES, _COMPILED_ENTRIES, _GPU_ENTRIES = 500_000, 130_000, 8_000_000  # rows x columns of a chunk
 _WIDTH = 32  # chunks hold a multiple of it: then no bit of an energy depends on what else is in the batch
 _AUTO_WORK = 4e9  # rows computed until "auto" compiles, which takes some 20 s
-_WORTH_ANNOUNCED = 0.5  # the share of it that has to be announced: no switch comes later, in the middle of the work
 _GB_WORK = 32  # what a row of an implicit solvent's System gains by it, in those of one without
 
 
@@ -35,7 +34,7 @@ class TorchPotential(Potential):
 
     Compiled code is for energies with gradients; energies alone are always computed by the uncompiled terms, which
     costs as much, so that they do not depend on when something was compiled. Whether it is used depends on the number
-    of energies alone: see `expect`. What is computed of a configuration does not depend on the others in the batch.
+    of energies alone: see `settle`. What is computed of a configuration does not depend on the others in the batch.
 
     Attributes:
         dtype: The precision of the computation; energies are summed up and returned in float64.
@@ -50,6 +49,7 @@ class TorchPotential(Potential):
         self.forces = [names[number] for number, _ in terms]
         self._n_forces, self._numbers = len(names), [number for number, _ in terms]
         self._terms = torch.nn.ModuleList(term for _, term in terms)
+        self._constants = [term.constant for _, term in terms]
         self._sizes = table.sizes
         self._index = table.index(self.n_atoms, dtype)
         self._compile = compile
@@ -75,9 +75,10 @@ class TorchPotential(Potential):
             positions: (atoms, 3), nm or a Quantity. If given, energies and forces of each Force are compared with a
                 double-precision OpenMM Context, there, at shaken copies and at structures of a short dynamics: the
                 translation in double precision, and what is going to run, compiled or not, in kT.
-            compile: True: compile at the first batch, or raise; False: never; "auto": once as much work was done or
-                announced as compiling costs (some 100,000 evaluations of 40 atoms in implicit solvent, millions in
-                vacuum), where a compiler exists and works, else go on without.
+            compile: True: compile at the first batch, or raise; False: never; "auto": at the first
+                `settle` after as much work as compiling costs (some 100,000 evaluations of 40 atoms in implicit
+                solvent, millions in vacuum), where a compiler exists and works, else go on without; without
+                `positions`, at the first batch after it.
             only: Translate forces of these types alone (no comparison then).
             temperature: K, at which energies are going to be used: for the comparison.
 
@@ -114,7 +115,8 @@ class TorchPotential(Potential):
         energies, gradients = self._by_force(x)
         if self.dtype == torch.float64:
             judge.demand_exact(energies, -gradients)
-        judge.demand_precise(energies, -gradients, str(self.dtype).removeprefix("torch."))
+        else:
+            judge.demand_precise(energies, -gradients, str(self.dtype).removeprefix("torch."))
         energy, gradient = self._eager(x, gradient=True)
         judge.demand_total(energy, -gradient, "the energies of all forces together")
         self._judge = judge
@@ -147,8 +149,8 @@ class TorchPotential(Potential):
         return energy.detach(), gradient
 
     def _constant(self, number: int | None = None) -> float:
-        pairs = zip(self._numbers, self._terms, strict=True)
-        return math.fsum(term.constant for force, term in pairs if number is None or number == force)
+        pairs = zip(self._numbers, self._constants, strict=True)
+        return math.fsum(constant for force, constant in pairs if number is None or number == force)
 
     def _widest(self, device: torch.device, compiled: bool) -> int:
         """Configurations in a chunk: a power of two such that its largest tensors stay in cache."""
@@ -208,20 +210,27 @@ class TorchPotential(Potential):
 
     # When to compile.
 
-    def expect(self, evaluations: int) -> None:
-        """Compile now, in this thread, if so many energies with gradients to come are worth it.
+    def settle(self) -> None:
+        """Compile, if that is worth it by now and the result can be compared with OpenMM.
 
-        Of a potential that was compared with OpenMM; another one compiles at the first batch after as much work.
+        It depends on the number of evaluations alone, and not on when a thread comes to it: energies of compiled code
+        differ in their last bits.
         """
-        enough = (self._computed + evaluations) * self._work >= _WORTH_ANNOUNCED * _AUTO_WORK
-        if self._compile == "auto" and self._judge is not None and enough:
+        if self._compile == "auto" and self._judge is not None and self._worth_compiling():
             self._make_compiled(torch.from_numpy(self._judge.x).to(self._index.plus.device))
 
+    def _worth_compiling(self) -> bool:
+        return self._computed * self._work >= _AUTO_WORK
+
     def _compiled_function(self, x: Tensor) -> EnergyGradient | None:
-        """The compiled function, made at the first batch that is worth it; None where it is not (yet) to be used."""
+        """The compiled function; None where it is not (yet) to be used.
+
+        Without a judge there is nothing to settle on but the batch at hand, the first that is worth it.
+        """
         if self._compile is False or not len(x):
             return None
-        if self._compiled is None and (self._compile is True or self._computed * self._work >= _AUTO_WORK):
+        wanted = self._compile is True or (self._judge is None and self._worth_compiling())
+        if self._compiled is None and wanted:
             self._make_compiled(x, blocking=self._compile is True)
         return self._compiled
 
@@ -259,9 +268,9 @@ class TorchPotential(Potential):
             energy, gradient = self._run_compiled(compiled, torch.from_numpy(self._judge.x).to(x.device))
             self._judge.demand_total(energy, -gradient, what)
             return
-        pairs = zip(self._run_compiled(compiled, x), self._eager(x, gradient=True), strict=True)
-        (energy, true_energy), (gradient, true_gradient) = ([t.cpu().double().numpy() for t in pair] for pair in pairs)
-        compare_totals(energy, gradient, true_energy, true_gradient, what)
+        energy, gradient = self._run_compiled(compiled, x)
+        true_energy, true_gradient = self._eager(x, gradient=True)
+        compare_totals(as_array(energy), as_array(gradient), as_array(true_energy), as_array(true_gradient), what)
 
     # What everybody calls.
 

@@ -40,8 +40,6 @@ def periodic_series(force: openmm.PeriodicTorsionForce) -> Series:
             if strength == 0:
                 continue
             delta = phase.value_in_unit(unit.radian)
-            if n < 0:  # cos(n phi - delta) = cos(-n phi + delta)
-                n, delta = -n, -delta
             a, b = np.zeros(n + 1), np.zeros(n + 1)
             a[0] = strength
             a[n] += strength * np.cos(delta)

@@ -1,5 +1,6 @@
 """Independent samples with importance weights, and what can be computed from them."""
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,20 @@ import numpy as np
 import torch
 
 from openmm_cgflow.errors import InvalidInputError
-from openmm_cgflow.sampling.weights import clip_log_weights, effective_sample_size, log_mean_exp, pareto_k
+from openmm_cgflow.potentials.evaluator import Evaluator
+from openmm_cgflow.sampling.weights import (
+    clip_log_weights,
+    effective_sample_size,
+    log_mean_exp,
+    pareto_k,
+    trustworthy,
+)
+from openmm_cgflow.units import KB
 
 __all__ = ["Samples"]
+
+_log = logging.getLogger("openmm_cgflow")
+_TOO_MUCH = 0.1  # kT
 
 
 @dataclass(frozen=True)
@@ -22,12 +34,15 @@ class Samples:
     Attributes:
         positions: `(n, atoms, 3)` nm, float32; of vectors `(n, dim)`.
         log_weights: `(n,)`, `-u(x) - log q(x)`; minus infinity where the energy is not finite.
-        reduced_energies: `(n,)`, `U / kT`.
+        reduced_energies: `(n,)`, `U / kT`, float64.
         log_densities: `(n,)`, `log q(x)` per nm^(3 atoms - 6), rigid motion taken out, as `CGFlow.logDensity` gives.
         slow: `(n, n_slow)` slow torsions in radians.
         temperature: K.
         topology: OpenMM topology of the molecule; None for vectors.
         slow_names: names of the slow torsions.
+        log_labellings: log of the number of labellings of equivalent atoms of which `logZ` counts one, and the samples
+            show one: log 3 for each symmetric rotor such as CH3.
+        system: the OpenMM System whose energies these are; None for vectors.
     """
 
     positions: np.ndarray
@@ -38,6 +53,8 @@ class Samples:
     temperature: float
     topology: Any
     slow_names: tuple[str, ...]
+    log_labellings: float = 0.0
+    system: Any = None
 
     @property
     def n(self) -> int:
@@ -53,8 +70,8 @@ class Samples:
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """Normalised weights `(n,)`."""
-        return torch.softmax(self._log_weights, 0).numpy()
+        """Normalised weights `(n,)`; all zero where no sample has a finite energy."""
+        return torch.softmax(self._log_weights, 0).nan_to_num(0.0).numpy()
 
     @cached_property
     def ess(self) -> float:
@@ -68,17 +85,21 @@ class Samples:
 
     @cached_property
     def khat(self) -> float:
-        """Pareto k-hat of the weights: above 0.7 they are not to be trusted; NaN for too few samples."""
+        """Pareto k-hat of the weights; NaN for too few samples. What it means: `trustworthy`, and `sampling.trust`."""
         return pareto_k(self._log_weights)
 
     @property
     def trustworthy(self) -> bool:
-        """Whether k-hat is known and at most 0.7 (arXiv 1507.02646)."""
-        return bool(self.khat <= 0.7)
+        """Whether k-hat is known and below `min(1 - 1 / log10(n), 0.7)` (arXiv 1507.02646)."""
+        return trustworthy(self.khat, self.n)
 
     @cached_property
     def logZ(self) -> float:
-        """Log configuration integral over internal coordinates, nm and rad, rigid motion taken out."""
+        """Log configuration integral over internal coordinates, nm and rad, rigid motion taken out.
+
+        It counts one labelling of the equivalent atoms of symmetric rotors (CH3, NH3+, CF3): add `log_labellings`,
+        log 3 for each rotor, for the integral over all of them, which is what a thermodynamic integral gives.
+        """
         return log_mean_exp(self._log_weights)[0]
 
     @cached_property
@@ -96,20 +117,79 @@ class Samples:
             the self-normalised average and its standard error, each of shape `(...)`.
 
         Raises:
-            InvalidInputError: if `values` does not have one row for each sample.
+            InvalidInputError: if `values` does not have one row for each sample, or no sample has a weight.
         """
         values = np.asarray(values, dtype=np.float64)
         if values.ndim == 0 or len(values) != self.n:
             raise InvalidInputError(
                 f"reweight: values has shape {values.shape}, but there are {self.n} samples; give one row for each."
             )
-        weights = self.weights.reshape(-1, *[1] * (values.ndim - 1))
+        weights = self._some_weights("reweight").reshape(-1, *[1] * (values.ndim - 1))
+        values = np.where(weights > 0, values, 0.0)  # what has no weight may be infinite
         mean = (weights * values).sum(0)
         return mean, np.sqrt((weights**2 * (values - mean) ** 2).sum(0))
 
+    def _some_weights(self, what: str) -> np.ndarray:
+        if not self.weights.any():
+            raise InvalidInputError(f"{what}: none of the {self.n} samples has a finite energy; train longer.")
+        return self.weights
+
     def resample(self, n: int, seed: int = 0) -> np.ndarray:
-        """Indices `(n,)` of samples drawn by their weights, with replacement: an unweighted Boltzmann ensemble."""
-        return np.random.default_rng(seed).choice(self.n, size=n, p=self.weights)
+        """Indices `(n,)` of samples drawn by their weights, with replacement: an unweighted Boltzmann ensemble.
+
+        Raises:
+            InvalidInputError: if no sample has a weight.
+        """
+        return np.random.default_rng(seed).choice(self.n, size=n, p=self._some_weights("resample"))
+
+    def check(self, n: int = 100, seed: int = 0) -> float:
+        """Recompute the weights of some samples with OpenMM itself, in double precision (Reference platform).
+
+        Half of them are those of the largest weights, on which averages depend most, the others any.
+
+        Arguments:
+            n: how many; all there are, at most.
+            seed: of the choice.
+
+        Returns:
+            the largest difference between two log-weights of one sample, in kT; it is logged, above 0.1 as a warning.
+
+        Raises:
+            InvalidInputError: for samples of vectors, `n` below one, or if no sample has a weight.
+
+        Example:
+            >>> import openmm
+            >>> system, spring = openmm.System(), openmm.CustomExternalForce("1.5*x^2")
+            >>> _ = system.addParticle(1.0), spring.addParticle(0), system.addForce(spring)
+            >>> x = np.array([[[1.0, 0.0, 0.0]], [[2.0, 0.0, 0.0]]])
+            >>> u = np.array([1.5, 6.1]) / (KB * 300.0)  # 6.1 kJ/mol should be 6.0
+            >>> samples = Samples(x, -u, u, 0 * u, np.zeros((2, 0)), 300.0, None, (), system=system)
+            >>> round(samples.check(), 4)
+            0.0401
+        """
+        if self.system is None:
+            raise InvalidInputError("check: these samples are vectors, of no molecule: OpenMM has no energy of them.")
+        if n < 1:
+            raise InvalidInputError(f"check: n is {n}; give a positive number of samples.")
+        self._some_weights("check")
+        chosen = self._worth_checking(n, seed)
+        energies, _ = Evaluator(self.system, "Reference")(np.asarray(self.positions[chosen], dtype=np.float64))
+        differences = np.abs(energies / (KB * self.temperature) - self.reduced_energies[chosen])
+        worst = int(np.nan_to_num(differences, nan=np.inf).argmax())
+        _log.log(
+            logging.WARNING if not differences[worst] <= _TOO_MUCH else logging.INFO,
+            "weights of %d samples recomputed by OpenMM: the largest difference is %.3g kT, of sample %d",
+            len(chosen),
+            differences[worst],
+            chosen[worst],
+        )
+        return float(differences[worst])
+
+    def _worth_checking(self, n: int, seed: int) -> np.ndarray:
+        """Indices of at most `n` samples that have a weight."""
+        order = np.argsort(-self.log_weights, kind="stable")[: int(np.isfinite(self.log_weights).sum())]
+        first, rest = order[: -(-n // 2)], order[-(-n // 2) :]
+        return np.concatenate([first, np.random.default_rng(seed).permutation(rest)[: n // 2]])
 
     @cached_property
     def trajectory(self) -> mdtraj.Trajectory:
@@ -134,6 +214,7 @@ class Samples:
             "slow": self.slow,
             "slow_names": np.array(self.slow_names, dtype=str),
             "temperature": np.array(self.temperature),
+            "log_labellings": np.array(self.log_labellings),
         }
         if path.suffix == ".npz":
             arrays["positions"] = self.positions
@@ -141,7 +222,8 @@ class Samples:
 
     def __repr__(self) -> str:
         trust = "" if self.trustworthy else " (weights not to be trusted)"
+        one = f" (one labelling: {self.log_labellings:.3f} more for all)" if self.log_labellings else ""
         return (
             f"Samples(n={self.n}, ess={self.ess:.3f}, ess_clipped={self.ess_clipped:.3f}, "
-            f"logZ={self.logZ:.3f}+-{self.logZ_error:.3f}, khat={self.khat:.2f}{trust})"
+            f"logZ={self.logZ:.3f}+-{self.logZ_error:.3f}{one}, khat={self.khat:.2f}{trust})"
         )

@@ -5,7 +5,16 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["clip_log_weights", "effective_sample_size", "log_mean_exp", "pareto_k", "soften_log_weights"]
+__all__ = [
+    "clip_log_weights",
+    "effective_sample_size",
+    "khat_limit",
+    "log_mean_exp",
+    "pareto_k",
+    "soften_log_weights",
+    "trust",
+    "trustworthy",
+]
 
 
 def log_mean_exp(log_weights: Tensor) -> tuple[float, float]:
@@ -68,8 +77,8 @@ def soften_log_weights(log_weights: Tensor, least: float, clipped: float) -> tup
 def pareto_k(log_weights: Tensor) -> float:
     """Shape of the generalised Pareto distribution of the largest weights (Vehtari et al., arXiv 1507.02646).
 
-    Below 0.5 the weights have a finite variance; above 0.7 estimates from them are not to be trusted. The tail are the
-    largest `min(n / 5, 3 sqrt(n))` weights; the fit is that of Zhang and Stephens (2009), with the paper's weak prior.
+    Below 0.5 the weights have a finite variance; what it says about estimates, `trust` says. The tail are the largest
+    `min(n / 5, 3 sqrt(n))` weights; the fit is that of Zhang and Stephens (2009), with the paper's weak prior.
 
     Returns:
         k-hat; NaN for fewer than 25 finite weights.
@@ -98,3 +107,43 @@ def _generalised_pareto_shape(excess: Tensor) -> float:
     best = (weights * theta).sum()
     k = torch.log1p(-best * excess).mean().item()
     return (n * k + 10 * 0.5) / (n + 10)
+
+
+def khat_limit(n: int) -> float:
+    """The k-hat from which weights of `n` samples are not to be trusted: `min(1 - 1 / log10(n), 0.7)`.
+
+    Source: Vehtari, Simpson, Gelman, Yao and Gabry, arXiv 1507.02646.
+
+    Example:
+        >>> khat_limit(100), khat_limit(10_000)
+        (0.5, 0.7)
+    """
+    return min(1 - 1 / math.log10(n), 0.7) if n > 10 else 0.0
+
+
+def trustworthy(khat: float, n: int) -> bool:
+    """Whether weights of `n` samples can be trusted: k-hat is known, and below `khat_limit`."""
+    return bool(khat < khat_limit(n))
+
+
+def trust(khat: float, n: int) -> str:
+    """What the Pareto k-hat of the weights means, in plain words: the one rule for whether they can be trusted.
+
+    Arguments:
+        khat: shape of the weights' tail; NaN if it could not be fitted.
+        n: number of samples that it was fitted to.
+
+    Returns:
+        One sentence without a full stop.
+
+    Example:
+        >>> trust(0.2, 10_000)
+        'the weights can be trusted'
+    """
+    if not math.isfinite(khat):
+        return "too few samples to judge the weights: draw more"
+    if not trustworthy(khat, n):
+        return "the weights are not to be trusted: a few samples dominate; train longer"
+    if khat < 0.5:
+        return "the weights can be trusted"
+    return "the weights are usable, but averages converge slowly: draw more samples or train longer"
