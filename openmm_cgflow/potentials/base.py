@@ -64,6 +64,9 @@ class Potential(torch.nn.Module):
             (gradient,) = torch.autograd.grad(energy.sum(), leaf)
         return energy.detach(), -gradient
 
+    def settle(self) -> None:
+        """To be called between batches, by one thread: how energies are computed may change here, and only here."""
+
     def forward(self, x: Tensor) -> Tensor:
         """The same as `energy`."""
         return self.energy(x)

@@ -19,7 +19,7 @@ from openmm_cgflow.potentials.translate import build_terms
 __all__ = ["TorchPotential"]
 
 _log = logging.getLogger(__name__)
-_COMPILING = threading.Lock()  # one compilation at a time; other threads go on without waiting for it
+_COMPILING = threading.Lock()  # one compilation at a time
 _COUNTING = threading.Lock()
 _EAGER_ENTRIES, _COMPILED_ENTRIES, _GPU_ENTRIES = 500_000, 130_000, 8_000_000  # rows x columns of a chunk
 _SMALL = 16  # configurations up to which compiled code, which always computes a full chunk, is not used
@@ -67,9 +67,9 @@ class TorchPotential(Potential):
             dtype: torch.float32, or torch.float64 for exact work.
             positions: (atoms, 3), nm or a Quantity. If given, energies and forces there (and at a few shaken copies)
                 are compared with a double-precision OpenMM Context.
-            compile: True: compile at the first large batch, or raise; False: never; "auto": once as much work was done
-                as compiling costs (some 100,000 evaluations of 40 atoms in implicit solvent, millions in vacuum),
-                where a compiler exists and works, else go on without.
+            compile: True: compile at the first large batch, or raise; False: never; "auto": at the first `settle` after
+                as much work as compiling costs (some 100,000 evaluations of 40 atoms in implicit solvent, millions in
+                vacuum), where a compiler exists and works, else go on without.
             only: Translate forces of these types alone (no comparison then).
 
         Raises:
@@ -119,17 +119,23 @@ class TorchPotential(Potential):
             self._done += evaluations
 
     def _compiled_function(self, device: torch.device, batch: int) -> EnergyGradient | None:
-        """The compiled function, made at the first batch that is worth it; None where it is not (yet) to be used."""
+        """The compiled function; None where it is not (yet) to be used."""
         if self._compile is False or batch <= _SMALL:
             return None
-        if self._compile == "auto" and self._done * self._work < _AUTO_WORK:
-            return None
-        if self._compiled is None and _COMPILING.acquire(blocking=self._compile is True):
-            try:
+        if self._compile is True and self._compiled is None:
+            with _COMPILING:
                 self._make_compiled(device)
-            finally:
-                _COMPILING.release()
         return self._compiled
+
+    def settle(self) -> None:
+        """Compile if that is worth it by now.
+
+        It depends on the number of evaluations alone, and not on when a thread comes to it: energies of compiled code
+        differ in their last bits.
+        """
+        if self._compile == "auto" and self._done * self._work >= _AUTO_WORK:
+            with _COMPILING:
+                self._make_compiled(next(self.buffers()).device)
 
     def _make_compiled(self, device: torch.device) -> None:
         if self._compiled is not None or self._compile is False:
