@@ -84,7 +84,7 @@ class Loop:
         """
         self.budget, self.parallel, self._reporter, self._save = budget, parallel, reporter, save
         self.seconds, self.evaluations = self.seconds - budget.seconds_before, self.evaluations - budget.used
-        self.call, self.running = (0.0, 0), True
+        self.running = True
         try:
             while True:
                 stage = self.stages[self.stage]
@@ -93,20 +93,20 @@ class Loop:
                     break
                 self.enter(stage.following)
                 self.save(force=True)
-            self.call = None
+            self._end(early=budget.ended())
         except Spent:
-            self.call = (0.0, 0) if budget.ended() else None
-        finally:
-            self._end()
+            self._end(early=budget.ended())
+        except BaseException:
+            self._end(early=True)
+            raise
 
-    def _end(self) -> None:
+    def _end(self, early: bool) -> None:
         if self.stages[self.stage].following is None:
             self.module.load_state_dict(self.average.state_dict())
         else:  # what was learned stays; the stage is done again
             self.optimizer = None
             self.average.load_state_dict(self.module.state_dict())
-        if self.call is not None:
-            self.call = self.budget.elapsed, self.budget.used
+        self.call = (self.budget.elapsed, self.budget.used) if early else None
         (self.seconds, self.evaluations), self.running = self.totals(), False
 
     def enter(self, stage: str) -> None:
