@@ -1,5 +1,6 @@
 """What flows of molecules and of plain vectors have in common: training, samples, densities, free energies."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -15,13 +16,13 @@ from openmm import app, unit
 from torch import Tensor
 
 from openmm_cgflow.coordinates import InternalCoordinates, LinearCoordinates
-from openmm_cgflow.errors import InvalidInputError, MismatchError
+from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError, ModelFileError, TrainingError
 from openmm_cgflow.flows import FlowSettings, JointFlow
 from openmm_cgflow.potentials import Potential
 from openmm_cgflow.sampling import Samples
-from openmm_cgflow.storage import fill, locked, read_file, reading
+from openmm_cgflow.storage import fill, locked, read_file
 from openmm_cgflow.training import BoltzmannTarget, Budget, Metrics, Parallel, Reporter, Trainer, TrainSettings
-from openmm_cgflow.training.checkpoint import CheckpointWriter, load_state
+from openmm_cgflow.training.checkpoint import CheckpointWriter, flatten, unflatten
 from openmm_cgflow.training.interrupt import Interruptible
 from openmm_cgflow.units import KB, in_nm, in_seconds
 from openmm_cgflow.version import __version__
@@ -59,6 +60,8 @@ class BaseFlow(Generic[Coordinates]):
         self.seed = settings.seed
         self.history: list[dict[str, Any]] = []
         self._seconds = 0.0
+        self._evaluations_before = 0
+        self._training: dict[str, Any] | None = None  # what `load` found of it
         self._trainer: Trainer | None = None
 
     # -- description ------------------------------------------------------------------------------------------------
@@ -76,7 +79,7 @@ class BaseFlow(Generic[Coordinates]):
     @property
     def evaluations(self) -> int:
         """Energies of single configurations computed so far: what training and sampling cost."""
-        return self.potential.evaluations
+        return self._evaluations_before + self.potential.evaluations
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -107,7 +110,16 @@ class BaseFlow(Generic[Coordinates]):
     ) -> Self:
         """Train until the time or the number of evaluations is spent; with neither, for eight minutes.
 
-        Ctrl-C ends the training early and keeps what was learned. Called again, it goes on refining.
+        Every call adds its budget to what was done before: called again, or after `load`, training goes on refining.
+        Both limits are kept to a batch. Ctrl-C ends the training early and keeps what was learned.
+
+        With a checkpoint, a call that did not come to its end (killed, or ended by Ctrl-C) is finished by the same call
+        in another process: its budget goes on where it was. Of a call that came to its end the checkpoint is a state
+        like that of a model: the same call again adds its budget once more. A flow that has been trained further than
+        the checkpoint goes on from itself.
+
+        With one seed and a limit of evaluations alone, the result is the same, bit for bit, on one machine, for any
+        number of threads.
 
         Arguments:
             time: wall-clock time, Quantity or seconds.
@@ -117,59 +129,121 @@ class BaseFlow(Generic[Coordinates]):
             progress: draw a progress bar.
             metrics: CSV file for a row of figures every few seconds.
             frames: MD frames of this molecule at this temperature (`(n, atoms, 3)`, trajectory, Quantity or nm), if any
-                exist: the refinement learns from their likelihood too, at a quarter of the weight. Not needed.
-            settings: how to train.
+                exist: the refinement of this call learns from their likelihood too, at a quarter of the weight. Not
+                needed.
+            settings: how to train, from here on; as before by default. A flow that has its start goes on with the other
+                stages: a Laplace start or tempering is not done again.
 
         Returns:
             the flow itself.
 
         Raises:
-            TrainingError: if no energy is finite.
+            InvalidInputError: for a budget that is too small for anything, or frames of the mirror image or of another
+                isomer only.
+            TrainingError: if no energy is finite, or if energies turn out to take so long that no start was made.
             ModelFileError: for a checkpoint that cannot be read or written.
-            MismatchError: for a checkpoint of another System, or frames of another molecule.
+            MismatchError: for a checkpoint of another System or another training, or frames of another molecule.
+
+        Example:
+            >>> import openmm_cgflow as cgf
+            >>> from openmm_cgflow.potentials import DoubleWell
+            >>> flow = cgf.VectorFlow(DoubleWell(), slow=[0], width=2.0)
+            >>> flow = flow.train(evaluations=2000, progress=False).train(evaluations=1000, progress=False)
+            >>> 2900 < flow.provenance["evaluations"] <= 3000
+            True
         """
-        seconds = None if time is None else in_seconds(time)
-        if seconds is None and evaluations is None:
-            seconds = DEFAULT_SECONDS
-        for name, value in (("time", seconds), ("evaluations", evaluations)):
-            if value is not None and value <= 0:
-                raise InvalidInputError(f"train: {name} is {value}; give a positive number.")
-        trainer = self._trainer or Trainer(self.flow, self.target, settings, self.seed)
-        if frames is not None:
-            trainer.frames = self._internal(frames)[0].float()
-        budget = Budget(seconds, evaluations, evaluations_before=self.evaluations)
-        history = [Metrics(**row) for row in self.history]
+        seconds, limit = _budget(time, evaluations)
+        rows = None if frames is None else self._frames(frames)
+        trainer = self._trainer or self._new_trainer()
         path = None if checkpoint is None else Path(checkpoint)
-        if path is not None and resume and path.exists():
-            history = self._resume(trainer, budget, path)
-        with (
-            locked(path),
-            Reporter(progress, metrics, history) as reporter,
-            Parallel() as parallel,
-            Interruptible() as interrupted,
-        ):
-            self._trainer = trainer
-            save = CheckpointWriter(path, trainer, reporter, self._identity())
-            try:
-                trainer.run(budget, reporter, parallel, save, interrupted)
-            finally:
-                self.history = [asdict(row) for row in reporter.history]
-                self._seconds += budget.elapsed
-            save(force=True)
+        call = (0.0, 0)
+        with locked(path):
+            if path is not None and resume and path.exists():
+                call = self._resume(trainer, path, settings)
+            if settings is not None:
+                trainer.follow(settings)
+            trainer.task.frames, self._trainer = rows, trainer
+            fresh = not trainer.history
+            with Interruptible() as interrupted, Parallel() as parallel, Reporter(progress, metrics, fresh) as reporter:
+                budget = Budget(seconds, limit, call[0], call[1], interrupted)
+                save = CheckpointWriter(path, trainer, self._identity())
+                try:
+                    trainer.run(budget, parallel, reporter, save, interrupted.at_once)
+                finally:
+                    self.history = [asdict(row) for row in trainer.history]
+                    self._seconds = trainer.loop.seconds
+                save(force=True)
+                if trainer.loop.stage == "laplace":
+                    if not interrupted():
+                        raise TrainingError("train: the time was spent before the start was made; give more of it.")
+                    logger.warning("ended before the start was complete: what the flow has learned is of little use")
         return self
 
-    def _resume(self, trainer: Trainer, budget: Budget, path: Path) -> list[Metrics]:
+    def _frames(self, frames: Any) -> Tensor:  # noqa: ANN401
+        """Rows `(n, dof)` of frames, without those that the flow cannot give."""
+        q, _ = self._internal(frames)
+        inside = self.coordinates.in_domain(q)
+        outside = int((~inside).sum())
+        if outside == len(q):
+            raise InvalidInputError(
+                f"train: all {outside:,} frames are of the mirror image or of another isomer than the flow's "
+                "structure, which it never gives; build the CGFlow from one of the frames, or leave them out."
+            )
+        if outside:
+            logger.warning(
+                "train: %d of %d frames are left out: of the mirror image or another isomer than the flow's structure",
+                outside,
+                len(q),
+            )
+        return q[inside].float()
+
+    def _new_trainer(self) -> Trainer:
+        """A trainer that goes on from what this flow was loaded with."""
+        trainer = Trainer(self.flow, self.target, None, self.seed)
+        trainer.loop.history = [Metrics(**row) for row in self.history]
+        if self._training is not None:
+            trainer.load_state_dict(self._training)
+        elif self.history:  # a file of an earlier version
+            trainer.loop.seconds, trainer.loop.evaluations = self._seconds, self.history[-1]["evaluations"]
+            trainer.trained()
+        return trainer
+
+    def _resume(self, trainer: Trainer, path: Path, settings: TrainSettings | None) -> tuple[float, int]:
+        """Go on from a checkpoint that is further than this flow; returns what its last call spent, if unfinished."""
         tensors, header = read_file(path, "checkpoint")
         if header.get("identity") != self._identity():
             raise MismatchError(
                 f"{path} is the checkpoint of another System, temperature, choice of slow variables or seed; "
                 "remove it, choose another checkpoint, or start anew with resume=False (--no-resume)."
             )
-        with reading(path, "checkpoint"):
-            history = load_state(trainer, tensors, header)
-            budget.seconds_before, budget.evaluations_before = header["seconds"], 0
-        logger.info("going on from %s: stage %s, %d evaluations", path, trainer.stage, header["evaluations"])
-        return history
+        before, recipe = copy.deepcopy(trainer.state_dict()), trainer.task.settings
+        try:
+            ours, theirs = ([json.dumps(row) for row in rows] for rows in (before["history"], header["history"]))
+            if ours != theirs[: len(ours)]:
+                if theirs == ours[: len(theirs)]:  # an earlier state of this flow
+                    return 0.0, 0
+                raise MismatchError(
+                    f"{path} is the checkpoint of another training than this flow's: choose another checkpoint, or "
+                    "have it replaced with resume=False (--no-resume)."
+                )
+            if self._trainer is not None and ours == theirs:
+                return 0.0, 0
+            trainer.load_state_dict(unflatten(tensors, header), settings)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, CGFlowError):
+                raise
+            trainer.load_state_dict(before, recipe)
+            raise ModelFileError(
+                f"{path} is damaged, or of another version of openmm_cgflow ({type(error).__name__}: {error}); "
+                "remove it, or start anew with resume=False (--no-resume)."
+            ) from error
+        self._count(trainer.loop.evaluations)
+        logger.info("going on from %s: stage %s, %d evaluations", path, trainer.loop.stage, trainer.loop.evaluations)
+        return trainer.loop.call or (0.0, 0)
+
+    def _count(self, evaluations: int) -> None:
+        """Let `evaluations` go on from here; the potential, which others may use too, keeps its own count."""
+        self._evaluations_before = evaluations - self.potential.evaluations
 
     def _identity(self) -> str:
         """A digest of what the training is for."""
@@ -183,7 +257,8 @@ class BaseFlow(Generic[Coordinates]):
     def _tensors(self) -> dict[str, Tensor]:
         """What was learned, by name."""
         learned = {f"flow.{name}": t for name, t in self.flow.state_dict().items()}
-        return learned | {f"coordinates.{name}": t for name, t in self.coordinates.state_dict().items()}
+        learned |= {f"coordinates.{name}": t for name, t in self.coordinates.state_dict().items()}
+        return learned | flatten(self._training_state(), "training/")[0]
 
     def _header(self) -> dict[str, Any]:
         """What belongs to a stored model beside its tensors and its target."""
@@ -193,15 +268,22 @@ class BaseFlow(Generic[Coordinates]):
             "seed": self.seed,
             "history": self.history,
             "seconds": self._seconds,
+            "training": flatten(self._training_state())[1],
         }
+
+    def _training_state(self) -> dict[str, Any]:
+        """What a training that goes on from this flow needs beside the flow."""
+        return (self._training or {}) if self._trainer is None else self._trainer.state_dict(whole=False)
 
     def _restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         """Set what `_tensors` and `_header` gave."""
         for name, module in (("flow", self.flow), ("coordinates", self.coordinates)):
             fill(module, tensors, name)
         self.seed, self.history, self._seconds = header["seed"], header["history"], header["seconds"]
+        if header.get("training"):
+            self._training = unflatten(tensors, header["training"], "training/")
         if self.history:
-            self.potential.evaluations = self.history[-1]["evaluations"]
+            self._count(self.history[-1]["evaluations"])
 
     # -- use -----------------------------------------------------------------------------------------------------
 
@@ -248,6 +330,7 @@ class BaseFlow(Generic[Coordinates]):
             centred = x - x.mean(1, keepdim=True) if x.dim() == 3 else x
             return q, log_prob, centred, logdet, u
 
+        self.potential.settle()
         q, log_prob, x, logdet, u = parallel.map(draw, self.flow.draw_noise(n, generator))
         log_density = log_prob.double() - logdet.double()
         log_weights = -u.double() - log_density
@@ -308,3 +391,14 @@ class BaseFlow(Generic[Coordinates]):
             raise MismatchError(f"freeEnergy: slow has shape {tuple(s.shape)}; give (n, {n_slow}): {self.slow_names}.")
         log_prob = self.flow.bead_flow.log_prob_slow(s.float()).double()
         return (-self.target.kT * log_prob).numpy() * unit.kilojoule_per_mole
+
+
+def _budget(time: Any, evaluations: int | None) -> tuple[float | None, int | None]:  # noqa: ANN401
+    """Seconds and evaluations of a call, after checking them."""
+    seconds = None if time is None else in_seconds(time)
+    if seconds is None and evaluations is None:
+        seconds = DEFAULT_SECONDS
+    for name, value in (("time", seconds), ("evaluations", evaluations)):
+        if value is not None and not 0 < value < np.inf:
+            raise InvalidInputError(f"train: {name} is {value}; give a positive number.")
+    return seconds, None if evaluations is None else max(1, int(evaluations))

@@ -176,7 +176,11 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint if there is one.")] = True,
     metrics: Annotated[Path | None, typer.Option(help="CSV file for the training curves.")] = None,
 ) -> None:
-    """Train a flow on the energies of a molecule. Ctrl-C ends the training early and keeps what was learned."""
+    """Train a flow on the energies of a molecule. Ctrl-C ends the training early and keeps what was learned.
+
+    The same command again finishes a training that was ended or killed; one that came to its end is trained further, by
+    as much again.
+    """
     for name, value in (("--time", seconds), ("--evaluations", evaluations), ("--temperature", temperature)):
         _positive(name, value)
     state = checkpoint or output.with_name(f"{output.name}.checkpoint")
@@ -187,12 +191,14 @@ def train(
     from openmm_cgflow.inputs import load_system
     from openmm_cgflow.model import CGFlow
     from openmm_cgflow.storage import locked
+    from openmm_cgflow.training.interrupt import Interruptible
 
     ctx.with_resource(locked(output))
     molecule = load_system(*files, forcefield=forcefield, implicit_solvent=implicit_solvent, constraints=constraints)
     flow = CGFlow(*molecule, temperature=temperature, slow=_slow(slow), seed=seed)
     try:
-        flow.train(time=seconds, evaluations=evaluations, checkpoint=state, resume=resume, metrics=metrics)
+        with Interruptible() as interrupted:
+            flow.train(time=seconds, evaluations=evaluations, checkpoint=state, resume=resume, metrics=metrics)
     except KeyboardInterrupt:
         where = (
             f"the state is in {state}: the same command goes on from there" if state.exists() else "nothing was saved"
@@ -200,7 +206,17 @@ def train(
         _fail(f"stopped; {where}", 130)
     flow.save(output)
     typer.echo(f"saved {output}")
-    _summarise(flow, flow.sample(CHECK_SAMPLES, seed=seed), [("model", str(output)), ("checkpoint", str(state))])
+    try:
+        samples = flow.sample(_check_samples(flow.provenance, hurry=interrupted()), seed=seed)
+    except KeyboardInterrupt:
+        _fail(f"stopped before the check; the model is in {output}", 130)
+    _summarise(flow, samples, [("model", str(output)), ("checkpoint", str(state))])
+
+
+def _check_samples(provenance: dict[str, Any], hurry: bool) -> int:
+    """How many samples show how good a model is: fewer where they would take long, or somebody waits for the end."""
+    rate = provenance["evaluations"] / max(provenance["seconds"], 1e-3)
+    return int(min(CHECK_SAMPLES, max(100, rate * (1.0 if hurry else max(10.0, 0.1 * provenance["seconds"])))))
 
 
 @app.command()

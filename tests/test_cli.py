@@ -298,9 +298,12 @@ def test_a_real_training_from_end_to_end(tmp_path):
     assert done.returncode == 0, done.stderr
     assert float(re.search(r"unclipped weights\s+([\d.]+) %", done.stdout)[1]) > 2
     assert len((tmp_path / "m.csv").read_text().splitlines()) >= 2
-    again = shell(*command)  # the time is spent: nothing is left to do
+    again = shell(*command)  # the call had come to its end: it is added once more
     assert again.returncode == 0, again.stderr
     assert "going on from" in again.stderr
+    rows = (tmp_path / "m.csv").read_text().splitlines()
+    assert 45 < float(rows[-1].split(",")[1]) < 60
+    assert sum(row.startswith("laplace") for row in rows) == 1
     other = shell(*command, "--temperature", 400)
     assert other.returncode == 2
     assert "checkpoint of another System, temperature" in other.stderr

@@ -220,13 +220,13 @@ def test_ctrl_c_keeps_what_was_learned_and_the_training_goes_on(tmp_path, stage)
 def test_resumed_training_has_the_state_that_was_saved(tmp_path):
     quick = cgf.TrainSettings(points=32, sweeps=2, fit_steps=5, buffer=500, buffer_steps=3, soft_buffers=1, batch=64)
     first = build(seed=1).train(evaluations=12_000, progress=False, settings=quick, checkpoint=tmp_path / "c")
-    again = build(seed=1).train(evaluations=12_000, progress=False, settings=quick, checkpoint=tmp_path / "c")
-    assert again.history == first.history  # the budget was spent already
+    again = build(seed=1).train(evaluations=1, progress=False, checkpoint=tmp_path / "c")  # too few for anything
+    assert again.history == first.history
     assert again.evaluations == first.evaluations
     np.testing.assert_array_equal(again.sample(20, seed=0).positions, first.sample(20, seed=0).positions)
-    further = build(seed=1).train(evaluations=14_000, progress=False, settings=quick, checkpoint=tmp_path / "c")
+    further = build(seed=1).train(evaluations=2000, progress=False, settings=quick, checkpoint=tmp_path / "c")
     assert further.history[: len(first.history)] == first.history
-    assert further.evaluations >= 14_000
+    assert 13_950 <= further.evaluations <= 14_000
 
 
 def test_checkpoint_of_another_training_is_refused(tmp_path):

@@ -1,6 +1,11 @@
-"""Training a flow on a potential: Laplace start, reverse KL, reweighted maximum likelihood."""
+"""Training a flow on a potential: a loop that goes through stages.
 
-from openmm_cgflow.training.budget import Budget
+`Loop` (loop.py) knows a budget, an optimizer and checkpoints, and no flow; `stages/` know a flow and what they share, a
+`Task` (task.py); `Trainer` (trainer.py) puts them together. Settings are recipes that never change: whatever changes
+is in a `state_dict`, and a checkpoint is that of the trainer.
+"""
+
+from openmm_cgflow.training.budget import Budget, Spent
 from openmm_cgflow.training.laplace import LaplaceMixture, curvature_factor, laplace, minimise
 from openmm_cgflow.training.objectives import joint_reverse_kl, negative_log_likelihood, stiff_divergence
 from openmm_cgflow.training.parallel import Parallel, available_cores
@@ -8,7 +13,7 @@ from openmm_cgflow.training.reporter import Metrics, Reporter
 from openmm_cgflow.training.settings import TrainSettings
 from openmm_cgflow.training.start import anneal_soft, separating_directions, soft_and_stiff
 from openmm_cgflow.training.target import BoltzmannTarget
-from openmm_cgflow.training.tempering import AdaptiveTempering, GeometricTempering, Tempering
+from openmm_cgflow.training.tempering import AdaptiveTempering, GeometricTempering, Level, Tempering
 from openmm_cgflow.training.trainer import Trainer
 
 __all__ = [
@@ -17,9 +22,11 @@ __all__ = [
     "Budget",
     "GeometricTempering",
     "LaplaceMixture",
+    "Level",
     "Metrics",
     "Parallel",
     "Reporter",
+    "Spent",
     "Tempering",
     "TrainSettings",
     "Trainer",

@@ -1,81 +1,75 @@
-"""A training's state as tensors and plain values, from which it goes on as if it had not been interrupted."""
+"""The state of a training in a file: tensors by the path to them, and the rest as JSON."""
 
-import copy
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openmm_cgflow.storage import write_file
-from openmm_cgflow.training.reporter import Metrics, Reporter
 from openmm_cgflow.training.trainer import Trainer
 
-__all__ = ["CheckpointWriter", "load_state", "save_state"]
+__all__ = ["CheckpointWriter", "flatten", "unflatten"]
 
 _SECONDS = 15.0
 
 
-def save_state(trainer: Trainer, history: list[Metrics]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by name, and the rest as JSON-able values."""
-    tensors = {f"flow.{name}": t for name, t in trainer.flow.state_dict().items()}
-    tensors |= {f"average.{name}": t for name, t in trainer.average.state_dict().items()}
-    tensors |= {f"coordinates.{name}": t for name, t in trainer.target.coordinates.state_dict().items()}
-    if trainer.broad is not None:
-        tensors |= {f"broad.{name}": t for name, t in trainer.broad.state_dict().items()}
-    tensors["generator"] = trainer.generator.get_state()
-    if trainer.optimizer is not None:
-        for index, state in trainer.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(t) for name, t in state.items()}
-    header = {"stage": trainer.stage, "dropped": trainer.replay.dropped, "evaluations": trainer.target.evaluations}
-    header |= {"seconds": trainer.budget.elapsed, "history": [asdict(row) for row in history]}
-    if trainer.settings.tempering is not None:
-        header["tempering"] = vars(trainer.settings.tempering)
-    return tensors, header
+def flatten(state: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of a nested state by their paths, and the same nesting without them.
+
+    Example:
+        >>> flatten({"a": {"b": torch.zeros(1), "c": 2}, "d": None}, "x/")
+        ({'x/a/b': tensor([0.])}, {'a': {'c': 2}, 'd': None})
+    """
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            tensors[prefix + name] = value
+        elif isinstance(value, Mapping):
+            inner, plain[name] = flatten(value, f"{prefix}{name}/")
+            tensors |= inner
+        else:
+            plain[name] = value
+    return tensors, plain
 
 
-def load_state(trainer: Trainer, tensors: dict[str, Tensor], header: dict[str, Any]) -> list[Metrics]:
-    """Set the trainer to the saved state; returns the rows of its history."""
-    modules: dict[str, nn.Module] = {
-        "flow": trainer.flow,
-        "average": trainer.average,
-        "coordinates": trainer.target.coordinates,
-    }
-    if any(name.startswith("broad.") for name in tensors):
-        trainer.broad = modules["broad"] = copy.deepcopy(trainer.flow.bead_flow.slow)
-    for name, module in modules.items():
-        module.load_state_dict({k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")})
-    trainer.generator.set_state(tensors["generator"])
-    trainer.stage, trainer.replay.dropped = header["stage"], header["dropped"]
-    trainer.target.potential.evaluations = header["evaluations"]
-    for name, value in header.get("tempering", {}).items():
-        setattr(trainer.settings.tempering, name, value)
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = tensor
-    if state:
-        trainer.make_optimizer()
-        assert trainer.optimizer is not None
-        groups = trainer.optimizer.state_dict()["param_groups"]
-        trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return [Metrics(**row) for row in header["history"]]
+def unflatten(tensors: Mapping[str, Tensor], plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The inverse of `flatten`.
+
+    Example:
+        >>> unflatten({"x/a/b": torch.zeros(1), "y": torch.zeros(1)}, {"a": {"c": 2}}, "x/")
+        {'a': {'c': 2, 'b': tensor([0.])}}
+    """
+    state = {name: unflatten({}, value) if isinstance(value, Mapping) else value for name, value in plain.items()}
+    for path, tensor in tensors.items():
+        if path.startswith(prefix):
+            *outer, name = path[len(prefix) :].split("/")
+            place = state
+            for step in outer:
+                place = place[step]
+            place[name] = tensor
+    return state
 
 
 class CheckpointWriter:
-    """Writes the trainer's state, not more often than every few seconds unless forced."""
+    """Writes a training's state, not more often than every few seconds unless forced.
 
-    def __init__(self, path: Path | None, trainer: Trainer, reporter: Reporter, identity: str) -> None:
-        self._path, self._trainer, self._reporter, self._identity = path, trainer, reporter, identity
-        self._last = 0.0
+    Arguments:
+        path: where to, or None for nowhere.
+        trainer: whose state.
+        identity: of what the training is for.
+    """
+
+    def __init__(self, path: Path | None, trainer: Trainer, identity: str) -> None:
+        self._path, self._trainer, self._identity = path, trainer, identity
+        self._last = trainer.loop.totals()[0]
 
     def __call__(self, force: bool = False) -> None:
         """Write, if it is time or `force`."""
-        elapsed = self._trainer.budget.elapsed
+        elapsed = self._trainer.loop.totals()[0]
         if self._path is None or not (force or elapsed - self._last > _SECONDS):
             return
-        tensors, header = save_state(self._trainer, self._reporter.history)
+        tensors, header = flatten(self._trainer.state_dict())
         write_file(self._path, "checkpoint", tensors, header | {"identity": self._identity})
         self._last = elapsed

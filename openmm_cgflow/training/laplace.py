@@ -1,12 +1,13 @@
 """A start that costs almost nothing: a Gaussian of the stiff variables around the minimum at fixed soft ones."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from openmm_cgflow.training.parallel import Parallel
+from openmm_cgflow.training.parallel import CHUNK, Parallel
 from openmm_cgflow.training.target import BoltzmannTarget
 
 __all__ = ["LaplaceMixture", "curvature_factor", "laplace", "minimise"]
@@ -49,7 +50,12 @@ def _log_diagonal(factor: Tensor) -> Tensor:
 
 
 def curvature_factor(
-    target: BoltzmannTarget, structure: Tensor, stiff: Tensor, scale: Tensor, parallel: Parallel
+    target: BoltzmannTarget,
+    structure: Tensor,
+    stiff: Tensor,
+    scale: Tensor,
+    parallel: Parallel,
+    descents: Sequence[int] = (80, 40, 40),
 ) -> tuple[Tensor, Tensor]:
     """The minimum next to one structure, and the factor of its inverse curvature, which preconditions everything else.
 
@@ -59,20 +65,28 @@ def curvature_factor(
         stiff: `(n_stiff,)` indices of the coordinates to minimise over.
         scale: `(dof,)` rough thermal widths.
         parallel: over which evaluations are spread.
+        descents: iterations of each minimisation; the curvature is measured between any two of them, each time in units
+            of the one before.
 
     Returns:
         `(1, dof)` and `(n_stiff, n_stiff)`.
     """
     factor = torch.diag(scale[stiff])
-    structure, _ = minimise(target, structure, stiff, factor, parallel, 80)
-    for _ in range(2):  # the second time in units of the first curvature
+    structure, _ = minimise(target, structure, stiff, factor, parallel, descents[0])
+    for iterations in descents[1:]:
         factor = _factors(target, structure, stiff, factor, parallel)[0]
-        structure, _ = minimise(target, structure, stiff, factor, parallel, 40)
+        structure, _ = minimise(target, structure, stiff, factor, parallel, iterations)
     return structure, factor
 
 
 def laplace(
-    target: BoltzmannTarget, points: Tensor, stiff: Tensor, factor: Tensor, parallel: Parallel, iterations: int = 25
+    target: BoltzmannTarget,
+    points: Tensor,
+    stiff: Tensor,
+    factor: Tensor,
+    parallel: Parallel,
+    iterations: int = 25,
+    measured: int | None = None,
 ) -> LaplaceMixture:
     """Minimise the action over the stiff coordinates at each point and take its curvature there.
 
@@ -86,11 +100,29 @@ def laplace(
         factor: `(n_stiff, n_stiff)` preconditioner, from `curvature_factor`.
         parallel: over which the evaluations are spread.
         iterations: of the minimisation.
+        measured: at how many of the points the curvature is measured: all by default. The others have that of the
+            nearest of these; it is that of `factor` everywhere if there are none.
     """
     minima, action = minimise(target, points, stiff, factor, parallel, iterations)
-    factors = _factors(target, minima, stiff, factor, parallel)
+    if measured == 0:
+        factors = factor.expand(len(minima), -1, -1)
+    else:
+        some = minima[:measured]
+        factors = _factors(target, some, stiff, factor, parallel)[_nearest(target, minima, some, stiff)]
     constant = 0.5 * stiff.numel() * math.log(2 * math.pi)
     return LaplaceMixture(minima, factors, -action + _log_diagonal(factors) + constant, stiff)
+
+
+def _nearest(target: BoltzmannTarget, minima: Tensor, some: Tensor, stiff: Tensor) -> Tensor:
+    """For each of the minima the index of the nearest of `some`, by all but the stiff coordinates."""
+    if len(some) == len(minima):
+        return torch.arange(len(minima))
+    others = torch.ones(minima.shape[1], dtype=torch.bool)
+    others[stiff] = False
+    period = target.coordinates.period[others].to(minima)
+    apart = minima[:, None, others] - some[None, :, others]
+    apart = torch.where(period > 0, apart - period * torch.round(apart / period.clamp(min=1e-9)), apart)
+    return (apart * apart).sum(2).argmin(1)
 
 
 def minimise(
@@ -105,6 +137,7 @@ def minimise(
     action, gradient = parallel.map(target.action_and_gradient, q)
     radius = torch.full_like(action, 3.0)
     for _ in range(iterations):
+        target.settle()
         downhill = -gradient[:, stiff] @ factor  # in whitened units
         length = downhill.norm(dim=1)
         move = downhill * torch.clamp(radius / length.clamp(min=1e-12), max=1.0).unsqueeze(1)
@@ -135,7 +168,7 @@ def _factors(target: BoltzmannTarget, minima: Tensor, stiff: Tensor, factor: Ten
         white = (gradient[:, 0] - gradient[:, 1]) @ factor / (2 * _STEP)
         return (0.5 * (white + white.transpose(1, 2)),)
 
-    hessian = parallel.map(curvature, minima, chunk=max(1, 2048 // (2 * n)))[0]
+    hessian = parallel.map(curvature, minima, chunk=max(1, CHUNK // (2 * n)))[0]
     values, vectors = torch.linalg.eigh(hessian.double())
     inverse = vectors @ torch.diag_embed(1 / values.clamp(1 / 30, 30.0)) @ vectors.transpose(1, 2)
     covariance = factor.double() @ inverse @ factor.double().T

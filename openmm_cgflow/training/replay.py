@@ -59,9 +59,9 @@ class Replay:
         q, weights = zip(*self.buffers, strict=True)
         return torch.cat(q), torch.cat(weights)
 
-    def rows(self, q: Tensor, weights: Tensor, blurred: float | None = None) -> Tensor:
-        """Samples `(batch, dof)` of the pool drawn by their weights, a share of them with a blurred soft variable."""
-        chosen = torch.multinomial(weights, self.settings.batch, replacement=True, generator=self.generator)
+    def rows(self, q: Tensor, weights: Tensor, n: int, blurred: float | None = None) -> Tensor:
+        """Samples `(n, dof)` of the pool drawn by their weights, a share of them with a blurred soft variable."""
+        chosen = torch.multinomial(weights, n, replacement=True, generator=self.generator)
         return self.blurred(q[chosen], self.settings.blur, self.settings.blurred if blurred is None else blurred)
 
     def blurred(self, q: Tensor, width: float, share: float | None = None) -> Tensor:

@@ -13,7 +13,7 @@ __all__ = ["Metrics", "Reporter"]
 
 @dataclass(frozen=True)
 class Metrics:
-    """One row of a training's history.
+    """One row of a training's history; it has all calls of `train` in it.
 
     Attributes:
         stage: `laplace`, `fit`, `soft` and `refine`; or `tempering`, then `refine`.
@@ -37,18 +37,16 @@ class Metrics:
 
 
 class Reporter:
-    """Shows progress and keeps the rows.
+    """Shows progress and writes the rows.
 
     Arguments:
         progress: whether to draw a bar on the terminal.
         metrics: CSV file to append rows to, or None.
-        history: rows of earlier sessions.
+        fresh: begin the file anew.
     """
 
-    def __init__(
-        self, progress: bool = True, metrics: str | Path | None = None, history: list[Metrics] | None = None
-    ) -> None:
-        self.history: list[Metrics] = list(history or [])
+    def __init__(self, progress: bool = True, metrics: str | Path | None = None, fresh: bool = True) -> None:
+        self._fresh = fresh
         self._path = None if metrics is None else Path(metrics)
         self._file: TextIO | None = None
         self._bar = Progress(
@@ -62,7 +60,7 @@ class Reporter:
 
     def __enter__(self) -> "Reporter":
         if self._path is not None:
-            fresh = not self.history or not self._path.exists()
+            fresh = self._fresh or not self._path.exists()
             self._file = self._path.open("w" if fresh else "a", newline="", encoding="utf-8")
             self._writer = csv.DictWriter(self._file, list(Metrics.__dataclass_fields__))
             if fresh:
@@ -79,8 +77,7 @@ class Reporter:
             self._file.close()
 
     def add(self, row: Metrics, fraction: float) -> None:
-        """Keep a row, write it, and move the bar to `fraction` (0 to 1)."""
-        self.history.append(row)
+        """Write a row, and move the bar to `fraction` (0 to 1)."""
         if self._file is not None:
             self._writer.writerow(asdict(row))
             self._file.flush()

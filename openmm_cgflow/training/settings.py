@@ -1,19 +1,22 @@
 """How a flow is trained."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
-from openmm_cgflow.training.tempering import Tempering
+from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.training.tempering import AdaptiveTempering, GeometricTempering, Tempering
 
 __all__ = ["TrainSettings"]
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How a flow is trained.
+    """How a flow is trained: a recipe, which never changes, and may be used for any number of flows.
 
     Attributes:
-        shares: of the budget, by which the fit and the training of the soft densities end at the latest.
-        points: values of the soft variables at which the Laplace start is made.
+        shares: of the budget, by which the fit and the training of the soft densities are to end.
+        points: values of the soft variables at which the Laplace start is made; fewer where the budget is small, as
+            with the other numbers of points, moves and rows.
         sweeps: moves by which these values are annealed.
         flattening: temperature to which they are annealed, relative to the target's own, so that barriers are covered.
         fit_steps: maximum-likelihood steps on the Laplace start.
@@ -65,3 +68,38 @@ class TrainSettings:
     tempering: Tempering | None = None
     joint: bool = False
     tempering_buffer: int = 8192
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON can hold; of a schedule of the user's own only its name."""
+        values = vars(self) | {"tempering": None}
+        if self.tempering is not None:
+            schedule: Any = self.tempering
+            fields = asdict(schedule) if type(schedule) in _SCHEDULES.values() else {}
+            values["tempering"] = {"kind": type(self.tempering).__name__, **fields}
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], given: "TrainSettings | None" = None) -> Self:
+        """The settings that `as_dict` described.
+
+        Arguments:
+            values: from `as_dict`.
+            given: whose schedule is taken where it cannot be described.
+
+        Raises:
+            InvalidInputError: if it cannot, and none is given.
+        """
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        if (schedule := values["tempering"]) is not None:
+            fields = dict(schedule)
+            kind = fields.pop("kind")
+            if kind in _SCHEDULES:
+                values["tempering"] = _SCHEDULES[kind](**fields)
+            elif given is not None:
+                values["tempering"] = given.tempering
+            else:
+                raise InvalidInputError(f"train: this training has a schedule {kind}: give its settings again.")
+        return cls(**values)
+
+
+_SCHEDULES: dict[str, Any] = {kind.__name__: kind for kind in (AdaptiveTempering, GeometricTempering)}

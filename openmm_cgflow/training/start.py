@@ -1,6 +1,7 @@
 """Where the Laplace start is made: soft variables from an annealed walk over energies minimised in the stiff ones."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,9 +11,10 @@ from openmm_cgflow.training.laplace import curvature_factor, minimise
 from openmm_cgflow.training.parallel import Parallel
 from openmm_cgflow.training.target import BoltzmannTarget
 
-_DESCENT = 60  # iterations
-
 __all__ = ["anneal_soft", "separating_directions", "soft_and_stiff"]
+
+DESCENT = 60  # iterations in search of the slow directions of vectors
+FIRST, MOVED = 15, 6  # iterations of each walker at the start, and after a move
 
 
 def soft_and_stiff(sizes: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
@@ -51,7 +53,7 @@ def anneal_soft(
     Returns:
         `(walkers, dof)`: walkers distributed about as `exp(-action / temperature)` in the soft variables.
     """
-    q, action = minimise(target, start, stiff, factor, parallel, 15)
+    q, action = minimise(target, start, stiff, factor, parallel, FIRST)
     highest = _first_temperature(action, temperature)
     span = target.coordinates.span[soft].to(q)
     for sweep in range(sweeps):
@@ -61,7 +63,7 @@ def anneal_soft(
             q, action = q[chosen], action[chosen]
         trial = q.clone()
         trial[:, soft] += _moves(len(q), span, generator)
-        trial, trial_action = minimise(target, trial, stiff, factor, parallel, 6)
+        trial, trial_action = minimise(target, trial, stiff, factor, parallel, MOVED)
         accepted = torch.rand(len(q), generator=generator) < torch.exp((action - trial_action) / hot)
         q = torch.where(accepted.unsqueeze(1), trial, q)
         action = torch.where(accepted, trial_action, action)
@@ -86,7 +88,12 @@ def _moves(walkers: int, span: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def separating_directions(
-    target: BoltzmannTarget, starts: int, parallel: Parallel, generator: torch.Generator
+    target: BoltzmannTarget,
+    starts: int,
+    parallel: Parallel,
+    generator: torch.Generator,
+    descent: int = DESCENT,
+    descents: Sequence[int] = (80, 40, 40),
 ) -> Tensor:
     """Directions along which the minima differ most, measured by the curvature of the lowest: where barriers are.
 
@@ -97,6 +104,8 @@ def separating_directions(
         starts: descents from everywhere in the span of the coordinates.
         parallel: over which the evaluations are spread.
         generator: of the starts.
+        descent: iterations of each of the two descents.
+        descents: iterations for the curvature of the lowest minimum, as `curvature_factor` takes them.
 
     Returns:
         orthonormal rows `(k, dof)`, the most important first; `k` below `dof` where fewer separate the minima.
@@ -104,10 +113,10 @@ def separating_directions(
     coordinates = target.coordinates
     everything, scale = torch.arange(coordinates.dof), coordinates.scale.float()
     q = (torch.rand(starts, coordinates.dof, generator=generator) - 0.5) * coordinates.span.float()
-    q, action = minimise(target, q, everything, torch.diag(0.1 * scale), parallel, _DESCENT)
+    q, action = minimise(target, q, everything, torch.diag(0.1 * scale), parallel, descent)
     lowest = q[action.argmin()].unsqueeze(0)
-    lowest, factor = curvature_factor(target, lowest, everything, 0.1 * scale, parallel)
-    q, action = minimise(target, q, everything, factor, parallel, _DESCENT)
+    lowest, factor = curvature_factor(target, lowest, everything, 0.1 * scale, parallel, descents)
+    q, action = minimise(target, q, everything, factor, parallel, descent)
     apart = torch.linalg.solve_triangular(factor, (q - lowest).T, upper=False)  # in units of the curvature
     left, widths, _ = torch.linalg.svd(apart / math.sqrt(starts), full_matrices=False)
     separating = left[:, widths > 1.0]

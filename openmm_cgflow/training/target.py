@@ -1,12 +1,18 @@
 """What a flow is trained on: the Boltzmann density of internal coordinates, at any inverse temperature."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
 from openmm_cgflow.coordinates import InternalCoordinates, LinearCoordinates
 from openmm_cgflow.potentials import Potential
+from openmm_cgflow.training.budget import Budget
 
-__all__ = ["BoltzmannTarget"]
+__all__ = ["BoltzmannTarget", "BudgetedTarget"]
+
+_SETTLING = 90.0  # seconds that must be left for the potential to be compiled
 
 
 class BoltzmannTarget(nn.Module):
@@ -25,15 +31,18 @@ class BoltzmannTarget(nn.Module):
         super().__init__()
         self.potential, self.coordinates, self.kT = potential, coordinates, kT
 
-    @property
-    def evaluations(self) -> int:
-        """Energies of single configurations computed so far."""
-        return self.potential.evaluations
+    def reduced(self, x: Tensor) -> Tensor:
+        """Reduced energies `(batch,)` of positions: the one place from which training gets energies."""
+        return self.potential.energy(x) / self.kT
+
+    def settle(self) -> None:
+        """To be called between batches: how energies are computed changes here, if at all, and not within a batch."""
+        self.potential.settle()
 
     def parts(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Reduced energies `u (batch,)` and `log |det dx/dq| (batch,)` of `q (batch, dof)`; NaN becomes +inf."""
         x, logdet = self.coordinates.to_cartesian(q)
-        u = self.potential.energy(x) / self.kT
+        u = self.reduced(x)
         return torch.where(torch.isfinite(u), u, torch.inf), logdet
 
     def action(self, q: Tensor, beta: float = 1.0) -> Tensor:
@@ -47,8 +56,39 @@ class BoltzmannTarget(nn.Module):
         with torch.enable_grad():
             leaf = q.detach().requires_grad_(True)
             x, logdet = self.coordinates.to_cartesian(leaf)
-            action = beta * self.potential.energy(x) / self.kT - logdet
+            action = beta * self.reduced(x) - logdet
             (gradient,) = torch.autograd.grad(action.sum(), leaf)
         action = action.detach()
         fine = torch.isfinite(action) & torch.isfinite(gradient).all(1) & self.coordinates.in_domain(q)
         return torch.where(fine, action, torch.inf), torch.where(fine.unsqueeze(1), gradient, 0.0)
+
+
+class BudgetedTarget(BoltzmannTarget):
+    """A target whose energies are paid from a budget: asking for more than it has raises Spent.
+
+    Arguments:
+        target: the same without a budget.
+        budget: pays.
+        at_once: inside it, what cannot look at the budget is left when somebody asks for an end.
+    """
+
+    def __init__(
+        self,
+        target: BoltzmannTarget,
+        budget: Budget,
+        at_once: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        super().__init__(target.potential, target.coordinates, target.kT)
+        self._budget, self._at_once = budget, at_once
+
+    def reduced(self, x: Tensor) -> Tensor:
+        """As without a budget, after paying for it."""
+        self._budget.spend(len(x))
+        return super().reduced(x)
+
+    def settle(self) -> None:
+        """As without a budget, if there is time."""
+        seconds = self._budget.seconds
+        if seconds is None or seconds - self._budget.elapsed > _SETTLING:
+            with self._at_once():
+                super().settle()

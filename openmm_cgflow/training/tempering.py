@@ -1,28 +1,65 @@
-"""Inverse temperatures on the way to the target's own: the paper's adaptive rule, and a geometric schedule."""
+"""Inverse temperatures on the way to the target's own: the paper's adaptive rule, and a geometric schedule.
 
-from dataclasses import dataclass, field
+A schedule is a recipe and never changes; where a training is on it, is a `Level` that belongs to the training.
+"""
+
+import math
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["AdaptiveTempering", "GeometricTempering", "Tempering"]
+from openmm_cgflow.errors import InvalidInputError, TrainingError
+
+__all__ = ["AdaptiveTempering", "GeometricTempering", "Level", "Tempering"]
 
 _SHRINK = 0.6
 
 
-class Tempering(Protocol):
-    """A rule for the next inverse temperature, relative to the target's own: 1 is the end."""
+@dataclass(frozen=True)
+class Level:
+    """Where a training is on its way down in temperature.
+
+    Attributes:
+        beta: inverse temperature relative to the target's own: 1 is the end.
+        number: how many steps led here.
+        log_z: running estimate of the log partition function at beta, up to that at the start; None before the first.
+    """
 
     beta: float
-    steps: int
-
-    def advance(self, u: Tensor, log_density: Tensor) -> float:
-        """The next inverse temperature, from reduced energies and log-densities `(n,)` of samples at this one."""
-        ...
+    number: int = 0
+    log_z: float | None = None
 
 
-@dataclass
+class Tempering(Protocol):
+    """A rule for the next inverse temperature.
+
+    Attributes:
+        beta: where to start.
+        steps: training steps at each inverse temperature.
+    """
+
+    @property
+    def beta(self) -> float:
+        """Where to start."""
+
+    @property
+    def steps(self) -> int:
+        """Training steps at each inverse temperature."""
+
+    def advance(self, level: Level, u: Tensor, log_density: Tensor) -> Level:
+        """The next level, from reduced energies and log-densities `(n,)` of samples at this one."""
+
+
+def _check(beta: float, steps: int, levels: int = 1) -> None:
+    if not (0 < beta <= 1 and steps >= 1 and levels >= 1):
+        raise InvalidInputError(
+            f"tempering: beta is {beta}, steps {steps}, levels {levels}; give 0 < beta <= 1, and the others at least 1."
+        )
+
+
+@dataclass(frozen=True)
 class AdaptiveTempering:
     """The largest step for which the divergence to the next temperature is a given share of the present one.
 
@@ -36,7 +73,6 @@ class AdaptiveTempering:
         largest: largest step of beta.
         steps: training steps at each beta.
         floor: smallest divergence that a step is measured by.
-        log_z: running estimate of the log partition function at beta, up to that at the start.
     """
 
     beta: float = 1e-2
@@ -44,28 +80,31 @@ class AdaptiveTempering:
     largest: float = 0.05
     steps: int = 50
     floor: float = 0.5
-    log_z: float | None = field(default=None)
 
-    def advance(self, u: Tensor, log_density: Tensor) -> float:
-        """The next inverse temperature, from reduced energies and log-densities `(n,)` of samples at this one."""
+    def __post_init__(self) -> None:
+        _check(self.beta, self.steps)
+
+    def advance(self, level: Level, u: Tensor, log_density: Tensor) -> Level:
+        """The next level, from reduced energies and log-densities `(n,)` of samples at this one."""
         finite = torch.isfinite(u) & torch.isfinite(log_density)
+        if not bool(finite.any()):
+            raise TrainingError(f"all {len(u)} samples have infinite or NaN energies: begin with a larger beta.")
         u, log_density = u[finite].double(), log_density[finite].double()
-        log_w = -self.beta * u - log_density
-        if self.log_z is None:
-            self.log_z = (torch.logsumexp(log_w, 0) - torch.log(torch.tensor(float(log_w.numel())))).item()
+        beta, log_w = level.beta, -level.beta * u - log_density
+        log_z = level.log_z
+        if log_z is None:
+            log_z = torch.logsumexp(log_w, 0).item() - math.log(log_w.numel())
         log_w = torch.log_softmax(log_w, 0)
-        divergence = max(self.log_z + self.beta * u.mean().item() + log_density.mean().item(), self.floor, 1e-6)
-        step = min(self.largest, 1 - self.beta)
+        divergence = max(log_z + beta * u.mean().item() + log_density.mean().item(), self.floor, 1e-6)
+        step = min(self.largest, 1 - beta)
         change = torch.logsumexp(log_w - step * u, 0).item()
         while (change + step * u.mean().item()) / divergence > self.delta and step > 1e-6:
             step *= _SHRINK
             change = torch.logsumexp(log_w - step * u, 0).item()
-        self.beta = min(self.beta + step, 1.0)
-        self.log_z += change
-        return self.beta
+        return Level(min(beta + step, 1.0), level.number + 1, log_z + change)
 
 
-@dataclass
+@dataclass(frozen=True)
 class GeometricTempering:
     """A fixed number of temperatures, each the same factor below the one before.
 
@@ -75,23 +114,23 @@ class GeometricTempering:
         steps: training steps at each beta.
 
     Example:
-        >>> schedule = GeometricTempering(beta=0.25, levels=2)
-        >>> nothing = torch.zeros(0)
-        >>> [schedule.advance(nothing, nothing) for _ in range(3)]
-        [0.5, 1.0, 1.0]
+        >>> schedule, level, nothing = GeometricTempering(beta=0.25, levels=2), Level(0.25), torch.zeros(0)
+        >>> for _ in range(3):
+        ...     level = schedule.advance(level, nothing, nothing)
+        ...     level.beta
+        0.5
+        1.0
+        1.0
     """
 
     beta: float = 1e-2
     levels: int = 40
     steps: int = 50
-    _level: int = field(default=0, init=False)
-    _first: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self._first = self.beta
+        _check(self.beta, self.steps, self.levels)
 
-    def advance(self, u: Tensor, log_density: Tensor) -> float:
-        """The next inverse temperature; samples are not looked at."""
-        self._level = min(self._level + 1, self.levels)
-        self.beta = self._first ** (1 - self._level / self.levels)
-        return self.beta
+    def advance(self, level: Level, u: Tensor, log_density: Tensor) -> Level:
+        """The next level; samples are not looked at."""
+        number = min(level.number + 1, self.levels)
+        return replace(level, beta=self.beta ** (1 - number / self.levels), number=number)

@@ -1,0 +1,125 @@
+"""Everything: the stiff densities by their divergence on fresh samples, the soft ones by all kept samples."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openmm_cgflow.training.loop import Loop
+from openmm_cgflow.training.objectives import negative_log_likelihood, negative_log_soft, stiff_divergence
+from openmm_cgflow.training.task import BUFFER, Task
+
+__all__ = ["Refine"]
+
+_FRAMES = 0.25  # weight of the likelihood of a simulation's frames
+
+
+class Refine:
+    """Goes on until the budget is spent. Called again it goes on as if all had been planned from the beginning.
+
+    Arguments:
+        task: what is trained.
+
+    Attributes:
+        entered: seconds and evaluations of the training when it first came here; None if it has not yet.
+    """
+
+    following = None
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.entered: tuple[float, int] | None = None
+
+    def groups(self) -> list[dict[str, Any]]:
+        """All of the flow."""
+        task = self.task
+        soft = {"params": task.soft_parameters(), "factor": task.settings.soft_factor}
+        return [{"params": task.stiff_parameters(), "factor": 1.0}, soft]
+
+    def run(self, loop: Loop) -> None:
+        """Steps on fresh samples, which make the next buffer."""
+        settings, replay, budget = self.task.settings, self.task.replay, loop.budget
+        progress = self._progress(loop)
+        if not replay.buffers and budget.fraction < 1:
+            self.task.draw_buffer(loop, settings.buffer)
+        while wanted := budget.rows(settings.buffer, BUFFER):
+            pool = replay.pool()
+            losses: list[float] = []
+            kept: list[list[Tensor]] = []
+            while wanted > 0 and (n := budget.rows(settings.batch)):
+                done = progress()
+                rows = replay.rows(*pool, n, settings.blurred * (1 - done))
+                value, drawn = self._step(loop, self.task.rate(2, done), n, rows)
+                losses.append(value)
+                kept.append(drawn)
+                loop.follow()
+                wanted -= n
+            if kept:
+                figures = replay.keep(*(torch.cat(part) for part in zip(*kept, strict=True)))
+                loop.report("refine", replay.dropped, loss=sum(losses) / len(losses), **figures)
+                loop.save()
+
+    def _progress(self, loop: Loop) -> Callable[[], float]:
+        """How far the refinement is, 0 to 1, with that of earlier calls."""
+        totals, budget = loop.totals(), loop.budget
+        self.entered = self.entered or totals
+        spent = [0.0]  # in earlier calls, in units of the budget of this one
+        if budget.seconds is not None:
+            spent.append((totals[0] - self.entered[0]) / budget.seconds)
+        if budget.evaluations is not None:
+            spent.append((totals[1] - self.entered[1]) / budget.evaluations)
+        before, start = max(spent), budget.fraction
+        return lambda: min(1.0, (before + budget.fraction - start) / max(before + 1 - start, 1e-9))
+
+    def _step(self, loop: Loop, rate: float, n: int, rows: Tensor) -> tuple[float, list[Tensor]]:
+        """A step with `n` fresh samples; what is kept of these goes into the next buffer."""
+        task, frames = self.task, self.task.frames
+
+        def loss(noise: Tensor, rows: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
+            slow, log_ratio, own = self.defended(noise)
+            soft, latent = task.flow.sample_soft(noise, slow)
+            # with weights as if all were the flow's own: nearly those of the stiff variables at given slow ones
+            divergence, q, log_weights = stiff_divergence(
+                task.flow, task.target, soft, latent, task.settings.least_path_ess
+            )
+            drawn = (q, log_weights - log_ratio, torch.where(own, log_weights, torch.nan))
+            total = divergence + negative_log_soft(task.flow, rows)
+            if frames is not None:
+                total = total + _FRAMES * negative_log_likelihood(task.flow, frames[chosen], frames[chosen])
+            return total, *drawn
+
+        noise = task.flow.draw_noise(n, task.generator)
+        chosen = torch.randint(1 if frames is None else len(frames), (n,), generator=task.generator)
+        return task.step(loop, rate, loss, noise, rows, chosen)
+
+    @torch.no_grad()
+    def defended(self, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Slow variables, a share of them from the broad density of the start, so that rare regions are learned too.
+
+        Returns:
+            `(batch, n_slow)`; the log of the density that they are from over the flow's own, `(batch,)`; and whether
+            they were drawn from the flow's own.
+        """
+        bead_flow, broad, share = self.task.flow.bead_flow, self.task.broad, self.task.settings.defended
+        density = bead_flow.slow
+        slow = bead_flow.sample_slow(noise[:, : 2 * density.n])
+        own = torch.ones(len(noise), dtype=torch.bool)
+        if broad is None or not share:
+            return slow, torch.zeros(len(noise)), own
+        n = round(share * len(noise))
+        own[:n] = False
+        slow[:n] = broad.sample(noise[:n, : 2 * density.n], noise[:n, :0])
+        nothing = slow[:, :0]
+        difference = broad.log_prob(slow, nothing) - density.log_prob(slow, nothing)
+        return slow, torch.logaddexp(torch.full_like(difference, math.log1p(-share)), math.log(share) + difference), own
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it began."""
+        return {"entered": self.entered}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set where it began."""
+        entered = state["entered"]
+        self.entered = None if entered is None else (float(entered[0]), int(entered[1]))

@@ -1,0 +1,186 @@
+"""The Laplace start: Gaussians around minima, found with a few thousand energies, and a flow that is fitted to them."""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openmm_cgflow.coordinates import LinearCoordinates
+from openmm_cgflow.errors import InvalidInputError, TrainingError
+from openmm_cgflow.training.laplace import LaplaceMixture, curvature_factor, laplace
+from openmm_cgflow.training.loop import Loop
+from openmm_cgflow.training.objectives import negative_log_likelihood
+from openmm_cgflow.training.parallel import CHUNK
+from openmm_cgflow.training.plan import Plan, least_plan, make_plan
+from openmm_cgflow.training.start import anneal_soft, separating_directions
+from openmm_cgflow.training.task import Task
+
+__all__ = ["Start"]
+
+_SHARE, _LARGEST_SHARE = 0.3, 0.6  # of the budget: first without giving up much, then in any case
+_FEW = 24  # points below which the larger share is taken
+_PROBING = 0.05  # of the seconds, at most, to see how long energies take
+
+
+class Start:
+    """Makes the start as large as the budget allows, and fits the flow to it; there is no state but the flow's.
+
+    Arguments:
+        task: what is trained.
+    """
+
+    following = "soft"
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def groups(self) -> list[dict[str, Any]]:
+        """All of the flow."""
+        task = self.task
+        return [{"params": [*task.stiff_parameters(), *task.soft_parameters()], "factor": 1.0}]
+
+    def run(self, loop: Loop) -> None:
+        """The start, and the fit."""
+        plan = self._plan(loop)
+        mixture, weights = self._laplace(loop, plan)
+        loop.report("laplace", self.task.replay.dropped)
+        self._fit(loop, mixture, weights)
+        self.task.broad = copy.deepcopy(self.task.flow.bead_flow.slow)
+
+    def _searching(self) -> bool:
+        coordinates = self.task.target.coordinates
+        return isinstance(coordinates, LinearCoordinates) and coordinates.learned
+
+    def _plan(self, loop: Loop) -> Plan:
+        """What the budget can pay for.
+
+        Raises:
+            InvalidInputError: if that is nothing.
+        """
+        task, settings, budget = self.task, self.task.settings, loop.budget
+        if budget.seconds is not None:
+            self._time(loop)
+        stiff, directions = task.stiff.numel(), task.target.coordinates.dof if self._searching() else 0
+        left = budget.total * (1 - budget.fraction)
+        for share, few in ((_SHARE, _FEW), (_LARGEST_SHARE, 1)):
+            wanted = (stiff, directions, task.soft.numel(), settings.points, settings.sweeps, few)
+            if plan := make_plan(share * left, *wanted):
+                return plan
+        budget.check()
+        raise InvalidInputError(self._too_little(loop, least_plan(stiff, directions, task.soft.numel()).cost))
+
+    def _too_little(self, loop: Loop, cost: int) -> str:
+        least, budget = math.ceil(cost / _LARGEST_SHARE), loop.budget
+        if budget.evaluations is not None and budget.evaluations < least + budget.used:
+            return (
+                f"train: evaluations is {budget.evaluations:,}; give at least {least + budget.used:,}, which a start "
+                "of this flow needs. Nothing was changed."
+            )
+        assert budget.seconds is not None
+        assert budget.rate is not None
+        seconds = least / budget.rate + budget.elapsed
+        return (
+            f"train: time is {budget.seconds:g} s; a start needs at least {least:,} energies, and one takes "
+            f"{1000 / budget.rate:.2g} ms here: give at least {math.ceil(2 * seconds)} s. Nothing was changed."
+        )
+
+    def _time(self, loop: Loop) -> None:
+        """See how long energies take, in batches that grow as long as that is quick."""
+        target, rows = self.task.target, 1
+        structure = target.coordinates.reference.float().unsqueeze(0)
+        loop.parallel.map(target.action_and_gradient, structure)  # the first one of all takes longer
+        while True:
+            began = loop.budget.clock()
+            with loop.timed():
+                loop.parallel.map(target.action_and_gradient, structure.expand(rows, -1))
+            assert loop.budget.seconds is not None
+            if rows >= CHUNK or 8 * (loop.budget.clock() - began) > _PROBING * loop.budget.seconds:
+                return
+            rows *= 8
+
+    def _laplace(self, loop: Loop, plan: Plan) -> tuple[LaplaceMixture, Tensor]:
+        """The mixture, and weights `(points,)` by which it is the target's density with its barriers flattened."""
+        task, settings, parallel = self.task, self.task.settings, loop.parallel
+        target, coordinates = task.target, task.target.coordinates
+        if plan.directions:
+            found = separating_directions(target, plan.points, parallel, task.generator, plan.descent, plan.descents)
+            assert isinstance(coordinates, LinearCoordinates)
+            coordinates.turn(found)
+        reference, scale = coordinates.reference.float().unsqueeze(0), coordinates.scale.float()
+        structure, factor = curvature_factor(target, reference, task.stiff, scale, parallel, plan.descents)
+        points = self._spread(structure, plan.points)
+        if plan.sweeps:
+            points = anneal_soft(
+                target,
+                points,
+                task.soft,
+                task.stiff,
+                factor,
+                parallel,
+                task.generator,
+                plan.sweeps,
+                settings.flattening,
+            )
+        mixture = laplace(target, points, task.stiff, factor, parallel, plan.iterations, plan.measured)
+        fine = torch.isfinite(mixture.log_partition)
+        if not bool(fine.any()):
+            raise TrainingError("every energy of the Laplace start is infinite or NaN; check the System.")
+        if plan.sweeps:
+            return mixture, fine.float()
+        flat = torch.where(fine, mixture.log_partition / settings.flattening, -math.inf)
+        return mixture, torch.softmax(flat, 0)
+
+    def _spread(self, structure: Tensor, n: int) -> Tensor:
+        """`n` copies of a structure with its soft variables on a low-discrepancy set; the first as it was."""
+        points, soft = structure.expand(n, -1).clone(), self.task.soft
+        if soft.numel() and n > 1:
+            sobol = torch.quasirandom.SobolEngine(soft.numel(), scramble=True, seed=self.task.seed())
+            span = self.task.target.coordinates.span[soft].float()
+            points[1:, soft] += (sobol.draw(n - 1).to(points) - 0.5) * span
+        return points
+
+    def _fit(self, loop: Loop, mixture: LaplaceMixture, weights: Tensor) -> None:
+        """Maximum likelihood on samples of the mixture; no energies needed."""
+        task, settings = self.task, self.task.settings
+        self._set_factors(mixture)
+        progress = loop.progress(settings.shares[0])
+        for i in range(settings.fit_steps):
+            done = progress(i / settings.fit_steps)
+            if done >= 1:
+                break
+            n = loop.free_rows(settings.batch)
+            chosen = torch.multinomial(weights, n, replacement=True, generator=task.generator)
+            noise = torch.randn(n, task.stiff.numel(), generator=task.generator)
+            (q,) = loop.parallel.map(lambda *rows: (mixture.place(*rows),), chosen, noise)
+            loss, _ = task.step(
+                loop,
+                task.rate(0, done),
+                lambda rows, blurred: negative_log_likelihood(task.flow, rows, blurred, gaussian=True),
+                q,
+                task.replay.blurred(q, settings.start_blur),
+            )
+            if (i + 1) % 50 == 0:
+                loop.report("fit", task.replay.dropped, loss=loss)
+
+    @torch.no_grad()
+    def _set_factors(self, mixture: LaplaceMixture) -> None:
+        """Start the Gaussian factors from the mean covariance of the start's points."""
+        flow = self.task.flow
+        n_bead = flow.sizes[1]
+        scale = self.task.target.coordinates.scale[self.task.stiff].float()
+        covariance = mixture.factors @ mixture.factors.transpose(1, 2) / (scale[:, None] * scale)
+        factor = torch.linalg.cholesky(covariance[torch.isfinite(mixture.log_partition)].mean(0))
+        beads, atoms = flow.bead_flow.stiff, flow.atom_flow.stiff
+        beads.set_factor(factor[:n_bead, :n_bead])
+        atoms.set_factor(factor[n_bead:, n_bead:])
+        n_features = flow.bead_flow.slow.n_features
+        atoms.linear.weight[:, n_features : n_features + n_bead] = factor[n_bead:, :n_bead]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to set."""

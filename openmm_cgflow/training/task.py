@@ -1,0 +1,117 @@
+"""What the stages of a training share: the flow, its target, and what they hand to one another."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openmm_cgflow.flows import JointFlow, SoftVariables
+from openmm_cgflow.training.loop import Loop
+from openmm_cgflow.training.parallel import CHUNK
+from openmm_cgflow.training.replay import Replay
+from openmm_cgflow.training.settings import TrainSettings
+from openmm_cgflow.training.start import soft_and_stiff
+from openmm_cgflow.training.target import BoltzmannTarget
+
+__all__ = ["BUFFER", "Task"]
+
+BUFFER = 0.05  # of the budget: a buffer
+
+
+@dataclass
+class Task:
+    """A flow to be trained on a target.
+
+    Attributes:
+        flow: trained in place.
+        target: what to sample.
+        settings: the recipe.
+        generator: of everything random.
+        frames: rows `(n, dof)` of a simulation to learn from as well, if there are any.
+        broad: the density of the slow variables at the start, once there is one.
+        soft: `(n_soft,)` indices of the soft variables.
+        stiff: `(n_stiff,)` indices of the stiff coordinates.
+        replay: own samples, kept.
+    """
+
+    flow: JointFlow
+    target: BoltzmannTarget
+    settings: TrainSettings
+    generator: torch.Generator
+    frames: Tensor | None = None
+    broad: SoftVariables | None = None
+    soft: Tensor = field(init=False)
+    stiff: Tensor = field(init=False)
+    replay: Replay = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.soft, self.stiff = soft_and_stiff(self.flow.sizes)
+        self.replay = Replay(self.settings, self.soft, self.target.coordinates.span, self.generator)
+
+    def follow(self, settings: TrainSettings) -> None:
+        """Go on with another recipe."""
+        self.settings = self.replay.settings = settings
+
+    def soft_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the densities of the soft variables."""
+        return [*self.flow.bead_flow.slow.parameters(), *self.flow.atom_flow.rotors.parameters()]
+
+    def stiff_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the densities of the stiff coordinates."""
+        return [*self.flow.bead_flow.stiff.parameters(), *self.flow.atom_flow.stiff.parameters()]
+
+    def seed(self) -> int:
+        """A seed for what has no generator."""
+        return int(torch.randint(2**31, (1,), generator=self.generator))
+
+    def draw_buffer(self, loop: Loop, most: int, beta: float = 1.0) -> dict[str, float]:
+        """Keep up to `most` own samples, with their weights at an inverse temperature; returns the flow's figures.
+
+        Raises:
+            Spent: if the budget does not have enough for any.
+        """
+
+        def weigh(noise: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():  # each thread has its own gradient mode
+                q, log_prob = self.flow.sample_from(noise)
+                return q, -self.target.action(q, beta) - log_prob
+
+        self.target.settle()
+        noise = self.flow.draw_noise(loop.rows(most, BUFFER), self.generator)
+        with loop.timed():
+            q, log_weights = loop.parallel.map(weigh, noise, chunk=loop.rows(CHUNK))
+        return self.replay.keep(q, torch.where(torch.isfinite(log_weights), log_weights, -math.inf))
+
+    def step(
+        self, loop: Loop, rate: float, loss: Callable[..., Tensor | tuple[Tensor, ...]], *rows: Tensor
+    ) -> tuple[float, list[Tensor]]:
+        """A step of the loop; the rows of one that had to be left out are counted."""
+        self.target.settle()
+        value, kept = loop.step(rate, loss, *rows)
+        if math.isnan(value):
+            self.replay.dropped += len(rows[0])
+        return value, kept
+
+    def rate(self, stage: int, progress: float) -> float:
+        """Half a cosine from the stage's learning rate to a hundredth of it."""
+        highest = self.settings.learning_rates[stage]
+        return highest * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress)))))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learned beside the flow's own parameters."""
+        broad = None if self.broad is None else self.broad.state_dict()
+        return {"generator": self.generator.get_state(), "broad": broad, "dropped": self.replay.dropped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set what `state_dict` gave."""
+        self.generator.set_state(state["generator"])
+        self.replay.clear()
+        self.replay.dropped = int(state["dropped"])
+        self.broad = None
+        if state["broad"] is not None:
+            self.broad = copy.deepcopy(self.flow.bead_flow.slow)
+            self.broad.load_state_dict(state["broad"])
