@@ -23,7 +23,7 @@ from openmm_cgflow.storage import read_file
 from openmm_cgflow.training import BoltzmannTarget, Budget, Metrics, Parallel, Reporter, Trainer, TrainSettings
 from openmm_cgflow.training.checkpoint import CheckpointWriter, load_state
 from openmm_cgflow.training.interrupt import Interruptible
-from openmm_cgflow.units import KB, in_nm, in_seconds
+from openmm_cgflow.units import KB, in_seconds
 from openmm_cgflow.version import __version__
 
 __all__ = ["BaseFlow"]
@@ -46,8 +46,6 @@ class BaseFlow(Generic[Coordinates]):
         settings: sizes of the networks.
     """
 
-    topology: app.Topology | None = None
-
     def __init__(self, potential: Potential, coordinates: Coordinates, kelvin: float, settings: FlowSettings) -> None:
         self.potential, self._kelvin, self._settings = potential, kelvin, settings
         self.coordinates: Coordinates = coordinates
@@ -61,6 +59,11 @@ class BaseFlow(Generic[Coordinates]):
         self._trainer: Trainer | None = None
 
     # -- description ------------------------------------------------------------------------------------------------
+
+    @property
+    def topology(self) -> app.Topology | None:
+        """The molecule; None for vectors."""
+        return None
 
     @property
     def temperature(self) -> unit.Quantity:
@@ -135,7 +138,7 @@ class BaseFlow(Generic[Coordinates]):
                 raise InvalidInputError(f"train: {name} is {value}; give a positive number.")
         trainer = self._trainer or Trainer(self.flow, self.target, settings, self.seed)
         if frames is not None:
-            trainer.frames = self._internal(frames)[0].float()
+            trainer.frames = self._frames(frames)
         budget = Budget(seconds, evaluations, evaluations_before=self.evaluations)
         history = [Metrics(**row) for row in self.history]
         path = None if checkpoint is None else Path(checkpoint)
@@ -238,21 +241,28 @@ class BaseFlow(Generic[Coordinates]):
 
     def _internal(self, positions: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         """Internal coordinates and log-determinants of positions, after checking that they can be this molecule's."""
-        x, shape = in_nm(positions), self._shape()
-        x = x[None] if x.ndim == len(shape) else x
-        if x.shape[1:] != shape:
-            raise MismatchError(f"positions have shape {x.shape}, but this model is of {self._what()}.")
-        if not np.isfinite(x).all():
-            raise InvalidInputError("positions hold NaN or infinite values; remove these frames.")
-        return self.coordinates.to_internal(torch.as_tensor(x))
+        return self.coordinates.to_internal(torch.as_tensor(self._read(positions)))
 
-    def _shape(self) -> tuple[int, ...]:
-        """Shape of one structure, or vector."""
+    def _read(self, positions: Any) -> np.ndarray:  # noqa: ANN401
+        """Structures or vectors `(n, ...)` that may be this flow's, checked."""
         raise NotImplementedError
 
-    def _what(self) -> str:
-        """What the flow is of, and what to give, in words."""
-        raise NotImplementedError
+    def _frames(self, frames: Any) -> Tensor:  # noqa: ANN401
+        """Internal coordinates, float32, of frames to learn from: those of the flow's own isomer."""
+        q = self._internal(frames)[0]
+        inside = self.coordinates.in_domain(q)
+        if not inside.any():
+            raise MismatchError(
+                f"train: none of the {len(q)} frames is of the flow's isomer (of the structure that it was made from): "
+                "they are of the mirror image, or of another stereoisomer."
+            )
+        if not inside.all():
+            logger.warning(
+                "train: %d of %d frames are of another isomer, which the flow never gives; they are left out",
+                int((~inside).sum()),
+                len(q),
+            )
+        return q[inside].float()
 
     @torch.no_grad()
     def logDensity(self, positions: Any) -> np.ndarray:  # noqa: ANN401
@@ -264,9 +274,13 @@ class BaseFlow(Generic[Coordinates]):
         Returns:
             `(n,)`; minus infinity for the other chirality or another isomer.
         """
-        q, logdet = self._internal(positions)
+        return self._log_density(torch.as_tensor(self._read(positions))).numpy()
+
+    def _log_density(self, x: Tensor) -> Tensor:
+        """Log-density `(n,)` at structures or vectors `(n, ...)` that need no check."""
+        q, logdet = self.coordinates.to_internal(x)
         log_prob = self.flow.log_prob(q.float()).double() - logdet
-        return torch.where(self.coordinates.in_domain(q), log_prob, -torch.inf).numpy()
+        return torch.where(self.coordinates.in_domain(q), log_prob, -torch.inf)
 
     @torch.no_grad()
     def slowVariables(self, positions: Any) -> np.ndarray:  # noqa: ANN401

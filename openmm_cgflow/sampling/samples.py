@@ -111,16 +111,16 @@ class Samples:
         """Indices `(n,)` of samples drawn by their weights, with replacement: an unweighted Boltzmann ensemble."""
         return np.random.default_rng(seed).choice(self.n, size=n, p=self.weights)
 
-    @cached_property
+    @property
     def trajectory(self) -> mdtraj.Trajectory:
-        """The samples, in their order and unweighted, as an mdtraj trajectory.
+        """The samples, in their order and unweighted, as an mdtraj trajectory; a copy at each call.
 
         Raises:
             InvalidInputError: for samples of vectors.
         """
         if self.topology is None:
             raise InvalidInputError("these samples are vectors, of no molecule: save them as .npz.")
-        return mdtraj.Trajectory(self.positions, mdtraj.Topology.from_openmm(self.topology))
+        return mdtraj.Trajectory(self.positions.copy(), mdtraj.Topology.from_openmm(self.topology))
 
     def save(self, path: str | Path) -> None:
         """Write all as `.npz`, or frames as what mdtraj writes (`.dcd`, `.pdb`) and weights as `.npz` beside it."""

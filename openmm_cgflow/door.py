@@ -1,0 +1,183 @@
+"""The door of the package: a Topology, a System and positions come in, are looked at, and are copied."""
+
+import logging
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import openmm
+from openmm import app, unit
+
+from openmm_cgflow.coordinates.checks import check_inputs
+from openmm_cgflow.coordinates.molecule import Molecule
+from openmm_cgflow.coordinates.system_bonds import (
+    atomic_numbers,
+    bond_lengths,
+    bonds_of,
+    check_bonds,
+    constraints_of,
+    covalent_length,
+)
+from openmm_cgflow.copies import copied_system, copied_topology
+from openmm_cgflow.errors import InvalidInputError, ModelFileError
+from openmm_cgflow.potentials.invariance import check_invariance
+from openmm_cgflow.potentials.translate import ENERGY_FREE
+from openmm_cgflow.storage import system_from_xml, system_to_xml
+from openmm_cgflow.structures import StructureReader, given_structures
+from openmm_cgflow.units import KB
+
+__all__ = ["Admitted", "Bonds", "admit", "structure_reader", "why_not_storable"]
+
+Bonds = Literal["topology", "system"]
+_log = logging.getLogger("openmm_cgflow")
+_OVERLAP = 0.05  # nm: atoms that are not bonded and closer than this are on one another
+_OVERLAP_SHARE = 0.6  # of the covalent length: the same for heavy atoms
+_ITERATIONS = 100
+_ABSURD = 1000.0  # kJ/mol for each atom, after minimising
+_STRAIN = 0.3  # of its length, by which a bond may be off after minimising
+
+
+class Admitted(NamedTuple):
+    """What came through the door: copies, which nobody else holds."""
+
+    topology: app.Topology
+    system: openmm.System
+    x: np.ndarray
+    """`(atoms, 3)`, nm."""
+
+
+def admit(
+    topology: Any,  # noqa: ANN401
+    system: openmm.System,
+    positions: Any,  # noqa: ANN401
+    kelvin: float,
+    bonds: Bonds = "topology",
+) -> Admitted:
+    """Copies of a Topology, System and structure that belong together and that a flow can be of.
+
+    Names and elements of the positions' own Topology (of an mdtraj Trajectory, a PDBFile), the box, bond lengths, the
+    shortest distance, bonds against the System, energies against place and orientation, and what becomes of the
+    structure when it is minimised for a moment.
+
+    Arguments:
+        topology: OpenMM or mdtraj Topology.
+        system: the System.
+        positions: one structure, see `given_structures`.
+        kelvin: temperature, K.
+        bonds: `"topology"`, or `"system"` to take the bonds from the System's terms.
+
+    Raises:
+        InvalidInputError: anything is wrong; the message names it, its value and the mend.
+        MismatchError: the positions' own Topology is of another molecule.
+    """
+    if bonds not in ("topology", "system"):
+        raise InvalidInputError(f'bonds is {bonds!r}; give "topology" or "system".')
+    if not isinstance(system, openmm.System):
+        raise InvalidInputError(f"system is a {type(system).__name__}; give an openmm.System, as createSystem makes")
+    topology, ours = copied_topology(topology), copied_system(system)
+    if topology.getNumAtoms() != ours.getNumParticles():
+        check_inputs(topology, ours, given_structures(positions).x)
+    numbers = atomic_numbers(topology, ours)
+    if bonds == "system":
+        found = bonds_of(ours, numbers, _structure(topology, ours, numbers, positions))
+        if not found:
+            raise InvalidInputError(
+                "bonds='system' takes the bonds from the System, but it has no terms of bonds and no constrained "
+                "bonds; add the bonds to the Topology instead (topology.addBond, CONECT records)"
+            )
+        topology = copied_topology(topology, sorted(found))
+    x = _structure(topology, ours, numbers, positions)
+    molecule = check_inputs(topology, ours, x)
+    _refuse_overlap(molecule, numbers)
+    check_bonds(molecule, ours, numbers)
+    check_invariance(system, x, KB * kelvin)
+    _check_minimised(molecule, ours, numbers)
+    return Admitted(topology, ours, x)
+
+
+def why_not_storable(system: openmm.System) -> str | None:
+    """Why a file with this System could not be loaded again; None if it could."""
+    try:
+        system_from_xml(system_to_xml(system))
+    except (ModelFileError, openmm.OpenMMException) as error:
+        return str(error)
+    return None
+
+
+def structure_reader(
+    topology: app.Topology, system: openmm.System, x: np.ndarray | None, numbers: list[int] | None = None
+) -> StructureReader:
+    """Reads further structures of the molecule.
+
+    Arguments:
+        topology: its Topology.
+        system: its System.
+        x: `(atoms, 3)`, nm, a sound structure of it, for bonds of which the System has no lengths; None for none.
+        numbers: atomic numbers, if they are at hand.
+    """
+    atoms = list(topology.atoms())
+    pairs = sorted({(min(b[0].index, b[1].index), max(b[0].index, b[1].index)) for b in topology.bonds()})
+    lengths = bond_lengths(pairs, system, numbers or atomic_numbers(topology, system), x)
+    residues = "-".join(residue.name for residue in topology.residues())
+    what = f"a molecule with {len(atoms)} atoms ({residues}): give (frames, {len(atoms)}, 3), in nm"
+    return StructureReader(atoms, lengths, constraints_of(system), what)
+
+
+def _structure(topology: app.Topology, system: openmm.System, numbers: list[int], positions: Any) -> np.ndarray:  # noqa: ANN401
+    """One structure `(atoms, 3)`, in the Topology's order and whole; unusual shapes and NaN go to `check_inputs`."""
+    given = given_structures(positions)
+    x = given.x[0] if given.x.ndim == 3 and len(given.x) == 1 else given.x
+    if x.shape != (len(numbers), 3) or not np.isfinite(x).all():
+        check_inputs(topology, system, x)
+    reader = structure_reader(topology, system, None, numbers)
+    if given.box is None and topology.getPeriodicBoxVectors() is not None:
+        given = replace(given, box=np.array(topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer)))
+    return reader.read(given)[0]
+
+
+def _refuse_overlap(molecule: Molecule, numbers: list[int]) -> None:
+    i, j = np.triu_indices(molecule.n_atoms, 1)
+    distances = np.linalg.norm(molecule.positions[i] - molecule.positions[j], axis=1)
+    covalent = np.array([covalent_length(numbers[a], numbers[b]) for a, b in zip(i, j, strict=True)])
+    for k in np.flatnonzero(distances < np.maximum(_OVERLAP, _OVERLAP_SHARE * covalent)):
+        first, second = int(i[k]), int(j[k])
+        if not molecule.bonded(first, second):
+            raise InvalidInputError(
+                f"the atoms {molecule.label(first)} and {molecule.label(second)} are {distances[k]:.3f} nm apart and "
+                "not bonded: one lies on the other; build the structure again, or move one of them and minimise"
+            )
+
+
+def _check_minimised(molecule: Molecule, system: openmm.System, numbers: list[int]) -> None:
+    """See that a short minimisation keeps the bonds and gives an energy that a molecule can have."""
+    if not any(not isinstance(force, ENERGY_FREE) for force in system.getForces()):
+        return
+    mend = (
+        "the structure does not fit the System: are its atoms in another order, are atoms on one another, is a bond "
+        "through a ring, or are the parameters those of another molecule?"
+    )
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), *_platform())
+    context.setPositions(molecule.positions)
+    try:
+        openmm.LocalEnergyMinimizer.minimize(context, 10.0, _ITERATIONS)
+    except openmm.OpenMMException as error:
+        raise InvalidInputError(f"the structure cannot be minimised ({error}); {mend}") from error
+    state = context.getState(energy=True, positions=True)
+    energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+    if not np.isfinite(energy) or energy > _ABSURD * molecule.n_atoms:
+        raise InvalidInputError(f"the energy is {energy:.6g} kJ/mol after minimising; {mend}")
+    x = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+    for (i, j), length in bond_lengths(molecule.bonds(), system, numbers, molecule.positions).items():
+        now = float(np.linalg.norm(x[i] - x[j]))
+        if abs(now - length.expected) > (_STRAIN * length.expected if length.stiff else length.width):
+            raise InvalidInputError(
+                f"after minimising, the bond {molecule.label(i)}-{molecule.label(j)} is {now:.3f} nm long, where about "
+                f"{length.expected:.3f} nm are expected (energy {energy:.6g} kJ/mol); {mend}"
+            )
+
+
+def _platform() -> tuple[Any, ...]:
+    names = {openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())}
+    if "CPU" in names:
+        return openmm.Platform.getPlatformByName("CPU"), {"Threads": "1"}
+    return (openmm.Platform.getPlatformByName("Reference"),)
