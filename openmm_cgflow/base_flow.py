@@ -247,9 +247,13 @@ class BaseFlow(Generic[Coordinates]):
         """Structures or vectors `(n, ...)` that may be this flow's, checked."""
         raise NotImplementedError
 
+    def _read_frames(self, frames: Any) -> np.ndarray:  # noqa: ANN401
+        """Frames to learn from `(n, ...)`, checked."""
+        return self._read(frames)
+
     def _frames(self, frames: Any) -> Tensor:  # noqa: ANN401
         """Internal coordinates, float32, of frames to learn from: those of the flow's own isomer."""
-        q = self._internal(frames)[0]
+        q, _ = self.coordinates.to_internal(torch.as_tensor(self._read_frames(frames)))
         inside = self.coordinates.in_domain(q)
         if not inside.any():
             raise MismatchError(

@@ -9,7 +9,7 @@ import openmm
 from openmm import app, unit
 
 from openmm_cgflow.coordinates.checks import check_inputs
-from openmm_cgflow.coordinates.molecule import Molecule
+from openmm_cgflow.coordinates.molecule import Molecule, bond_key
 from openmm_cgflow.coordinates.system_bonds import (
     atomic_numbers,
     bond_lengths,
@@ -17,21 +17,21 @@ from openmm_cgflow.coordinates.system_bonds import (
     check_bonds,
     constraints_of,
     covalent_length,
+    measured_bonds,
 )
 from openmm_cgflow.copies import copied_system, copied_topology
 from openmm_cgflow.errors import InvalidInputError, ModelFileError
 from openmm_cgflow.potentials.invariance import check_invariance
 from openmm_cgflow.potentials.translate import ENERGY_FREE
 from openmm_cgflow.storage import system_from_xml, system_to_xml
-from openmm_cgflow.structures import StructureReader, given_structures
+from openmm_cgflow.structures import OVERLAP, StructureReader, atom_label, given_structures
 from openmm_cgflow.units import KB
 
 __all__ = ["Admitted", "Bonds", "admit", "structure_reader", "why_not_storable"]
 
 Bonds = Literal["topology", "system"]
 _log = logging.getLogger("openmm_cgflow")
-_OVERLAP = 0.05  # nm: atoms that are not bonded and closer than this are on one another
-_OVERLAP_SHARE = 0.6  # of the covalent length: the same for heavy atoms
+_OVERLAP_SHARE = 0.6  # of the covalent length: atoms that are not bonded and closer are on one another
 _ITERATIONS = 100
 _ABSURD = 1000.0  # kJ/mol for each atom, after minimising
 _STRAIN = 0.3  # of its length, by which a bond may be off after minimising
@@ -77,16 +77,17 @@ def admit(
     topology, ours = copied_topology(topology), copied_system(system)
     if topology.getNumAtoms() != ours.getNumParticles():
         check_inputs(topology, ours, given_structures(positions).x)
+    _check_masses(topology, ours)
     numbers = atomic_numbers(topology, ours)
+    x = _structure(topology, ours, numbers, positions)
     if bonds == "system":
-        found = bonds_of(ours, numbers, _structure(topology, ours, numbers, positions))
+        found = bonds_of(ours, numbers, x)
         if not found:
             raise InvalidInputError(
                 "bonds='system' takes the bonds from the System, but it has no terms of bonds and no constrained "
                 "bonds; add the bonds to the Topology instead (topology.addBond, CONECT records)"
             )
         topology = copied_topology(topology, sorted(found))
-    x = _structure(topology, ours, numbers, positions)
     molecule = check_inputs(topology, ours, x)
     _refuse_overlap(molecule, numbers)
     check_bonds(molecule, ours, numbers)
@@ -104,20 +105,27 @@ def why_not_storable(system: openmm.System) -> str | None:
     return None
 
 
-def structure_reader(
-    topology: app.Topology, system: openmm.System, x: np.ndarray | None, numbers: list[int] | None = None
-) -> StructureReader:
+def structure_reader(topology: app.Topology, system: openmm.System, x: np.ndarray) -> StructureReader:
     """Reads further structures of the molecule.
 
     Arguments:
         topology: its Topology.
         system: its System.
-        x: `(atoms, 3)`, nm, a sound structure of it, for bonds of which the System has no lengths; None for none.
-        numbers: atomic numbers, if they are at hand.
+        x: `(atoms, 3)`, nm, a sound structure of it, for bonds of which the System has no lengths.
     """
+    pairs = sorted({bond_key(bond[0].index, bond[1].index) for bond in topology.bonds()})
+    return _reader(topology, system, pairs, atomic_numbers(topology, system), x)
+
+
+def _reader(
+    topology: app.Topology,
+    system: openmm.System,
+    pairs: list[tuple[int, int]],
+    numbers: list[int],
+    x: np.ndarray | None,
+) -> StructureReader:
     atoms = list(topology.atoms())
-    pairs = sorted({(min(b[0].index, b[1].index), max(b[0].index, b[1].index)) for b in topology.bonds()})
-    lengths = bond_lengths(pairs, system, numbers or atomic_numbers(topology, system), x)
+    lengths = bond_lengths(pairs, system, numbers, x)
     residues = "-".join(residue.name for residue in topology.residues())
     what = f"a molecule with {len(atoms)} atoms ({residues}): give (frames, {len(atoms)}, 3), in nm"
     return StructureReader(atoms, lengths, constraints_of(system), what)
@@ -129,17 +137,39 @@ def _structure(topology: app.Topology, system: openmm.System, numbers: list[int]
     x = given.x[0] if given.x.ndim == 3 and len(given.x) == 1 else given.x
     if x.shape != (len(numbers), 3) or not np.isfinite(x).all():
         check_inputs(topology, system, x)
-    reader = structure_reader(topology, system, None, numbers)
+    pairs = measured_bonds({bond_key(b[0].index, b[1].index) for b in topology.bonds()}, system, numbers)
+    reader = _reader(topology, system, sorted(pairs), numbers, None)
     if given.box is None and topology.getPeriodicBoxVectors() is not None:
         given = replace(given, box=np.array(topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer)))
-    return reader.read(given)[0]
+    x = reader.read(given)
+    odd = reader.mean_lengths(x)
+    if odd is not None:
+        _log.warning(
+            "the bond %s in the given structure: see that its atoms are in the order of the Topology, and minimise it",
+            odd,
+        )
+    return x[0]
+
+
+def _check_masses(topology: app.Topology, system: openmm.System) -> None:
+    """Refuse a System with the Topology's masses in another order (repartitioned masses tell nothing)."""
+    elements = [atom.element.mass if atom.element is not None else 0 * unit.dalton for atom in topology.atoms()]
+    wanted = [round(mass.value_in_unit(unit.dalton)) for mass in elements]
+    found = [round(system.getParticleMass(i).value_in_unit(unit.dalton)) for i in range(len(wanted))]
+    if wanted != found and sorted(wanted) == sorted(found):
+        k = next(k for k, (a, b) in enumerate(zip(wanted, found, strict=True)) if a != b)
+        atom = list(topology.atoms())[k]
+        raise InvalidInputError(
+            f"atom {k} of the Topology is {atom_label(atom)} ({atom.element.symbol}), but the mass of particle {k} of "
+            f"the System is {found[k]} Da: their atoms are in different orders; create the System from this Topology"
+        )
 
 
 def _refuse_overlap(molecule: Molecule, numbers: list[int]) -> None:
     i, j = np.triu_indices(molecule.n_atoms, 1)
     distances = np.linalg.norm(molecule.positions[i] - molecule.positions[j], axis=1)
     covalent = np.array([covalent_length(numbers[a], numbers[b]) for a, b in zip(i, j, strict=True)])
-    for k in np.flatnonzero(distances < np.maximum(_OVERLAP, _OVERLAP_SHARE * covalent)):
+    for k in np.flatnonzero(distances < np.maximum(OVERLAP, _OVERLAP_SHARE * covalent)):
         first, second = int(i[k]), int(j[k])
         if not molecule.bonded(first, second):
             raise InvalidInputError(

@@ -16,7 +16,7 @@ from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.coordinates.system_bonds import constraints_of
 from openmm_cgflow.copies import copied_system, copied_topology
 from openmm_cgflow.door import Bonds, admit, structure_reader, why_not_storable
-from openmm_cgflow.errors import ModelFileError
+from openmm_cgflow.errors import InvalidInputError, MismatchError, ModelFileError
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.openmm_plugin.cg_system import CGSystem, create_cg_system
 from openmm_cgflow.openmm_plugin.force import Backend, BeadBackend, create_force
@@ -30,7 +30,7 @@ from openmm_cgflow.storage import (
     topology_to_json,
     write_file,
 )
-from openmm_cgflow.structures import CONSTRAINT_TOLERANCE
+from openmm_cgflow.structures import CONSTRAINT_TOLERANCE, OVERLAP
 from openmm_cgflow.units import in_kelvin
 
 __all__ = ["CGFlow"]
@@ -130,6 +130,23 @@ class CGFlow(BaseFlow[InternalCoordinates]):
 
     def _read(self, positions: Any) -> np.ndarray:  # noqa: ANN401
         return self._structures.read(positions)
+
+    def _read_frames(self, frames: Any) -> np.ndarray:  # noqa: ANN401
+        x = self._structures.read(frames, closest=OVERLAP)
+        if not len(x):
+            raise InvalidInputError("train: frames holds no frames; give some, or leave it out.")
+        off = self._structures.off_constraints(x)
+        wrong = np.flatnonzero(off > CONSTRAINT_TOLERANCE)
+        if len(wrong):
+            raise MismatchError(
+                f"train: in {len(wrong)} of {len(x)} frames constraints of the System do not hold (frame {wrong[0]}: "
+                f"{self._structures.worst_constraint(x[wrong[0]])}): give frames of a simulation of this System, with "
+                "the same constraints."
+            )
+        odd = self._structures.mean_lengths(x)
+        if odd is not None:
+            logger.warning("train: on average over the frames, the bond %s: are they of this force field?", odd)
+        return x
 
     @torch.no_grad()
     def logDensity(self, positions: Any) -> np.ndarray:  # noqa: ANN401

@@ -20,10 +20,13 @@ _log = logging.getLogger("openmm_cgflow")
 _SHOWN = 5  # frames named in a message
 _CHUNK = 2000  # frames whose distances are computed at a time
 _SLACK = 0.5  # of its length, by which a bond may be off
+_ODD = 0.15  # of its length, by which a bond may be off on average before it is said
 _SPLIT = 3.0  # times its length: a bond that long is one between periodic images, or between other atoms
 _ALIKE = 1.6  # ratio of the extremes of bond lengths over what is expected, if only the unit is wrong
 COINCIDENT = 1e-3
 """nm: atoms that are closer are at one point."""
+OVERLAP = 0.05
+"""nm: no two atoms of a molecule are closer, bonded or not, in a structure that is not a sample of a poor flow."""
 CONSTRAINT_TOLERANCE = 2e-3
 """nm by which a constrained distance may be off: what XTC and GRO files, with three decimals, do to it."""
 
@@ -123,6 +126,7 @@ class StructureReader:
         self.bonds = np.array(list(lengths), dtype=int).reshape(-1, 2)
         self.expected = np.array([length.expected for length in lengths.values()])
         self.slack = np.array([length.slack(_SLACK) for length in lengths.values()])
+        self.stiff = np.array([length.stiff for length in lengths.values()], dtype=bool)
         self.constrained = np.array(list(constraints), dtype=int).reshape(-1, 2)
         self.fixed = np.array(list(constraints.values()))
         self._pairs = np.stack(np.triu_indices(len(self.atoms), 1), 1)
@@ -158,14 +162,27 @@ class StructureReader:
         broken = self.broken(x).any(1)
         if box is None or not broken.any():
             return x
+        joined = made_whole(x[broken], self.bonds, box if box.ndim == 2 else box[broken])
+        sound = ~self.broken(joined).any(1)
         x = x.copy()
-        x[broken] = made_whole(x[broken], self.bonds, box if box.ndim == 2 else box[broken])
-        _log.info("%d of %d structures were split by their periodic box; they are made whole", broken.sum(), len(x))
+        x[np.flatnonzero(broken)[sound]] = joined[sound]
+        _log.info("%d of %d structures were split by their periodic box; they are made whole", sound.sum(), len(x))
         return x
 
     def broken(self, x: np.ndarray) -> np.ndarray:
         """Whether each bond is out of the range of its length, `(frames, bonds)`."""
         return np.abs(_distances(x, self.bonds) - self.expected) > self.slack
+
+    def mean_lengths(self, x: np.ndarray) -> str | None:
+        """The stiff bond whose mean length is off by more than 15 %, in words; None if there is none."""
+        if not len(self.bonds) or not len(x):
+            return None
+        off = np.where(self.stiff, np.abs(_distances(x, self.bonds).mean(0) / self.expected - 1), 0.0)
+        k = int(off.argmax())
+        if off[k] <= _ODD:
+            return None
+        mean = _distances(x, self.bonds)[:, k].mean()
+        return f"{self._pair(self.bonds[k])} is {mean:.3f} nm long, where {self.expected[k]:.3f} nm are expected"
 
     def off_constraints(self, x: np.ndarray) -> np.ndarray:
         """By how much the constrained distances are off at most, `(frames,)`, nm."""

@@ -22,6 +22,7 @@ __all__ = [
     "check_bonds",
     "constraints_of",
     "covalent_length",
+    "measured_bonds",
 ]
 
 # Covalent radii, nm (Cordero et al. 2008, doi:10.1039/b801115j), by atomic number; others: 0.15
@@ -122,6 +123,18 @@ def bond_lengths(
     return found
 
 
+def measured_bonds(ours: set[tuple[int, int]], system: openmm.System, numbers: list[int]) -> set[tuple[int, int]]:
+    """Bonds whose lengths show whether a structure is whole and in order, whatever the Topology has wrong.
+
+    Arguments:
+        ours: bonds of the Topology.
+        system: the System.
+        numbers: atomic numbers.
+    """
+    terms, theirs = _terms(system), bonds_of(system, numbers, None)
+    return theirs | (ours & terms.keys() if theirs and not _opaque(system) else ours)
+
+
 def check_bonds(molecule: Molecule, system: openmm.System, numbers: list[int]) -> None:
     """Refuse bonds of a Topology that its System contradicts.
 
@@ -145,7 +158,7 @@ def check_bonds(molecule: Molecule, system: openmm.System, numbers: list[int]) -
         for i, j in _terms(system)
         if not (i in joined and j in joined and any(networkx.common_neighbors(joined, i, j)))
     }
-    readable = bool(theirs) and not any(_type(force) in _OPAQUE for force in system.getForces())
+    readable = bool(theirs) and not _opaque(system)
 
     def ratio(pair: tuple[int, int]) -> float:
         return float(np.linalg.norm(x[pair[0]] - x[pair[1]])) / covalent_length(numbers[pair[0]], numbers[pair[1]])
@@ -187,18 +200,18 @@ def _listed(molecule: Molecule, pairs: list[tuple[int, int]]) -> str:
     return ", ".join(named) + more
 
 
-def bonds_of(system: openmm.System, numbers: list[int], x: np.ndarray) -> set[tuple[int, int]]:
+def bonds_of(system: openmm.System, numbers: list[int], x: np.ndarray | None) -> set[tuple[int, int]]:
     """Bonds of a System: pairs with a spring or constraint at the length of a covalent bond.
 
     Arguments:
         system: the System.
         numbers: atomic numbers.
-        x: `(atoms, 3)`, nm; tells bonds from 1-4 pairs where a force has no lengths.
+        x: `(atoms, 3)`, nm; tells bonds from 1-4 pairs where a force has no lengths. None leaves these out.
     """
     found = set()
     for (i, j), terms in _terms(system).items():
         covalent = covalent_length(numbers[i], numbers[j])
-        now = float(np.linalg.norm(x[i] - x[j]))
+        now = np.inf if x is None else float(np.linalg.norm(x[i] - x[j]))
         lengths = [now if term.length is None else term.length for term in terms]
         if any(0.5 * covalent < length < _COVALENT * covalent for length in lengths):
             found.add((i, j))
@@ -224,5 +237,6 @@ def _terms(system: openmm.System) -> dict[tuple[int, int], list[_Term]]:
     return found
 
 
-def _type(force: openmm.Force) -> str:
-    return type(force).__name__
+def _opaque(system: openmm.System) -> bool:
+    """Whether some force may hold bonds in a form that cannot be read."""
+    return any(type(force).__name__ in _OPAQUE for force in system.getForces())
