@@ -1,13 +1,15 @@
 """From beads to atoms: structures around given beads, drawn from the flow's conditional density, with weights."""
 
-import copy
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import mdtraj
+import networkx
 import numpy as np
 import openmm
 import torch
@@ -15,13 +17,16 @@ from openmm import app, unit
 from torch import Tensor
 
 from openmm_cgflow.analysis.structure_checks import StructureChecks, check_structures
+from openmm_cgflow.atom_matching import order_by_names
 from openmm_cgflow.coordinates import InternalCoordinates
+from openmm_cgflow.coordinates.molecule import bond_key
+from openmm_cgflow.coordinates.system_bonds import BondLength, atomic_numbers, bond_lengths
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.openmm_plugin.cg_system import bead_topology
 from openmm_cgflow.openmm_plugin.matching import check_beads
+from openmm_cgflow.structures import StructureReader, given_structures
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.training import Parallel
-from openmm_cgflow.units import in_nm
 
 __all__ = ["Backmapped", "backmap"]
 
@@ -86,10 +91,10 @@ class Backmapped:
         """Chirality, peptide isomers, clashes, pierced rings and bond lengths of all structures, frame by frame."""
         return check_structures(self.topology, self.reference, self.trajectory.xyz)
 
-    @cached_property
+    @property
     def trajectory(self) -> mdtraj.Trajectory:
-        """All structures, unweighted: the n of the first frame, then those of the second, and so on."""
-        x = self.positions.reshape(-1, *self.positions.shape[2:])
+        """All structures, unweighted: the n of the first frame, then those of the second, and so on; a copy."""
+        x = self.positions.reshape(-1, *self.positions.shape[2:]).copy()
         return mdtraj.Trajectory(x, mdtraj.Topology.from_openmm(self.topology))
 
     def resample(self, seed: int = 0) -> "Backmapped":
@@ -158,11 +163,12 @@ def _read_beads(flow: TrainedFlow, cg: Any) -> np.ndarray:  # noqa: ANN401
     n = len(flow.coordinates.bead_atoms)
     if isinstance(cg, str | Path):
         cg = _load(flow, Path(cg))
-    if isinstance(cg, mdtraj.Trajectory):
-        check_beads(flow, list(cg.topology.atoms))
-        cg = cg.xyz
-    x = in_nm(cg)
-    x = x[None] if x.ndim == 2 else x
+    given = given_structures(cg)
+    x = given.x[None] if given.x.ndim == 2 else given.x
+    if given.atoms is not None:
+        order = _bead_order(flow, given.atoms)
+        check_beads(flow, [given.atoms[k] for k in order])
+        x = x[:, order]
     if x.ndim != 3 or x.shape[1:] != (n, 3):
         names = ", ".join(atom.name for atom in bead_topology(flow).atoms())
         raise MismatchError(f"backmap: beads have shape {x.shape}; give (frames, {n}, 3), in nm: {names}.")
@@ -171,7 +177,37 @@ def _read_beads(flow: TrainedFlow, cg: Any) -> np.ndarray:  # noqa: ANN401
     wrong = np.flatnonzero(~np.isfinite(x).all((1, 2)))
     if len(wrong):
         raise InvalidInputError(f"backmap: frame {wrong[0]} holds NaN or infinite values; remove it.")
+    if n < 4:  # refused elsewhere: there are no internal coordinates of so few
+        return x
+    reader = _bead_reader(flow)
+    x = reader.whole(x, given.box)
+    reader.refuse_broken(x, given)
     return x
+
+
+def _bead_order(flow: TrainedFlow, atoms: Sequence[Any]) -> Sequence[int]:
+    """Where each bead of the flow is among those given: by names if these tell, else as they are."""
+    ours = list(bead_topology(flow).atoms())
+    order = order_by_names(ours, atoms) if len(atoms) == len(ours) else None
+    return range(len(atoms)) if order is None else order.tolist()
+
+
+def _bead_reader(flow: TrainedFlow) -> StructureReader:
+    """Reads beads: their bonds as those of the atoms; pseudo-bonds may be as long as the chain between them."""
+    topology, system, x = flow.topology, flow.system, flow.positions._value
+    graph = networkx.Graph((bond[0].index, bond[1].index) for bond in topology.bonds())
+    of_atoms = bond_lengths(graph.edges, system, atomic_numbers(topology, system), x)
+    place = {atom: k for k, atom in enumerate(flow.coordinates.bead_atoms)}
+    lengths = {}
+    for i, j in flow.coordinates.bead_bonds:
+        expected = float(np.linalg.norm(x[i] - x[j]))
+        if graph.has_edge(i, j):
+            lengths[place[i], place[j]] = of_atoms[bond_key(i, j)]
+        else:
+            path = networkx.shortest_path(graph, i, j)
+            chain = sum(of_atoms[bond_key(a, b)].expected for a, b in pairwise(path))
+            lengths[place[i], place[j]] = BondLength(expected, max(1.5 * chain - expected, 0.0))
+    return StructureReader(list(bead_topology(flow).atoms()), lengths, {}, "beads")
 
 
 def _load(flow: TrainedFlow, path: Path) -> mdtraj.Trajectory:
@@ -278,7 +314,7 @@ def _warn(mapper: _Backmapper) -> None:
 
 def _relaxed(flow: TrainedFlow, x: np.ndarray, steps: int) -> np.ndarray:
     """The structures `(frames, n, atoms, 3)` after some steps of minimisation with their beads held."""
-    system = copy.deepcopy(flow.system)
+    system = flow.system
     beads = flow.coordinates.bead_atoms
     springs = openmm.HarmonicBondForce()
     for k in reversed(range(system.getNumConstraints())):

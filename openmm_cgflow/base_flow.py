@@ -24,7 +24,7 @@ from openmm_cgflow.storage import fill, locked, read_file
 from openmm_cgflow.training import BoltzmannTarget, Budget, Metrics, Parallel, Reporter, Trainer, TrainSettings
 from openmm_cgflow.training.checkpoint import CheckpointWriter, flatten, unflatten
 from openmm_cgflow.training.interrupt import Interruptible
-from openmm_cgflow.units import KB, in_nm, in_seconds
+from openmm_cgflow.units import KB, in_seconds
 from openmm_cgflow.version import __version__
 
 __all__ = ["BaseFlow"]
@@ -47,9 +47,6 @@ class BaseFlow(Generic[Coordinates]):
         settings: sizes of the networks.
     """
 
-    topology: app.Topology | None = None
-    system: openmm.System | None = None
-
     def __init__(self, potential: Potential, coordinates: Coordinates, kelvin: float, settings: FlowSettings) -> None:
         self.potential, self._kelvin, self._settings = potential, kelvin, settings
         self.coordinates: Coordinates = coordinates
@@ -65,6 +62,16 @@ class BaseFlow(Generic[Coordinates]):
         self._trainer: Trainer | None = None
 
     # -- description ------------------------------------------------------------------------------------------------
+
+    @property
+    def topology(self) -> app.Topology | None:
+        """The molecule; None for vectors."""
+        return None
+
+    @property
+    def system(self) -> openmm.System | None:
+        """Its System; None for vectors."""
+        return None
 
     @property
     def temperature(self) -> unit.Quantity:
@@ -178,24 +185,6 @@ class BaseFlow(Generic[Coordinates]):
                         raise TrainingError("train: the time was spent before the start was made; give more of it.")
                     logger.warning("ended before the start was complete: what the flow has learned is of little use")
         return self
-
-    def _frames(self, frames: Any) -> Tensor:  # noqa: ANN401
-        """Rows `(n, dof)` of frames, without those that the flow cannot give."""
-        q, _ = self._internal(frames)
-        inside = self.coordinates.in_domain(q)
-        outside = int((~inside).sum())
-        if outside == len(q):
-            raise InvalidInputError(
-                f"train: all {outside:,} frames are of the mirror image or of another isomer than the flow's "
-                "structure, which it never gives; build the CGFlow from one of the frames, or leave them out."
-            )
-        if outside:
-            logger.warning(
-                "train: %d of %d frames are left out: of the mirror image or another isomer than the flow's structure",
-                outside,
-                len(q),
-            )
-        return q[inside].float()
 
     def _new_trainer(self) -> Trainer:
         """A trainer that goes on from what this flow was loaded with."""
@@ -339,21 +328,32 @@ class BaseFlow(Generic[Coordinates]):
 
     def _internal(self, positions: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         """Internal coordinates and log-determinants of positions, after checking that they can be this molecule's."""
-        x, shape = in_nm(positions), self._shape()
-        x = x[None] if x.ndim == len(shape) else x
-        if x.shape[1:] != shape:
-            raise MismatchError(f"positions have shape {x.shape}, but this model is of {self._what()}.")
-        if not np.isfinite(x).all():
-            raise InvalidInputError("positions hold NaN or infinite values; remove these frames.")
-        return self.coordinates.to_internal(torch.as_tensor(x))
+        return self.coordinates.to_internal(torch.as_tensor(self._read(positions)))
 
-    def _shape(self) -> tuple[int, ...]:
-        """Shape of one structure, or vector."""
+    def _read(self, positions: Any) -> np.ndarray:  # noqa: ANN401
+        """Structures or vectors `(n, ...)` that may be this flow's, checked."""
         raise NotImplementedError
 
-    def _what(self) -> str:
-        """What the flow is of, and what to give, in words."""
-        raise NotImplementedError
+    def _read_frames(self, frames: Any) -> np.ndarray:  # noqa: ANN401
+        """Frames to learn from `(n, ...)`, checked."""
+        return self._read(frames)
+
+    def _frames(self, frames: Any) -> Tensor:  # noqa: ANN401
+        """Internal coordinates, float32, of frames to learn from: those of the flow's own isomer."""
+        q, _ = self.coordinates.to_internal(torch.as_tensor(self._read_frames(frames)))
+        inside = self.coordinates.in_domain(q)
+        if not inside.any():
+            raise MismatchError(
+                f"train: none of the {len(q)} frames is of the flow's isomer (of the structure that it was made from): "
+                "they are of the mirror image, or of another stereoisomer."
+            )
+        if not inside.all():
+            logger.warning(
+                "train: %d of %d frames are of another isomer, which the flow never gives; they are left out",
+                int((~inside).sum()),
+                len(q),
+            )
+        return q[inside].float()
 
     @torch.no_grad()
     def logDensity(self, positions: Any) -> np.ndarray:  # noqa: ANN401
@@ -365,9 +365,13 @@ class BaseFlow(Generic[Coordinates]):
         Returns:
             `(n,)`; minus infinity for the other chirality or another isomer.
         """
-        q, logdet = self._internal(positions)
+        return self._log_density(torch.as_tensor(self._read(positions))).numpy()
+
+    def _log_density(self, x: Tensor) -> Tensor:
+        """Log-density `(n,)` at structures or vectors `(n, ...)` that need no check."""
+        q, logdet = self.coordinates.to_internal(x)
         log_prob = self.flow.log_prob(q.float()).double() - logdet
-        return torch.where(self.coordinates.in_domain(q), log_prob, -torch.inf).numpy()
+        return torch.where(self.coordinates.in_domain(q), log_prob, -torch.inf)
 
     @torch.no_grad()
     def slowVariables(self, positions: Any) -> np.ndarray:  # noqa: ANN401

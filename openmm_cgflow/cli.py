@@ -169,6 +169,9 @@ def train(
         ),
     ] = None,
     constraints: Annotated[str | None, typer.Option(help="HBonds, or none.")] = None,
+    bonds: Annotated[
+        str, typer.Option(help="Where bonds are from: topology (which must agree with the System), or system.")
+    ] = "topology",
     seed: Seed = 0,
     checkpoint: Annotated[
         Path | None, typer.Option(help="File for the state of the training; beside the output if left out.")
@@ -195,7 +198,7 @@ def train(
 
     ctx.with_resource(locked(output))
     molecule = load_system(*files, forcefield=forcefield, implicit_solvent=implicit_solvent, constraints=constraints)
-    flow = CGFlow(*molecule, temperature=temperature, slow=_slow(slow), seed=seed)
+    flow = CGFlow(*molecule, temperature=temperature, slow=_slow(slow), seed=seed, bonds=bonds)  # type: ignore[arg-type]
     try:
         with Interruptible() as interrupted:
             flow.train(time=seconds, evaluations=evaluations, checkpoint=state, resume=resume, metrics=metrics)

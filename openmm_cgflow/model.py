@@ -13,12 +13,15 @@ from openmm import app, unit
 from openmm_cgflow.backmapping import Backmapped, backmap
 from openmm_cgflow.base_flow import BaseFlow
 from openmm_cgflow.coordinates import InternalCoordinates
-from openmm_cgflow.coordinates.checks import without_ensemble
+from openmm_cgflow.coordinates.system_bonds import constraints_of
+from openmm_cgflow.copies import copied_system, copied_topology
+from openmm_cgflow.door import Bonds, admit, structure_reader
+from openmm_cgflow.errors import InvalidInputError, MismatchError, ModelFileError
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.openmm_plugin.cg_system import CGSystem, create_cg_system
 from openmm_cgflow.openmm_plugin.force import Backend, BeadBackend, create_force
 from openmm_cgflow.potentials import make_potential
-from openmm_cgflow.slow_scan import scanTorsions
+from openmm_cgflow.slow_scan import scan_torsions
 from openmm_cgflow.storage import (
     check_storable,
     read_as,
@@ -29,7 +32,8 @@ from openmm_cgflow.storage import (
     write_file,
 )
 from openmm_cgflow.stored import StoredModel, check_network, molecule_of
-from openmm_cgflow.units import in_kelvin, in_nm
+from openmm_cgflow.structures import CONSTRAINT_TOLERANCE, OVERLAP
+from openmm_cgflow.units import in_kelvin
 
 __all__ = ["CGFlow"]
 
@@ -43,23 +47,24 @@ class CGFlow(BaseFlow[InternalCoordinates]):
 
     Arguments:
         topology: OpenMM Topology with bonds, one molecule.
-        system: its System, without periodic box; implicit solvent or vacuum.
-        positions: one structure, `(atoms, 3)`, Quantity or nm. Its chirality and its stiff isomers (such as peptide
-            bonds) are those that the flow samples.
+        system: its System, without periodic box; implicit solvent or vacuum. Topology, System and positions are copied:
+            what is done to them later (such as `system.addForce(flow.createForce())`) does not change the flow.
+        positions: one structure, `(atoms, 3)`, Quantity or nm, or an mdtraj Trajectory of one frame, whose names and
+            box are heeded. Its chirality and its stiff isomers (such as peptide bonds) are those that the flow samples.
         temperature: Quantity or K.
         slow: the slow torsions, by names such as `"phi"` or four atom indices each; `"auto"` for those that have more
             than one basin within reach, which are logged (see `scanTorsions`); all soft torsions by default.
         beads: indices of the beads' atoms, instead of `slow`.
         seed: of everything random.
+        bonds: `"topology"`: the bonds of the Topology, which must be those of the System; `"system"`: take them from
+            the System's terms and constraints.
 
     Raises:
         InvalidInputError: for a System, Topology or positions that cannot be used; the message says why and the mend.
+        MismatchError: for a Trajectory of another molecule.
 
     Source: Stupp and Koutsourelakis, arXiv 2504.20940, with the changes that the README describes.
     """
-
-    topology: app.Topology
-    system: openmm.System
 
     def __init__(
         self,
@@ -70,14 +75,20 @@ class CGFlow(BaseFlow[InternalCoordinates]):
         slow: Literal["auto"] | Sequence[str | Sequence[int]] | None = None,
         beads: Sequence[int] | None = None,
         seed: int = 0,
+        bonds: Bonds = "topology",
     ) -> None:
-        x, system = in_nm(positions), without_ensemble(system)
+        kelvin = in_kelvin(temperature)
+        topology, system, x = admit(topology, system, positions, kelvin, bonds)
         if isinstance(slow, str) and slow == "auto":
-            scan = scanTorsions(topology, system, x, temperature, seed)
+            scan = scan_torsions(topology, system, x, kelvin, seed)
             logger.info("slow='auto': %s", scan)
             slow = scan.slow
         coordinates = InternalCoordinates.fromTopology(topology, system, x, beads=beads, slow=slow)
-        self._assemble(topology, system, x, in_kelvin(temperature), coordinates, FlowSettings(seed=seed))
+        self._assemble(topology, system, x, kelvin, coordinates, FlowSettings(seed=seed))
+        try:
+            check_storable(system)
+        except ModelFileError as error:
+            logger.warning("this flow can be trained and used, but not saved: %s", error)
 
     def _assemble(
         self,
@@ -88,13 +99,29 @@ class CGFlow(BaseFlow[InternalCoordinates]):
         coordinates: InternalCoordinates,
         settings: FlowSettings,
     ) -> None:
-        self.topology, self.system, self._positions = topology, system, x
+        self._topology, self._system, self._positions = topology, system, x
+        self._structures = structure_reader(topology, system, x)
         super().__init__(make_potential(system, x, kelvin), coordinates, kelvin, settings)
 
     @property
+    def topology(self) -> app.Topology:
+        """The molecule: a copy at each call; to change it does not change the flow."""
+        return copied_topology(self._topology)
+
+    @property
+    def system(self) -> openmm.System:
+        """The System that the flow is of: a copy at each call; forces added to it are not part of the flow."""
+        return copied_system(self._system)
+
+    @property
+    def constraints(self) -> dict[tuple[int, int], float]:
+        """Constrained distances, nm, by pairs of atoms."""
+        return constraints_of(self._system)
+
+    @property
     def positions(self) -> unit.Quantity:
-        """The structure that the flow was made from, `(atoms, 3)`."""
-        return self._positions * unit.nanometer
+        """The structure that the flow was made from, `(atoms, 3)`; a copy."""
+        return self._positions.copy() * unit.nanometer
 
     @property
     def slow_torsions(self) -> list[tuple[int, int, int, int]]:
@@ -102,14 +129,62 @@ class CGFlow(BaseFlow[InternalCoordinates]):
         return self.coordinates.slow_torsions
 
     def _described(self) -> list[Any]:
-        return [system_to_xml(self.system), self.coordinates.state()]
+        return [system_to_xml(self._system), self.coordinates.state()]
 
-    def _shape(self) -> tuple[int, ...]:
-        return self._positions.shape
+    def _read(self, positions: Any) -> np.ndarray:  # noqa: ANN401
+        return self._structures.read(positions)
 
-    def _what(self) -> str:
-        n_atoms, residues = len(self._positions), "-".join(residue.name for residue in self.topology.residues())
-        return f"a molecule with {n_atoms} atoms ({residues}): give (frames, {n_atoms}, 3), in nm"
+    def _read_frames(self, frames: Any) -> np.ndarray:  # noqa: ANN401
+        x = self._structures.read(frames, closest=OVERLAP)
+        if not len(x):
+            raise InvalidInputError("train: frames holds no frames; give some, or leave it out.")
+        off = self._structures.off_constraints(x)
+        wrong = np.flatnonzero(off > CONSTRAINT_TOLERANCE)
+        if len(wrong):
+            raise MismatchError(
+                f"train: in {len(wrong)} of {len(x)} frames constraints of the System do not hold (frame {wrong[0]}: "
+                f"{self._structures.worst_constraint(x[wrong[0]])}): give frames of a simulation of this System, with "
+                "the same constraints."
+            )
+        odd = self._structures.mean_lengths(x)
+        if odd is not None:
+            logger.warning("train: on average over the frames, the bond %s: are they of this force field?", odd)
+        return x
+
+    @torch.no_grad()
+    def logDensity(self, positions: Any) -> np.ndarray:  # noqa: ANN401
+        """Log-density of the flow at positions, per nm^(3 atoms - 6), rigid motion taken out.
+
+        Under constraints it is the density on the surface where they hold, per nm^(3 atoms - 6 - constraints).
+        Constrained distances may be off by 0.002 nm, as files with three decimals leave them.
+
+        Arguments:
+            positions: `(atoms, 3)` or `(n, atoms, 3)`, in any orientation: an mdtraj Trajectory (its atoms are put in
+                order by their names, and made whole by its box), an OpenMM State, a Quantity, or numbers in nm.
+
+        Returns:
+            `(n,)`; minus infinity for the other chirality, another isomer, or constraints that do not hold.
+
+        Raises:
+            MismatchError: for another molecule.
+            InvalidInputError: for broken bonds, atoms on one another, NaN or another unit; frames are named.
+
+        Example:
+            flow.logDensity(samples.positions)
+        """
+        x = self._read(positions)
+        log_density = self._log_density(torch.as_tensor(x)).numpy()
+        off = self._structures.off_constraints(x) > CONSTRAINT_TOLERANCE
+        if off.any():
+            first = int(off.argmax())
+            logger.warning(
+                "logDensity: constraints do not hold in %d of %d frames, which the flow never gives (frame %d: %s)",
+                off.sum(),
+                len(off),
+                first,
+                self._structures.worst_constraint(x[first]),
+            )
+        return np.where(off, -np.inf, log_density)
 
     def createForce(
         self, backend: Backend | None = None, scale: float = 1.0, parameter: str = "cgflow_scale"
@@ -183,10 +258,16 @@ class CGFlow(BaseFlow[InternalCoordinates]):
             ModelFileError: if it cannot be written, or the System has a force that `load` would refuse; an older file
                 there stays.
         """
-        check_storable(self.system)
+        try:
+            check_storable(self._system)
+        except ModelFileError as error:
+            raise ModelFileError(
+                f"{path} is not written: {error} A checkpoint keeps what was learned, train(checkpoint=...): build the "
+                "flow again from the System in your script, and train goes on from there."
+            ) from error
         header = {
-            "topology": topology_to_json(self.topology),
-            "system": system_to_xml(self.system),
+            "topology": topology_to_json(self._topology),
+            "system": system_to_xml(self._system),
             "coordinates": self.coordinates.state(),
         }
         positions = torch.as_tensor(self._positions)

@@ -9,6 +9,7 @@ import torch
 from openmm import app, unit
 
 from openmm_cgflow.coordinates import InternalCoordinates, KeptBack, find_kept_back
+from openmm_cgflow.door import Bonds, admit
 from openmm_cgflow.potentials import make_potential
 from openmm_cgflow.training import (
     BoltzmannTarget,
@@ -19,9 +20,9 @@ from openmm_cgflow.training import (
     minimise,
     soft_and_stiff,
 )
-from openmm_cgflow.units import KB, in_kelvin, in_nm
+from openmm_cgflow.units import KB, in_kelvin
 
-__all__ = ["SlowScan", "TorsionScan", "scanTorsions"]
+__all__ = ["SlowScan", "TorsionScan", "scanTorsions", "scan_torsions"]
 
 GRID = 36  # values of a torsion
 REACH = 10.0  # kT: a basin that is higher is out of reach
@@ -100,6 +101,7 @@ def scanTorsions(
     positions: Any,  # noqa: ANN401
     temperature: unit.Quantity | float = 300 * unit.kelvin,
     seed: int = 0,
+    bonds: Bonds = "topology",
 ) -> SlowScan:
     """Find the torsions that have more than one basin within 10 kT, with their barriers.
 
@@ -113,11 +115,17 @@ def scanTorsions(
         positions: one structure.
         temperature: Quantity or K.
         seed: of the structures.
+        bonds: as for `CGFlow`.
 
     Raises:
         InvalidInputError: for what `CGFlow` refuses.
     """
-    x, kelvin = in_nm(positions), in_kelvin(temperature)
+    kelvin = in_kelvin(temperature)
+    return scan_torsions(*admit(topology, system, positions, kelvin, bonds), kelvin, seed)
+
+
+def scan_torsions(topology: app.Topology, system: openmm.System, x: np.ndarray, kelvin: float, seed: int) -> SlowScan:
+    """The same as `scanTorsions` for what came through the door: positions in nm, the temperature in K."""
     coordinates = InternalCoordinates.fromTopology(topology, system, x)
     target = BoltzmannTarget(make_potential(system, x, kelvin), coordinates, KB * kelvin)
     kept_back = find_kept_back(topology, system, x)

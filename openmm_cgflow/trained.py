@@ -17,20 +17,28 @@ class TrainedFlow(Protocol):
     """A flow with the molecule that it is for.
 
     Attributes:
-        topology: the molecule.
-        system: its forces and constraints.
         coordinates: positions to internal coordinates and back.
         flow: the density over these.
         potential: batched energies of the System.
         target: the same in units of kT.
     """
 
-    topology: app.Topology
-    system: openmm.System
     coordinates: InternalCoordinates
     flow: JointFlow
     potential: Potential
     target: BoltzmannTarget
+
+    @property
+    def topology(self) -> app.Topology:
+        """The molecule; a copy at each call."""
+
+    @property
+    def system(self) -> openmm.System:
+        """Its forces and constraints; a copy at each call."""
+
+    @property
+    def constraints(self) -> dict[tuple[int, int], float]:
+        """Constrained distances, nm, by pairs of atoms."""
 
     @property
     def temperature(self) -> unit.Quantity:

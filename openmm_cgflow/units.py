@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import openmm
 from openmm import unit
 
 from openmm_cgflow.errors import InvalidInputError
@@ -39,8 +40,9 @@ def in_nm(positions: Any) -> np.ndarray:  # noqa: ANN401
     """Positions as a float64 array in nm.
 
     Args:
-        positions: an OpenMM Quantity (of an array or of a list of Vec3), a list of Quantities, an mdtraj Trajectory
-            (or anything with an `xyz` array in nm), a torch tensor, or bare numbers in nm.
+        positions: an OpenMM Quantity (of an array or of a list of Vec3), a list of Quantities, an OpenMM State or
+            PDBFile, an mdtraj Trajectory (or anything with an `xyz` array in nm), a torch tensor, or bare numbers in
+            nm.
 
     Returns:
         An array of the same shape as the input, usually `(atoms, 3)` or `(frames, atoms, 3)`, nm.
@@ -50,6 +52,13 @@ def in_nm(positions: Any) -> np.ndarray:  # noqa: ANN401
     """
     if hasattr(positions, "xyz"):
         positions = positions.xyz
+    elif hasattr(positions, "getPositions"):
+        try:
+            positions = positions.getPositions()
+        except openmm.OpenMMException as error:
+            raise InvalidInputError(
+                f"the State holds no positions; ask for them: getState(positions=True) ({error})"
+            ) from error
     bare = _bare(positions, unit.nanometer, "positions")
     if isinstance(bare, list | tuple) and len(bare) > 0 and unit.is_quantity(bare[0]):
         bare = [_bare(row, unit.nanometer, "positions") for row in bare]

@@ -1,17 +1,20 @@
 """Flows of plain vectors: the same densities and the same training, for a potential without a molecule."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from openmm_cgflow.base_flow import BaseFlow
 from openmm_cgflow.coordinates import LinearCoordinates
-from openmm_cgflow.errors import MismatchError
+from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.potentials import Potential
 from openmm_cgflow.storage import read_as, read_file, reading, write_file
 from openmm_cgflow.stored import StoredVectors, check_network
-from openmm_cgflow.units import KB
+from openmm_cgflow.units import KB, in_nm
 
 __all__ = ["VectorFlow"]
 
@@ -25,7 +28,7 @@ class VectorFlow(BaseFlow[LinearCoordinates]):
     given which the fast variables are as nearly normal as can be, with a mean that depends on the slow ones linearly.
 
     Arguments:
-        potential: of `(batch, dim)`, in units of kT, such as `potentials.DoubleWell()`.
+        potential: of `(batch, dim)`, in units of kT, such as `potentials.DoubleWell()`. It is copied.
         slow: number of slow variables to be found, whose density may have many modes; or the indices of the entries of
             the vectors that are slow.
         width: half the extent of the region that holds the modes.
@@ -47,7 +50,7 @@ class VectorFlow(BaseFlow[LinearCoordinates]):
         seed: int = 0,
     ) -> None:
         coordinates = LinearCoordinates(potential.n_atoms, slow, width, seed)
-        super().__init__(potential, coordinates, 1 / KB, settings or FlowSettings(seed=seed))
+        super().__init__(copy.deepcopy(potential), coordinates, 1 / KB, settings or FlowSettings(seed=seed))
         self.seed = seed
 
     def _described(self) -> list[Any]:
@@ -57,11 +60,17 @@ class VectorFlow(BaseFlow[LinearCoordinates]):
     def _layout(self) -> dict[str, Any]:
         return {"dim": self.coordinates.dof, "slow": self.coordinates.slow, "width": self.coordinates.width}
 
-    def _shape(self) -> tuple[int, ...]:
-        return (self.coordinates.dof,)
-
-    def _what(self) -> str:
-        return f"vectors: give (n, {self.coordinates.dof})"
+    def _read(self, positions: Any) -> np.ndarray:  # noqa: ANN401
+        dim, x = self.coordinates.dof, in_nm(positions)
+        x = x[None] if x.ndim == 1 else x
+        if x.ndim != 2 or x.shape[1] != dim:
+            raise MismatchError(f"positions have shape {x.shape}, but this model is of vectors: give (n, {dim}).")
+        wrong = np.flatnonzero(~np.isfinite(x).all(1))
+        if len(wrong):
+            raise InvalidInputError(
+                f"{len(wrong)} of {len(x)} vectors hold NaN or infinite values, the first is {wrong[0]}; remove them."
+            )
+        return x
 
     def save(self, path: str | Path) -> None:
         """Write everything but the potential to one file.

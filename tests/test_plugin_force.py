@@ -200,7 +200,8 @@ def test_torch_force_in_a_script_that_imports_openmm_first(aldp, tmp_path):
 import openmm
 import openmm_cgflow as cgf
 flow = cgf.CGFlow.load({str(tmp_path / "aldp.cgflow")!r})
-flow.system.addForce(flow.createForce("torch"))
-openmm.Context(flow.system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+system = flow.system
+system.addForce(flow.createForce("torch"))
+openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=300)

@@ -43,24 +43,24 @@ def create_cg_system(flow: TrainedFlow, backend: BeadBackend | None = None) -> C
 def add_bead_constraints(flow: TrainedFlow, system: openmm.System) -> None:
     """Constrain those beads of a System of beads that are constrained to one another in the flow's own System."""
     bead_of = {atom: bead for bead, atom in enumerate(flow.coordinates.bead_atoms)}
-    for k in range(flow.system.getNumConstraints()):
-        i, j, distance = flow.system.getConstraintParameters(k)
+    for (i, j), distance in flow.constraints.items():
         if i in bead_of and j in bead_of:
             system.addConstraint(bead_of[i], bead_of[j], distance)
 
 
 def bead_masses(flow: TrainedFlow) -> list[unit.Quantity]:
     """The mass of each bead: that of its atom and of all that hang on it and on no other bead."""
-    beads = flow.coordinates.bead_atoms
+    beads, whole = flow.coordinates.bead_atoms, flow.system
     masses = dict.fromkeys(beads, 0.0 * unit.dalton)
     for atom, bead in enumerate(flow.coordinates.bead_of_atom):
-        masses[bead] += flow.system.getParticleMass(atom)
+        masses[bead] += whole.getParticleMass(atom)
     return [masses[bead] for bead in beads]
 
 
 def bead_topology(flow: TrainedFlow) -> app.Topology:
     """The beads as a Topology, in their order, with elements and names of their atoms."""
-    atoms = list(flow.topology.atoms())
+    whole = flow.topology
+    atoms = list(whole.atoms())
     topology = app.Topology()
     chain, residue, last = topology.addChain(), None, None
     made = {}
@@ -70,7 +70,7 @@ def bead_topology(flow: TrainedFlow) -> app.Topology:
             last = atom.residue
             residue = topology.addResidue(last.name, chain, last.id, last.insertionCode)
         made[index] = topology.addAtom(atom.name, atom.element, residue)
-    bonds = {frozenset((bond[0].index, bond[1].index)) for bond in flow.topology.bonds()}
+    bonds = {frozenset((bond[0].index, bond[1].index)) for bond in whole.bonds()}
     bonds |= {frozenset(pair) for pair in flow.coordinates.bead_bonds}
     for i, j in sorted(sorted(bond) for bond in bonds if bond <= made.keys()):
         topology.addBond(made[i], made[j])

@@ -1,13 +1,14 @@
 """Whether a flow and a simulation belong together."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import openmm
 from openmm import app, unit
 
+from openmm_cgflow.coordinates.system_bonds import constraints_of
 from openmm_cgflow.errors import MismatchError
 from openmm_cgflow.openmm_plugin.dynamics import thermostat_temperature
 from openmm_cgflow.trained import TrainedFlow
@@ -34,7 +35,8 @@ def check_topology(flow: TrainedFlow, topology: app.Topology) -> None:
     Raises:
         MismatchError: naming the first difference.
     """
-    ours, theirs = list(flow.topology.atoms()), list(topology.atoms())
+    own = flow.topology
+    ours, theirs = list(own.atoms()), list(topology.atoms())
     if len(ours) != len(theirs):
         raise MismatchError(
             f"the Topology has {len(theirs)} atoms, but the flow is of a molecule with {len(ours)}: "
@@ -46,7 +48,7 @@ def check_topology(flow: TrainedFlow, topology: app.Topology) -> None:
                 f"atom {b.index} ({b.name}) of the Topology is {_symbol(b)}, that of the flow ({a.name}) is "
                 f"{_symbol(a)}: this is another molecule, or its atoms are in another order."
             )
-    missing, extra = _bonds(flow.topology) - _bonds(topology), _bonds(topology) - _bonds(flow.topology)
+    missing, extra = _bonds(own) - _bonds(topology), _bonds(topology) - _bonds(own)
     if missing or extra:
         i, j = sorted(min(missing or extra))
         raise MismatchError(
@@ -85,14 +87,14 @@ def check_system(flow: TrainedFlow, system: openmm.System) -> None:
     Raises:
         MismatchError: naming the difference.
     """
-    if system.getNumParticles() != flow.system.getNumParticles():
+    if system.getNumParticles() != flow.coordinates.n_atoms:
         raise MismatchError(
             f"the System has {system.getNumParticles()} particles, but the flow was trained on "
-            f"{flow.system.getNumParticles()}: use the model of this molecule, or train one."
+            f"{flow.coordinates.n_atoms}: use the model of this molecule, or train one."
         )
     if system.usesPeriodicBoundaryConditions():
         raise MismatchError("the System has a periodic box; flows are of one molecule without one: use NoCutoff.")
-    ours, theirs = _constraints(flow.system), _constraints(system)
+    ours, theirs = (_by_pair(constraints) for constraints in (flow.constraints, constraints_of(system)))
     for pair in sorted(ours.keys() | theirs.keys(), key=sorted):
         if pair not in theirs or pair not in ours or abs(ours[pair] - theirs[pair]) > _SAME_LENGTH:
             i, j = sorted(pair)
@@ -193,10 +195,6 @@ def _bonds(topology: app.Topology) -> set[frozenset[int]]:
     return {frozenset((bond[0].index, bond[1].index)) for bond in topology.bonds()}
 
 
-def _constraints(system: openmm.System) -> dict[frozenset[int], float]:
-    """Constrained pairs and their distances in nm."""
-    found = {}
-    for k in range(system.getNumConstraints()):
-        i, j, distance = system.getConstraintParameters(k)
-        found[frozenset((i, j))] = round(distance.value_in_unit(unit.nanometer), 7)
-    return found
+def _by_pair(constraints: Mapping[tuple[int, int], float]) -> dict[frozenset[int], float]:
+    """Constrained pairs and their distances in nm, rounded."""
+    return {frozenset(pair): round(distance, 7) for pair, distance in constraints.items()}

@@ -191,16 +191,16 @@ class Samples:
         first, rest = order[: -(-n // 2)], order[-(-n // 2) :]
         return np.concatenate([first, np.random.default_rng(seed).permutation(rest)[: n // 2]])
 
-    @cached_property
+    @property
     def trajectory(self) -> mdtraj.Trajectory:
-        """The samples, in their order and unweighted, as an mdtraj trajectory.
+        """The samples, in their order and unweighted, as an mdtraj trajectory; a copy at each call.
 
         Raises:
             InvalidInputError: for samples of vectors.
         """
         if self.topology is None:
             raise InvalidInputError("these samples are vectors, of no molecule: save them as .npz.")
-        return mdtraj.Trajectory(self.positions, mdtraj.Topology.from_openmm(self.topology))
+        return mdtraj.Trajectory(self.positions.copy(), mdtraj.Topology.from_openmm(self.topology))
 
     def save(self, path: str | Path) -> None:
         """Write all as `.npz`, or frames as what mdtraj writes (`.dcd`, `.pdb`) and weights as `.npz` beside it."""

@@ -1,0 +1,100 @@
+"""Whether energies depend on shapes alone: each force at copies of structures that were turned and moved."""
+
+import copy
+import logging
+
+import numpy as np
+import openmm
+from openmm import unit
+
+from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.potentials.check import shaken
+from openmm_cgflow.potentials.translate import ENERGY_FREE
+
+__all__ = ["check_invariance"]
+
+_log = logging.getLogger("openmm_cgflow")
+_TOLERANCE = 0.01  # kT
+_OPAQUE_TOLERANCE = 0.1  # kT: machine-learned energies need not be quite the same in every orientation
+_ROUNDING, _OPAQUE_ROUNDING = 1e-9, 3e-7  # of the energy: double precision, and single
+_OPAQUE = (openmm.PythonForce, openmm.CustomCVForce) if hasattr(openmm, "PythonForce") else (openmm.CustomCVForce,)
+_WIDTH = 0.02  # nm by which the atoms are shaken, so that no symmetry of the molecule hides what a field does
+_MOVES = (0.0, 0.3, 1.0, 3.0, 10.0)  # nm; the first copy is only turned
+_GROUPS = 32
+
+
+def check_invariance(system: openmm.System, x: np.ndarray, kT: float) -> None:
+    """Refuse forces whose energy changes when the molecule is turned and moved.
+
+    A flow describes shapes; its samples come in an orientation of no meaning. Each force is evaluated by itself, on the
+    Reference platform (double precision), at `x` and at shaken copies of it, each turned at random and moved by up to
+    10 nm.
+
+    Arguments:
+        system: the System, without a periodic box.
+        x: `(atoms, 3)`, nm.
+        kT: kJ/mol.
+
+    Raises:
+        InvalidInputError: naming the force, by its index and name, and what to do.
+    """
+    structures = shaken(x, copies=2, width=_WIDTH)
+    moved = np.stack([_moved(structure, np.random.default_rng(k)) for k, structure in enumerate(structures)])
+    energies = _energies_by_force(system, moved.reshape(-1, *x.shape))
+    for k, values in energies.items():
+        force = system.getForce(k)
+        change = np.ptp(values.reshape(moved.shape[:2]), axis=1)
+        size = np.abs(values).reshape(moved.shape[:2]).max(1)
+        opaque = isinstance(force, _OPAQUE) or type(force) is openmm.Force
+        tolerance = np.maximum(_TOLERANCE * kT, (_OPAQUE_ROUNDING if opaque else _ROUNDING) * size)
+        worst = float(np.nanmax(np.where(change > tolerance, change, 0.0), initial=0.0)) / kT
+        what = f"the energy of force {k} of the System ({_called(force)}) changes by {worst:.2g} kT"
+        if opaque and 0 < worst <= _OPAQUE_TOLERANCE:
+            _log.warning("%s when the molecule is turned and moved; weights are as uncertain", what)
+        elif worst > 0:
+            raise InvalidInputError(
+                f"{what} when the molecule is turned and moved: it depends on place or orientation, and a flow "
+                "describes shapes alone. Leave this force out of the System that the flow is made from, or restrain "
+                "distances, angles, torsions or the RMSD of the molecule's own atoms instead."
+            )
+
+
+def _moved(x: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Copies of `x (atoms, 3)` in random orientations and in other places, `(copies, atoms, 3)`."""
+    centred = x - x.mean(0)
+    copies = []
+    for distance in _MOVES:
+        rotation, triangle = np.linalg.qr(generator.normal(size=(3, 3)))
+        rotation = rotation * np.sign(np.diag(triangle))
+        rotation[:, 0] *= np.linalg.det(rotation)  # a rotation, not a reflection
+        direction = generator.normal(size=3)
+        copies.append(centred @ rotation.T + x.mean(0) + distance * direction / np.linalg.norm(direction))
+    return np.stack(copies)
+
+
+def _called(force: openmm.Force) -> str:
+    kind = type(force).__name__
+    return kind if force.getName() in (kind, "") else f"{force.getName()}, {kind}"
+
+
+def _energies_by_force(system: openmm.System, x: np.ndarray) -> dict[int, np.ndarray]:
+    """Energies `(n,)` in kJ/mol of each force that has any, by its index, at `x (n, atoms, 3)`."""
+    indices = [k for k, force in enumerate(system.getForces()) if not isinstance(force, ENERGY_FREE)]
+    energies: dict[int, np.ndarray] = {}
+    for start in range(0, len(indices), _GROUPS):
+        chosen = indices[start : start + _GROUPS]
+        part = copy.deepcopy(system)
+        for k in reversed(range(part.getNumForces())):
+            if k not in chosen:
+                part.removeForce(k)
+        for group, force in enumerate(part.getForces()):
+            force.setForceGroup(group)
+        platform = openmm.Platform.getPlatformByName("Reference")
+        context = openmm.Context(part, openmm.VerletIntegrator(0.001), platform)
+        energies |= {k: np.empty(len(x)) for k in chosen}
+        for row, structure in enumerate(x):
+            context.setPositions(structure)
+            for group, k in enumerate(chosen):
+                state = context.getState(energy=True, groups={group})
+                energies[k][row] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+    return energies
