@@ -20,10 +20,9 @@ from openmm_cgflow.coordinates.system_bonds import (
     measured_bonds,
 )
 from openmm_cgflow.copies import copied_system, copied_topology
-from openmm_cgflow.errors import InvalidInputError, ModelFileError
+from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.potentials.invariance import check_invariance
 from openmm_cgflow.potentials.translate import ENERGY_FREE
-from openmm_cgflow.storage import system_from_xml, system_to_xml
 from openmm_cgflow.structures import OVERLAP, StructureReader, atom_label, given_structures
 from openmm_cgflow.units import KB
 

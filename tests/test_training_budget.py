@@ -226,19 +226,6 @@ def test_an_interrupt_in_another_thread_or_none_leaves_the_handler(inside):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_frames_of_the_mirror_image_are_refused_and_single_ones_left_out(caplog):
-    molecule = load("ALA", solvent=None)
-    flow = cgf.CGFlow(*molecule, seed=0)
-    mirrored = molecule.positions * [1, 1, -1]
-    with pytest.raises(cgf.InvalidInputError, match="all 2 frames are of the mirror image"):
-        flow.train(evaluations=1000, progress=False, frames=np.stack([mirrored, mirrored]))
-    assert flow.evaluations == 0
-    with caplog.at_level("WARNING", logger="openmm_cgflow"):
-        rows = flow._frames(np.stack([molecule.positions, mirrored, molecule.positions]))
-    assert "1 of 3 frames are left out" in caplog.text
-    assert len(rows) == 2
-
-
 def test_frames_have_an_effect():
     """Frames of one of three equal modes: where they are, the density becomes higher than without them."""
     means = torch.tensor([[-3.0, 0.0], [0.0, 0.0], [3.0, 0.0]])

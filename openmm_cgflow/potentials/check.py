@@ -19,6 +19,7 @@ __all__ = [
     "compare_totals",
     "finite_energy",
     "positions_array",
+    "shaken",
     "thermal_structures",
 ]
 
@@ -53,14 +54,19 @@ def positions_array(positions: Any, n_atoms: int) -> np.ndarray:  # noqa: ANN401
     return x
 
 
+def shaken(x: np.ndarray, copies: int, width: float = 0.005) -> np.ndarray:
+    """`x` (atoms, 3) and `copies` of it with Gaussian noise of `width` nm: (copies + 1, atoms, 3)."""
+    noise = np.random.default_rng(0).normal(0.0, width, (copies, *x.shape))
+    return np.concatenate([x[None], x + noise])
+
+
 def thermal_structures(system: openmm.System, x: np.ndarray, kelvin: float) -> np.ndarray:
     """Structures to compare energies at: (structures, atoms, 3) nm.
 
     The given one, shaken copies of it, and some of a short Langevin dynamics that starts from it minimised. What
     dynamics does not reach, because it blows up, is left out.
     """
-    noise = np.random.default_rng(0).normal(0.0, 0.005, (_SHAKEN, *x.shape))
-    structures = [x[None], x + noise]
+    structures = [shaken(x, _SHAKEN)]
     integrator = openmm.LangevinMiddleIntegrator(kelvin, 5.0, 0.001)
     integrator.setRandomNumberSeed(1)
     try:
