@@ -9,6 +9,7 @@ import torch
 from openmm import app, unit
 
 from openmm_cgflow.coordinates import InternalCoordinates, KeptBack, find_kept_back
+from openmm_cgflow.coordinates.checks import without_ensemble
 from openmm_cgflow.potentials import make_potential
 from openmm_cgflow.training import (
     BoltzmannTarget,
@@ -117,7 +118,7 @@ def scanTorsions(
     Raises:
         InvalidInputError: for what `CGFlow` refuses.
     """
-    x, kelvin = in_nm(positions), in_kelvin(temperature)
+    x, kelvin, system = in_nm(positions), in_kelvin(temperature), without_ensemble(system)
     coordinates = InternalCoordinates.fromTopology(topology, system, x)
     target = BoltzmannTarget(make_potential(system, x), coordinates, KB * kelvin)
     kept_back = find_kept_back(topology, system, x)
