@@ -12,6 +12,7 @@ from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.inputs import load_system
 from openmm_cgflow.inputs.readings import term_energies
 from openmm_cgflow.model import CGFlow
+from openmm_cgflow.slow_scan import scanTorsions
 
 import openmm  # isort: skip
 from openmm import app, unit  # isort: skip
@@ -205,6 +206,14 @@ def test_readers_barostat_in_a_script(caplog):
         flow = CGFlow(pdb.topology, system, pdb.positions)
     assert "MonteCarloBarostat: left out" in caplog.text
     assert system.getNumForces() == forces == flow.system.getNumForces() + 1
+
+
+@pytest.mark.slow
+def test_readers_barostat_in_a_scan():
+    """The same for `scanTorsions`."""
+    pdb = app.PDBFile(str(DATA / "readers/baro.pdb"))
+    system = openmm.XmlSerializer.deserialize((DATA / "readers/baro.xml").read_text())
+    assert scanTorsions(pdb.topology, system, pdb.positions).slow
 
 
 def test_readers_masses_in_another_order():

@@ -51,7 +51,7 @@ class DihedralTypes:
             InvalidInputError: if no type matches.
         """
         atoms, function, given = line.fields[:4], line.fields[4], line.fields[5:]
-        if len(given) >= PARAMETERS[function]:
+        if given:
             return [" ".join(line.fields)]
         kinds = tuple(bonded[int(atom) - 1] for atom in atoms)
         best, place = -1, -1

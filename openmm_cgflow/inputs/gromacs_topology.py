@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.inputs.gromacs_dihedrals import PARAMETERS as DIHEDRAL_PARAMETERS
 from openmm_cgflow.inputs.gromacs_dihedrals import DihedralTypes
 from openmm_cgflow.inputs.gromacs_lines import Line, read_lines
 from openmm_cgflow.inputs.gromacs_types import atom_type, with_element
@@ -30,6 +31,15 @@ BONDED = {
     "constraints": (2, ("1", "2")),
 }
 """Sections whose lines hold so many atoms and then one of these functions."""
+PARAMETERS = {
+    ("bonds", "1"): 2,
+    ("bonds", "2"): 2,
+    ("angles", "1"): 2,
+    ("angles", "2"): 2,
+    ("angles", "5"): 4,
+    **{("dihedrals", function): count for function, count in DIHEDRAL_PARAMETERS.items()},
+}
+"""How many parameters each function takes, in the line or else from a type."""
 KNOWN = {"atoms", "exclusions", "settles", *BONDED}
 WITHOUT_ENERGY = {"system", "implicit_genborn_params"}
 Lennard = tuple[float, float]
@@ -85,6 +95,8 @@ class GromacsTopology:
         for line in self.lines:
             section, fields = line.section, line.fields
             if section == "defaults":
+                if defaults is not None and defaults.fields != fields:
+                    raise InvalidInputError(f"{line.where}: a second [ defaults ]; include one force field")
                 defaults = line
             elif section == "atomtypes":
                 self.types[fields[0]] = atom_type(line)
@@ -149,6 +161,8 @@ class GromacsTopology:
         text: dict[str, list[str]] = {}
         for molecule, count in self.molecules:
             own = [_Atom.of(line, self.types) for line in molecule.lines["atoms"]]
+            for line in (line for section in BONDED for line in molecule.lines[section]):
+                _check_line(line, len(own))
             real = set(_bonds(molecule))
             own_bonds = sorted(real | set(_constrained_bonds(molecule)))
             excluded = self._excluded(molecule, len(own), own_bonds)
@@ -265,8 +279,6 @@ class GromacsTopology:
         bonded = [self.types[line.fields[1]][1] for line in molecule.lines["atoms"]]
         for section in ("atoms", *BONDED, "settles"):
             lines = molecule.lines[section]
-            for line in lines if section in BONDED else ():
-                _check_function(line, *BONDED[section])
             if section == "dihedrals":
                 text += [
                     f"[ {section} ]",
@@ -323,6 +335,18 @@ def _constrained_bonds(molecule: _MoleculeType) -> list[tuple[int, int]]:
 def _first_two(line: Line) -> tuple[int, int]:
     i, j = sorted(_integer(line, k) - 1 for k in range(2))
     return i, j
+
+
+def _check_line(line: Line, n_atoms: int) -> None:
+    """See that a line of a molecule has atoms that there are, a known function, and all of its parameters or none."""
+    count, functions = BONDED[line.section]
+    for k in range(count):
+        if not 1 <= _integer(line, k) <= n_atoms:
+            raise InvalidInputError(f"{line.where}: there is no atom {line.fields[k]}: the molecule has {n_atoms}")
+    _check_function(line, count, functions)
+    needed, given = PARAMETERS.get((line.section, line.fields[count]), 0), len(line.fields) - count - 1
+    if 0 < given < needed:
+        raise InvalidInputError(f"{line.where}: {' '.join(line.fields)} has {given} parameters of {needed}")
 
 
 def _check_function(line: Line, n_atoms: int, functions: tuple[str, ...]) -> None:
