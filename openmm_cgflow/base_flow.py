@@ -262,11 +262,12 @@ class BaseFlow(Generic[Coordinates]):
             positions: `(atoms, 3)` or `(n, atoms, 3)`, trajectory, Quantity or nm, in any orientation.
 
         Returns:
-            `(n,)`; minus infinity for the other chirality or another isomer.
+            `(n,)`; minus infinity for the other chirality or another isomer, and where the density is below all numbers.
         """
         q, logdet = self._internal(positions)
         log_prob = self.flow.log_prob(q.float()).double() - logdet
-        return torch.where(self.coordinates.in_domain(q), log_prob, -torch.inf).numpy()
+        fine = self.coordinates.in_domain(q) & ~torch.isnan(log_prob)
+        return torch.where(fine, log_prob, -torch.inf).numpy()
 
     @torch.no_grad()
     def slowVariables(self, positions: Any) -> np.ndarray:  # noqa: ANN401
