@@ -262,7 +262,8 @@ class BaseFlow(Generic[Coordinates]):
             positions: `(atoms, 3)` or `(n, atoms, 3)`, trajectory, Quantity or nm, in any orientation.
 
         Returns:
-            `(n,)`; minus infinity for the other chirality or another isomer, and where the density is below all numbers.
+            `(n,)`; minus infinity for the other chirality or another isomer, and where the density is too small to be
+            told from zero.
         """
         q, logdet = self._internal(positions)
         log_prob = self.flow.log_prob(q.float()).double() - logdet

@@ -21,7 +21,7 @@ TOLERANCE = 2e-3  # kT: positions and networks are in single precision
 # about once in 10^6 samples.
 
 
-def flow_of(name: str, degrees: float = 0.0, shake: float = 0.3, **options: Any) -> cgf.CGFlow:  # noqa: ANN401
+def flow_of(name: str, degrees: float = 0.0, shake: float = 0.3, **options: Any) -> cgf.CGFlow:
     """A flow whose parameters are all moved from their start, for an input with its rotors turned."""
     system_options = {key: options.pop(key) for key in ("constraints", "solvent") if key in options}
     topology, system, x = HAND_MADE[name]() if name in HAND_MADE else load(name, **system_options)
