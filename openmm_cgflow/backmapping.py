@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -73,18 +73,22 @@ class Backmapped:
         """
         return np.where(np.isfinite(self.reduced_energies), -self.reduced_energies - self.log_densities, -np.inf)
 
+    @property
+    def failed(self) -> np.ndarray:
+        """`(frames,)`, whether none of the frame's structures has a finite energy: none of them is to be used."""
+        return ~np.isfinite(self.log_weights).any(1)
+
     @cached_property
     def weights(self) -> np.ndarray:
-        """`(frames, n)`, normalised within each frame; zeros in a frame in which no structure has a finite energy."""
-        log_weights = self.log_weights
-        top = log_weights.max(1, keepdims=True)
-        weights = np.exp(log_weights - np.where(np.isfinite(top), top, 0))
-        return weights / np.maximum(weights.sum(1, keepdims=True), np.finfo(float).tiny)
+        """`(frames, n)`, normalised within each frame; NaN in frames that `failed`."""
+        log_weights = np.where(self.failed[:, None], np.nan, self.log_weights)
+        weights = np.exp(log_weights - log_weights.max(1, keepdims=True))
+        return weights / weights.sum(1, keepdims=True)
 
     @cached_property
     def ess(self) -> np.ndarray:
-        """Kish effective sample size over n in each frame, `(frames,)`."""
-        return 1 / np.maximum((self.weights**2).sum(1), np.finfo(float).tiny) / self.weights.shape[1]
+        """Kish effective sample size over n in each frame, `(frames,)`; NaN in frames that `failed`."""
+        return 1 / (self.weights**2).sum(1) / self.weights.shape[1]
 
     @cached_property
     def checks(self) -> StructureChecks:
@@ -98,14 +102,19 @@ class Backmapped:
         return mdtraj.Trajectory(x, mdtraj.Topology.from_openmm(self.topology))
 
     def resample(self, seed: int = 0) -> "Backmapped":
-        """One structure for each frame, drawn by its weights: an unweighted ensemble, the better the larger n."""
+        """One structure for each frame, drawn by its weights: an unweighted ensemble, the better the larger n.
+
+        In frames that `failed` there is none to draw: positions are NaN there, and a warning names these frames.
+        """
+        _warn_of_failed(self.failed, "resample", "Their structures are NaN.")
         generator = np.random.default_rng(seed)
         cumulative = self.weights.cumsum(1)
         drawn = generator.random((len(cumulative), 1)) * cumulative[:, -1:]
         chosen = (drawn >= cumulative).sum(1, keepdims=True).clip(max=cumulative.shape[1] - 1)
+        positions = np.take_along_axis(self.positions, chosen[..., None, None], 1)
         return replace(
             self,
-            positions=np.take_along_axis(self.positions, chosen[..., None, None], 1),
+            positions=np.where(self.failed[:, None, None, None], np.float32(np.nan), positions),
             log_densities=np.take_along_axis(self.log_densities, chosen, 1),
             reduced_energies=np.take_along_axis(self.reduced_energies, chosen, 1),
         )
@@ -114,7 +123,7 @@ class Backmapped:
         """Write the structures as what mdtraj writes, and densities, energies and weights as `.npz` beside them."""
         path = Path(path)
         self.trajectory.save(str(path))
-        checks = {f"check_{name}": value for name, value in vars(self.checks).items() if name != "fine"}
+        checks = {f"check_{field.name}": getattr(self.checks, field.name) for field in fields(self.checks)}
         np.savez_compressed(
             path.with_suffix(".npz"),
             log_densities=self.log_densities,
@@ -122,6 +131,7 @@ class Backmapped:
             log_weights=self.log_weights,
             weights=self.weights,
             outside=self.outside,
+            failed=self.failed,
             temperature=np.array(self.temperature),
             **checks,
         )
@@ -145,17 +155,18 @@ def backmap(flow: TrainedFlow, cg: Any, n: int = 1, relax: bool | int = False, s
     x = x.reshape(*shape, *x.shape[1:])
     if relax:
         x = _relaxed(flow, x, _RELAX_STEPS if relax is True else int(relax))
-    kelvin = flow.temperature.value_in_unit(unit.kelvin)
-    return Backmapped(
-        x,
-        log_density.reshape(shape),
-        u.reshape(shape),
-        mapper.outside.numpy(),
-        bool(relax),
-        kelvin,
-        flow.topology,
-        flow.positions._value,
+    result = Backmapped(
+        positions=x,
+        log_densities=log_density.reshape(shape),
+        reduced_energies=u.reshape(shape),
+        outside=mapper.outside.numpy(),
+        relaxed=bool(relax),
+        temperature=flow.temperature.value_in_unit(unit.kelvin),
+        topology=flow.topology,
+        reference=flow.positions._value,
     )
+    _warn_of_failed(result.failed, "backmap", "Draw more (n), or leave these frames out (see `failed`).")
+    return result
 
 
 def _read_beads(flow: TrainedFlow, cg: Any) -> np.ndarray:  # noqa: ANN401
@@ -300,16 +311,31 @@ def _warn(mapper: _Backmapper) -> None:
     strange = mapper.outside.nonzero().flatten().tolist()
     if not strange:
         return
-    listed = ", ".join(str(frame) for frame in strange[:10]) + (", ..." if len(strange) > 10 else "")
     _log.warning(
         "backmap: the beads of %d of %d frames are outside the region that the flow was trained on: %s. "
         "In frame %d, %s. What is made of these frames is a guess (see `outside`).",
         len(strange),
         len(mapper.beads),
-        listed,
+        _listed(strange),
         strange[0],
         mapper.reason(strange[0]),
     )
+
+
+def _warn_of_failed(failed: np.ndarray, what: str, mend: str) -> None:
+    if failed.any():
+        _log.warning(
+            "%s: in %d of %d frames no structure has a finite energy: %s. %s",
+            what,
+            failed.sum(),
+            len(failed),
+            _listed(np.flatnonzero(failed).tolist()),
+            mend,
+        )
+
+
+def _listed(frames: list[int]) -> str:
+    return ", ".join(str(frame) for frame in frames[:10]) + (", ..." if len(frames) > 10 else "")
 
 
 def _relaxed(flow: TrainedFlow, x: np.ndarray, steps: int) -> np.ndarray:

@@ -363,7 +363,8 @@ class BaseFlow(Generic[Coordinates]):
             positions: `(atoms, 3)` or `(n, atoms, 3)`, trajectory, Quantity or nm, in any orientation.
 
         Returns:
-            `(n,)`; minus infinity for the other chirality or another isomer.
+            `(n,)`; minus infinity for the other chirality or another isomer, and where the density is too small to be
+            told from zero.
         """
         return self._log_density(torch.as_tensor(self._read(positions))).numpy()
 
@@ -371,7 +372,8 @@ class BaseFlow(Generic[Coordinates]):
         """Log-density `(n,)` at structures or vectors `(n, ...)` that need no check."""
         q, logdet = self.coordinates.to_internal(x)
         log_prob = self.flow.log_prob(q.float()).double() - logdet
-        return torch.where(self.coordinates.in_domain(q), log_prob, -torch.inf)
+        fine = self.coordinates.in_domain(q) & ~torch.isnan(log_prob)
+        return torch.where(fine, log_prob, -torch.inf)
 
     @torch.no_grad()
     def slowVariables(self, positions: Any) -> np.ndarray:  # noqa: ANN401

@@ -276,8 +276,16 @@ def backmap(
     rows = [("structures", f"{total:,} around {frames:,} frames of beads, in {duration(taken)}")]
     rows.append(("outside the trained region", f"{result.outside.sum():,} of {frames:,} frames"))
     if n > 1:
-        rows.append(("ESS within a frame", f"{100 * result.ess.mean():.1f} % on average"))
+        ess = result.ess[~result.failed]
+        rows.append(("ESS within a frame", f"{100 * ess.mean():.1f} % on average" if len(ess) else "unknown"))
+    if result.failed.any():
+        rows.append(("without any finite energy", f"{result.failed.sum():,} of {frames:,} frames"))
     if resample:
+        if result.failed.any():
+            raise InvalidInputError(
+                f"--resample: in {result.failed.sum()} of {frames} frames no structure has a finite energy, so that "
+                "there is none to draw: draw more (-n), leave these frames out, or leave out --resample"
+            )
         result = result.resample(0 if seed is None else seed)
     rows += result.checks.summary()
     _table([*rows, ("written", ", ".join(str(path) for path in _save(result, output)))])

@@ -87,6 +87,33 @@ def test_reweighted_structures_have_the_energies_of_the_whole_ensemble(aldp, sam
     assert drawn.std() == pytest.approx(before.std(), rel=0.1)
 
 
+def test_frames_without_a_finite_energy_are_named_and_never_drawn_from(aldp, beads, caplog, monkeypatch):
+    whole, energy = aldp.backmap(beads[:4], n=3, seed=0), aldp.potential.energy
+
+    def refuse(x):  # all structures of frame 1, and one of frame 2
+        u = energy(x)
+        u[3:7] = torch.tensor([torch.nan, torch.inf, torch.inf, torch.inf])
+        return u
+
+    monkeypatch.setattr(aldp.potential, "energy", refuse)
+    result = aldp.backmap(beads[:4], n=3, seed=0)
+    assert "1 of 4 frames" in caplog.text
+    np.testing.assert_array_equal(result.failed, [False, True, False, False])
+    for values in (result.ess, result.weights.sum(1)):
+        np.testing.assert_array_equal(np.isnan(values), result.failed)
+    assert result.weights[2, 0] == 0
+    np.testing.assert_allclose(result.ess[[0, 3]], whole.ess[[0, 3]])
+    caplog.clear()
+    for seed in range(10):
+        drawn = result.resample(seed=seed)
+        assert np.isnan(drawn.positions[1]).all()
+        assert np.isfinite(drawn.positions[[0, 2, 3]]).all()
+        assert np.abs(drawn.positions[2, 0] - result.positions[2, 0]).max() > 1e-4
+        np.testing.assert_array_equal(drawn.failed, result.failed)
+        assert not drawn.checks.fine[1]
+    assert "resample: in 1 of 4 frames" in caplog.text
+
+
 def test_seeds_repeat(aldp, beads):
     first, second, other = (aldp.backmap(beads[:5], seed=seed).positions for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, second)

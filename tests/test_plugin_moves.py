@@ -113,7 +113,7 @@ def error_of_mean(values: np.ndarray, blocks: int = 20) -> float:
 
 
 def test_constrained_dynamics_has_the_factor_sqrt_det_z():
-    """OpenMM itself is the judge of the formula: 40 chains, 40 ps each. Fails by chance 1 time in 15,000."""
+    """OpenMM itself is the judge of the formula: 40 chains, 20 ps each. Fails by chance 1 time in 15,000."""
     integrator = openmm.LangevinMiddleIntegrator(300, 10, 0.002)
     integrator.setRandomNumberSeed(3)
     integrator.setConstraintTolerance(1e-8)
@@ -123,7 +123,7 @@ def test_constrained_dynamics_has_the_factor_sqrt_det_z():
     context.setVelocitiesToTemperature(300, 2)
     integrator.step(1000)
     means = []
-    for _ in range(400):
+    for _ in range(200):
         integrator.step(50)
         x = context.getState(positions=True).getPositions(asNumpy=True)._value
         means.append(angle(x.reshape(40, 4, 3)))
@@ -137,7 +137,7 @@ def test_moves_have_the_factor_of_constrained_dynamics(flow):
     """With the masses of the System at hand. Fails by chance 1 time in 15,000."""
     simulation = simulate(chain(LIGHT))
     monte_carlo = cgf.FlowMonteCarlo(simulation, flow, seed=3)
-    values = angle(moved(simulation, monte_carlo, 2500))
+    values = angle(moved(simulation, monte_carlo, 2000))
     assert monte_carlo.acceptance > 0.4
     assert abs(values.mean() - expected(LIGHT, metric=True)) < 4 * error_of_mean(values)
     assert abs(values.mean() - expected(LIGHT, metric=False)) > 4 * error_of_mean(values)

@@ -16,6 +16,7 @@ _ATEN = torch.ops.aten
 _DTYPES = {torch.float64: np.float64, torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
 
 Array = np.ndarray
+_REDUCE: Callable[..., Any] = np.add.reduce
 
 
 def replayed_by_numpy(recorded: fx.GraphModule) -> fx.GraphModule:
@@ -39,9 +40,26 @@ def replayed_by_numpy(recorded: fx.GraphModule) -> fx.GraphModule:
             node.target = f"array_{node.target}"
             setattr(recorded, node.target, value.detach().numpy().copy())
         elif node.op == "call_function" and node.target is not operator.getitem:
-            node.target = _TABLE.get(node.target) or _by_torch(node.target)
+            known = _TABLE.get(node.target) if "alpha" not in node.kwargs else None
+            node.target = known or _by_torch(node.target)
+    _drop_repetitions(recorded.graph)
     recorded.recompile()
     return recorded
+
+
+def _drop_repetitions(graph: fx.Graph) -> None:
+    """What was computed before with the same arguments is not computed again; what changes nothing is left out."""
+    seen: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target is _same:
+            node.replace_all_uses_with(node.args[0])
+            continue
+        key = (node.target, repr(node.args), repr(node.kwargs))  # nodes by their names, which are unique
+        if seen.setdefault(key, node) is not node:
+            node.replace_all_uses_with(seen[key])
+    graph.eliminate_dead_code()
 
 
 def _by_torch(operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,20 +81,10 @@ def _by_torch(operation: Callable[..., Any]) -> Callable[..., Any]:
 # -- the operations, with the arguments that ATen gives them ---------------------------------------------------------
 
 
-def _add(a: Any, b: Any, alpha: float = 1) -> Any:  # noqa: ANN401
-    return a + b if alpha == 1 else a + alpha * b
-
-
-def _sub(a: Any, b: Any, alpha: float = 1) -> Any:  # noqa: ANN401
-    return a - b if alpha == 1 else a - alpha * b
-
-
 def _addmm(bias: Array, left: Array, right: Array) -> Array:
-    return left @ right + bias
-
-
-def _cat(arrays: Sequence[Array], axis: int = 0) -> Array:
-    return np.concatenate(arrays, axis)
+    product: Array = left.dot(right)
+    product += bias
+    return product
 
 
 def _index_select(a: Array, axis: int, index: Array) -> Array:
@@ -101,11 +109,14 @@ def _split_with_sizes(a: Array, sizes: Sequence[int], axis: int = 0) -> list[Arr
 
 
 def _sum(a: Array, axes: Sequence[int] | int, keepdims: bool = False, dtype: Any = None) -> Array:  # noqa: ANN401
-    return a.sum(axis=axes if isinstance(axes, int) else tuple(axes), keepdims=keepdims)
+    total: Array = _REDUCE(a, axes if isinstance(axes, int) else tuple(axes), None, None, keepdims)
+    return total
 
 
 def _silu(a: Array) -> Array:
-    return a / (1 + np.exp(-a))
+    below: Array = np.exp(-a)
+    below += 1
+    return np.divide(a, below, out=below)
 
 
 def _sigmoid(a: Array) -> Array:
@@ -118,8 +129,9 @@ def _softplus(a: Array) -> Array:
 
 def _logsumexp(a: Array, axes: Sequence[int], keepdims: bool = False) -> Array:
     axis = tuple(axes)
-    top = np.maximum.reduce(a, axis=axis, keepdims=True)
-    total = np.log(np.add.reduce(np.exp(a - top), axis=axis, keepdims=True)) + top
+    top = np.maximum.reduce(a, axis, None, None, True)
+    total: Array = np.log(_REDUCE(np.exp(a - top), axis, None, None, True))
+    total += top
     return total if keepdims else total.squeeze(axis)
 
 
@@ -149,10 +161,13 @@ def _stack(arrays: Sequence[Array], axis: int = 0) -> Array:
 
 
 def _expand(a: Array, sizes: Sequence[int]) -> Array:
-    if tuple(sizes) == a.shape:
-        return a
     old = (1,) * (len(sizes) - a.ndim) + a.shape
-    return np.broadcast_to(a, [was if size == -1 else size for size, was in zip(sizes, old, strict=True)])
+    new = tuple(was if size == -1 else size for size, was in zip(sizes, old, strict=True))
+    if new == a.shape:
+        return a
+    wide = np.empty(new, a.dtype)  # quicker than np.broadcast_to
+    wide[...] = a
+    return wide
 
 
 def _squeeze(a: Array, axis: Any) -> Array:  # noqa: ANN401
@@ -189,8 +204,8 @@ def _full(sizes: Sequence[int], value: float, dtype: torch.dtype | None = None, 
 
 
 _TABLE: dict[Any, Callable[..., Any]] = {
-    _ATEN.add.Tensor: _add,
-    _ATEN.sub.Tensor: _sub,
+    _ATEN.add.Tensor: operator.add,
+    _ATEN.sub.Tensor: operator.sub,
     _ATEN.rsub.Scalar: lambda a, b: b - a,
     _ATEN.mul.Tensor: operator.mul,
     _ATEN.div.Tensor: operator.truediv,
@@ -221,8 +236,8 @@ _TABLE: dict[Any, Callable[..., Any]] = {
     _ATEN.logsumexp.default: _logsumexp,
     _ATEN._log_softmax.default: _log_softmax,
     _ATEN.sum.dim_IntList: _sum,
-    _ATEN.cumsum.default: np.cumsum,
-    _ATEN.cat.default: _cat,
+    _ATEN.cumsum.default: lambda a, axis, **_: np.add.accumulate(a, axis),
+    _ATEN.cat.default: np.concatenate,
     _ATEN.stack.default: _stack,
     _ATEN.index_select.default: _index_select,
     _ATEN.slice.Tensor: _slice,
@@ -234,9 +249,9 @@ _TABLE: dict[Any, Callable[..., Any]] = {
     _ATEN.squeeze.dim: _squeeze,
     _ATEN.squeeze.dims: _squeeze,
     _ATEN.expand.default: _expand,
-    _ATEN.view.default: np.reshape,
-    _ATEN._unsafe_view.default: np.reshape,
-    _ATEN.permute.default: np.transpose,
+    _ATEN.view.default: lambda a, shape: a.reshape(shape),
+    _ATEN._unsafe_view.default: lambda a, shape: a.reshape(shape),
+    _ATEN.permute.default: lambda a, axes: a.transpose(axes),
     _ATEN.t.default: np.transpose,
     _ATEN.transpose.int: np.swapaxes,
     _ATEN.gather.default: lambda a, axis, index: np.take_along_axis(a, index, axis),

@@ -50,8 +50,9 @@ class StructureDensity:
 
     def log_prob(self, x: np.ndarray) -> float:
         """The number that `CGFlow.logDensity` gives for one structure `(atoms, 3)` in nm; nothing is checked."""
-        value = float(self._one(x[None])[0])
-        return value if value == value else -math.inf
+        with np.errstate(all="ignore"):  # far from all that the flow gives, numbers may overflow
+            value = float(self._one(x[None])[0])
+        return -math.inf if math.isnan(value) else value
 
     @torch.no_grad()
     def draw(self, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
