@@ -1,14 +1,15 @@
 """A training's state as tensors and plain values, from which it goes on as if it had not been interrupted."""
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from openmm_cgflow.storage import write_file
+from openmm_cgflow.errors import ModelFileError
+from openmm_cgflow.storage import fill, read_as, write_file
 from openmm_cgflow.training.reporter import Metrics, Reporter
 from openmm_cgflow.training.trainer import Trainer
 
@@ -35,8 +36,28 @@ def save_state(trainer: Trainer, history: list[Metrics]) -> tuple[dict[str, Tens
     return tensors, header
 
 
+@dataclass
+class StoredState:
+    """What a checkpoint says beside its tensors."""
+
+    stage: Literal["laplace", "tempering", "soft", "refine"]
+    dropped: int
+    evaluations: int
+    seconds: float
+    identity: str
+    history: list[Metrics] = field(metadata={"finite": False})
+    tempering: dict[str, int | float | None] = field(default_factory=dict)
+
+
 def load_state(trainer: Trainer, tensors: dict[str, Tensor], header: dict[str, Any]) -> list[Metrics]:
-    """Set the trainer to the saved state; returns the rows of its history."""
+    """Set the trainer to the saved state; returns the rows of its history.
+
+    Raises:
+        ModelFileError: for a state that is not one of this trainer.
+    """
+    stored = read_as(StoredState, header, "the description")
+    if stored.tempering and set(stored.tempering) != set(vars(trainer.settings.tempering or object)):
+        raise ModelFileError("the description has another kind of tempering than the settings")
     modules: dict[str, nn.Module] = {
         "flow": trainer.flow,
         "average": trainer.average,
@@ -45,11 +66,11 @@ def load_state(trainer: Trainer, tensors: dict[str, Tensor], header: dict[str, A
     if any(name.startswith("broad.") for name in tensors):
         trainer.broad = modules["broad"] = copy.deepcopy(trainer.flow.bead_flow.slow)
     for name, module in modules.items():
-        module.load_state_dict({k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")})
+        fill(module, tensors, name)
     trainer.generator.set_state(tensors["generator"])
-    trainer.stage, trainer.replay.dropped = header["stage"], header["dropped"]
-    trainer.target.potential.evaluations = header["evaluations"]
-    for name, value in header.get("tempering", {}).items():
+    trainer.stage, trainer.replay.dropped = stored.stage, stored.dropped
+    trainer.target.potential.evaluations = stored.evaluations
+    for name, value in stored.tempering.items():
         setattr(trainer.settings.tempering, name, value)
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -61,7 +82,7 @@ def load_state(trainer: Trainer, tensors: dict[str, Tensor], header: dict[str, A
         assert trainer.optimizer is not None
         groups = trainer.optimizer.state_dict()["param_groups"]
         trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return [Metrics(**row) for row in header["history"]]
+    return stored.history
 
 
 class CheckpointWriter:
