@@ -85,7 +85,7 @@ def test_hostile_files_at_the_other_doors(tmp_path, good_model, name):
     ):
         result = CliRunner().invoke(cli.app, command)
         assert result.exit_code == 2, result.output
-    with pytest.raises(cgf.ModelFileError, match="PythonForce|OpenMM does not write"):
+    with pytest.raises(cgf.ModelFileError, match=r"PythonForce|OpenMM does not write"):
         CGFlowPotential(tmp_path / "m.cgflow").addForces(topology, openmm.System(), None, 0)
     with pytest.raises(cgf.ModelFileError, match="is a model, not a checkpoint"):
         build().train(evaluations=100, checkpoint=tmp_path / "m.cgflow", progress=False)
