@@ -44,6 +44,8 @@ class ContextPotential(Potential):
         InvalidInputError: The System is periodic, has virtual sites or no particles; the platform does not exist.
     """
 
+    piece = 128
+
     def __init__(self, system: openmm.System, platform: str | None = None, workers: int | None = None) -> None:
         check_system(system)
         super().__init__(system.getNumParticles())
