@@ -289,6 +289,7 @@ class _Backmapper:
             log_density = log_prob.double() - (logdet.double() - log_measure)
             return x, log_density, torch.where(fine, u.double(), torch.inf)
 
+        self.flow.potential.settle()
         return parallel.map(part, like, self.log_measure[rows], self.beads[rows], noise, latent)
 
     def _onto(self, x: Tensor, beads: Tensor) -> Tensor:

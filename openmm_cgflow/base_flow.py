@@ -174,12 +174,15 @@ class BaseFlow(Generic[Coordinates]):
             with Interruptible() as interrupted, Parallel() as parallel, Reporter(progress, metrics, fresh) as reporter:
                 budget = Budget(seconds, limit, call[0], call[1], interrupted)
                 save = CheckpointWriter(path, trainer, self._identity())
+                before = trainer.loop.evaluations
                 try:
                     trainer.run(budget, parallel, reporter, save, interrupted.at_once)
                 finally:
                     self.history = [asdict(row) for row in trainer.history]
                     self._seconds = trainer.loop.seconds
                 save(force=True)
+                if trainer.loop.evaluations == before and not interrupted():
+                    logger.warning("train: nothing was trained: what was left of the budget is too little for a batch")
                 if trainer.loop.stage == "laplace":
                     if not interrupted():
                         raise TrainingError("train: the time was spent before the start was made; give more of it.")
@@ -223,8 +226,9 @@ class BaseFlow(Generic[Coordinates]):
                 raise
             trainer.load_state_dict(before, recipe)
             raise ModelFileError(
-                f"{path} is damaged, or of another version of openmm_cgflow ({type(error).__name__}: {error}); "
-                "remove it, or start anew with resume=False (--no-resume)."
+                f"{path} is damaged, or of another version of openmm_cgflow "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); remove it, "
+                " or start anew with resume=False (--no-resume)."
             ) from error
         self._count(trainer.loop.evaluations)
         logger.info("going on from %s: stage %s, %d evaluations", path, trainer.loop.stage, trainer.loop.evaluations)

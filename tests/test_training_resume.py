@@ -135,16 +135,16 @@ def test_resume_of_a_call_that_was_killed_in_the_start_does_it_again(tmp_path):
 
 @pytest.mark.parametrize("given", [True, False], ids=["same settings", "no settings"])
 @pytest.mark.parametrize(
-    "schedule", [AdaptiveTempering(beta=0.2, largest=0.1, steps=4), GeometricTempering(0.2, levels=8, steps=4)]
+    "schedule", [AdaptiveTempering(0.2, delta=2.0, steps=4), GeometricTempering(0.2, levels=8, steps=4)]
 )
 def test_resume_of_tempering_goes_on_at_its_temperature(tmp_path, schedule, given, monkeypatch):
     monkeypatch.setattr("openmm_cgflow.training.checkpoint._SECONDS", 0.0)
     settings = dataclasses.replace(QUICK, tempering=schedule, tempering_buffer=256)
-    killed(well(), 6000, evaluations=20_000, checkpoint=tmp_path / "c", settings=settings)
+    killed(well(), 6000, evaluations=30_000, checkpoint=tmp_path / "c", settings=settings)
     reached = read_file(tmp_path / "c", "checkpoint")[1]["stages"]["tempering"]["level"]["beta"]
     assert 0.2 < reached < 1
     flow = well()
-    flow.train(20, 20_000, tmp_path / "c", progress=False, **({"settings": settings} if given else {}))
+    flow.train(None, 30_000, tmp_path / "c", progress=False, settings=settings if given else None)
     betas = [row["beta"] for row in flow.history if row["stage"] == "tempering"]
     assert betas == sorted(betas)
     assert len(set(betas)) == len(betas)
@@ -166,7 +166,7 @@ def test_resume_with_a_schedule_of_ones_own_needs_its_settings(tmp_path, monkeyp
     with pytest.raises(cgf.InvalidInputError, match="schedule Mine: give its settings again"):
         well().train(evaluations=20_000, checkpoint=tmp_path / "c", progress=False)
     flow = well().train(evaluations=20_000, checkpoint=tmp_path / "c", progress=False, settings=settings)
-    assert [row["beta"] for row in flow.history if row["stage"] == "tempering"][0] == 0.5
+    assert next(row["beta"] for row in flow.history if row["stage"] == "tempering") == 0.5
 
 
 def test_alias_free_settings_serve_two_flows():
@@ -297,7 +297,7 @@ def test_threads_do_not_decide_when_energies_are_compiled(monkeypatch):
         potential = TorchPotential.fromSystem(molecule.system)
         with Parallel(workers) as parallel:
             for _ in range(3):
-                parallel.map(lambda rows: potential.energy_and_forces(rows), x)
+                parallel.map(potential.energy_and_forces, x)
                 if potential.evaluations >= 4000:
                     potential.settle()
     assert counts == [[4000], [4000]]

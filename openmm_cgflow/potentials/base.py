@@ -48,8 +48,11 @@ class Potential(torch.nn.Module):
 
     Attributes:
         n_atoms: The number of atoms (for toy targets, the dimension).
+        piece: How many configurations to ask for at once, where they are evaluated one by one and limits of time are to
+            be kept; None where a batch is as quick as a part of it.
     """
 
+    piece: int | None = None
     n_atoms: int
 
     def __init__(self, n_atoms: int) -> None:

@@ -69,6 +69,8 @@ class ContextPotential(Potential):
         5.0
     """
 
+    piece = 128
+
     def __init__(self, system: openmm.System, platform: str | None = None, workers: int | None = None) -> None:
         check_system(system)
         super().__init__(system.getNumParticles())

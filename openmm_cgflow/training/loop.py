@@ -48,6 +48,7 @@ class Loop:
         stages: by name.
         stage: name of the first one.
         decay: of the running average of the parameters, which is what is left in the module at the end.
+        probe: called at the beginning of a call, to see how long energies take.
 
     Attributes:
         average: a copy of the module with the averaged parameters.
@@ -58,8 +59,15 @@ class Loop:
         parallel: over which its work is spread.
     """
 
-    def __init__(self, module: nn.Module, stages: Mapping[str, Stage], stage: str, decay: float) -> None:
-        self.module, self.stages, self.stage, self.decay = module, stages, stage, decay
+    def __init__(
+        self,
+        module: nn.Module,
+        stages: Mapping[str, Stage],
+        stage: str,
+        decay: float,
+        probe: Callable[["Loop"], None] = lambda loop: None,
+    ) -> None:
+        self.module, self.stages, self.stage, self.decay, self._probe = module, stages, stage, decay, probe
         self.average = copy.deepcopy(module)
         self.optimizer: torch.optim.Optimizer | None = None
         self.history: list[Metrics] = []
@@ -86,6 +94,7 @@ class Loop:
         self.seconds, self.evaluations = self.seconds - budget.seconds_before, self.evaluations - budget.used
         self.running = True
         try:
+            self._probe(self)
             while True:
                 stage = self.stages[self.stage]
                 stage.run(self)

@@ -82,7 +82,11 @@ class BudgetedTarget(BoltzmannTarget):
         self._budget, self._at_once = budget, at_once
 
     def reduced(self, x: Tensor) -> Tensor:
-        """As without a budget, after paying for it."""
+        """As without a budget, after paying for it: piece by piece, where that makes no difference."""
+        pieces = x.split(self.potential.piece or max(1, len(x)))
+        return torch.cat([self._paid(piece) for piece in pieces])
+
+    def _paid(self, x: Tensor) -> Tensor:
         self._budget.spend(len(x))
         return super().reduced(x)
 

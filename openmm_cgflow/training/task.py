@@ -20,6 +20,7 @@ from openmm_cgflow.training.target import BoltzmannTarget
 __all__ = ["BUFFER", "Task"]
 
 BUFFER = 0.05  # of the budget: a buffer
+_PROBING = 0.05  # of the seconds, at most, to see how long energies take
 
 
 @dataclass
@@ -67,6 +68,21 @@ class Task:
     def seed(self) -> int:
         """A seed for what has no generator."""
         return int(torch.randint(2**31, (1,), generator=self.generator))
+
+    def time_energies(self, loop: Loop) -> None:
+        """See how long energies take, in batches that grow as long as that is quick, where time is limited."""
+        budget, rows = loop.budget, 1
+        if budget.seconds is None:
+            return
+        structure = self.target.coordinates.reference.float().unsqueeze(0)
+        loop.parallel.map(self.target.action_and_gradient, structure)  # the first one of all takes longer
+        while True:
+            began = budget.clock()
+            with loop.timed():
+                loop.parallel.map(self.target.action_and_gradient, structure.expand(rows, -1))
+            if rows >= CHUNK or 8 * (budget.clock() - began) > _PROBING * budget.seconds:
+                return
+            rows *= 8
 
     def draw_buffer(self, loop: Loop, most: int, beta: float = 1.0) -> dict[str, float]:
         """Keep up to `most` own samples, with their weights at an inverse temperature; returns the flow's figures.

@@ -39,7 +39,7 @@ class Trainer:
         self.temper, self.refine = Temper(self.task), Refine(self.task)
         stages: dict[str, Stage] = {"tempering": self.temper, "refine": self.refine}
         stages |= {"laplace": Start(self.task), "soft": Soft(self.task)}
-        self.loop = Loop(flow, stages, _first(settings), settings.average)
+        self.loop = Loop(flow, stages, _first(settings), settings.average, self.task.time_energies)
 
     @property
     def history(self) -> list[Metrics]:

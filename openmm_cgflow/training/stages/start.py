@@ -12,7 +12,6 @@ from openmm_cgflow.errors import InvalidInputError, TrainingError
 from openmm_cgflow.training.laplace import LaplaceMixture, curvature_factor, laplace
 from openmm_cgflow.training.loop import Loop
 from openmm_cgflow.training.objectives import negative_log_likelihood
-from openmm_cgflow.training.parallel import CHUNK
 from openmm_cgflow.training.plan import Plan, least_plan, make_plan
 from openmm_cgflow.training.start import anneal_soft, separating_directions
 from openmm_cgflow.training.task import Task
@@ -21,7 +20,6 @@ __all__ = ["Start"]
 
 _SHARE, _LARGEST_SHARE = 0.3, 0.6  # of the budget: first without giving up much, then in any case
 _FEW = 24  # points below which the larger share is taken
-_PROBING = 0.05  # of the seconds, at most, to see how long energies take
 
 
 class Start:
@@ -60,8 +58,6 @@ class Start:
             InvalidInputError: if that is nothing.
         """
         task, settings, budget = self.task, self.task.settings, loop.budget
-        if budget.seconds is not None:
-            self._time(loop)
         stiff, directions = task.stiff.numel(), task.target.coordinates.dof if self._searching() else 0
         left = budget.total * (1 - budget.fraction)
         for share, few in ((_SHARE, _FEW), (_LARGEST_SHARE, 1)):
@@ -85,20 +81,6 @@ class Start:
             f"train: time is {budget.seconds:g} s; a start needs at least {least:,} energies, and one takes "
             f"{1000 / budget.rate:.2g} ms here: give at least {math.ceil(2 * seconds)} s. Nothing was changed."
         )
-
-    def _time(self, loop: Loop) -> None:
-        """See how long energies take, in batches that grow as long as that is quick."""
-        target, rows = self.task.target, 1
-        structure = target.coordinates.reference.float().unsqueeze(0)
-        loop.parallel.map(target.action_and_gradient, structure)  # the first one of all takes longer
-        while True:
-            began = loop.budget.clock()
-            with loop.timed():
-                loop.parallel.map(target.action_and_gradient, structure.expand(rows, -1))
-            assert loop.budget.seconds is not None
-            if rows >= CHUNK or 8 * (loop.budget.clock() - began) > _PROBING * loop.budget.seconds:
-                return
-            rows *= 8
 
     def _laplace(self, loop: Loop, plan: Plan) -> tuple[LaplaceMixture, Tensor]:
         """The mixture, and weights `(points,)` by which it is the target's density with its barriers flattened."""
