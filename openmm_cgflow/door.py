@@ -1,6 +1,7 @@
 """The door of the package: a Topology, a System and positions come in, are looked at, and are copied."""
 
 import logging
+import time
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -21,8 +22,7 @@ from openmm_cgflow.coordinates.system_bonds import (
 )
 from openmm_cgflow.copies import copied_system, copied_topology
 from openmm_cgflow.errors import InvalidInputError
-from openmm_cgflow.potentials.invariance import check_invariance
-from openmm_cgflow.potentials.translate import ENERGY_FREE
+from openmm_cgflow.potentials.invariance import ForceContext, check_invariance, force_contexts
 from openmm_cgflow.structures import OVERLAP, StructureReader, atom_label, given_structures
 from openmm_cgflow.units import KB
 
@@ -31,7 +31,9 @@ __all__ = ["Admitted", "Bonds", "admit", "structure_reader"]
 Bonds = Literal["topology", "system"]
 _log = logging.getLogger("openmm_cgflow")
 _OVERLAP_SHARE = 0.6  # of the covalent length: atoms that are not bonded and closer are on one another
-_ITERATIONS = 100
+_ITERATIONS, _LEAST_ITERATIONS = 100, 20
+_SECONDS = 1.0  # for the minimisation, where energies are slow
+_SLOW_TO_MAKE = 2.0  # s
 _ABSURD = 1000.0  # kJ/mol for each atom, after minimising
 _STRAIN = 0.3  # of its length, by which a bond may be off after minimising
 
@@ -90,8 +92,10 @@ def admit(
     molecule = check_inputs(topology, ours, x)
     _refuse_overlap(molecule, numbers)
     check_bonds(molecule, ours, numbers)
-    check_invariance(system, x, KB * kelvin)
-    _check_minimised(molecule, ours, numbers)
+    contexts = force_contexts(system)
+    if contexts:
+        check_invariance(system, x, KB * kelvin, contexts)
+        _check_minimised(molecule, ours, numbers, _to_minimise(ours, contexts))
     return Admitted(topology, ours, x)
 
 
@@ -168,18 +172,25 @@ def _refuse_overlap(molecule: Molecule, numbers: list[int]) -> None:
             )
 
 
-def _check_minimised(molecule: Molecule, system: openmm.System, numbers: list[int]) -> None:
+def _to_minimise(system: openmm.System, contexts: list[ForceContext]) -> openmm.Context:
+    """The Context that is there if another would take long to make, else one on the CPU platform, which is faster."""
+    if len(contexts) == 1 and contexts[0].seconds > _SLOW_TO_MAKE:
+        return contexts[0].context
+    return openmm.Context(system, openmm.VerletIntegrator(0.001), *_platform())
+
+
+def _check_minimised(molecule: Molecule, system: openmm.System, numbers: list[int], context: openmm.Context) -> None:
     """See that a short minimisation keeps the bonds and gives an energy that a molecule can have."""
-    if not any(not isinstance(force, ENERGY_FREE) for force in system.getForces()):
-        return
     mend = (
         "the structure does not fit the System: are its atoms in another order, are atoms on one another, is a bond "
         "through a ring, or are the parameters those of another molecule?"
     )
-    context = openmm.Context(system, openmm.VerletIntegrator(0.001), *_platform())
     context.setPositions(molecule.positions)
+    start = time.perf_counter()
+    context.getState(energy=True, forces=True)
+    affordable = int(_SECONDS / max(time.perf_counter() - start, 1e-6))
     try:
-        openmm.LocalEnergyMinimizer.minimize(context, 10.0, _ITERATIONS)
+        openmm.LocalEnergyMinimizer.minimize(context, 10.0, min(_ITERATIONS, max(_LEAST_ITERATIONS, affordable)))
     except openmm.OpenMMException as error:
         raise InvalidInputError(f"the structure cannot be minimised ({error}); {mend}") from error
     state = context.getState(energy=True, positions=True)

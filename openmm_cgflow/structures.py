@@ -267,9 +267,9 @@ def _cause(ratio: np.ndarray, given: Given) -> str:
             "than those of the Topology"
         )
     return (
-        "its atoms are in another order than those of the Topology, this is another molecule, or the structure is "
-        "broken; give the atoms in the order of the Topology (an mdtraj Trajectory is put in order by its names), and "
-        "minimise the structure if it is crude"
+        "its atoms are in another order than those of the Topology, this is another molecule, a bond of the Topology "
+        "is one too many, or the structure is broken; give the atoms in the order of the Topology (an mdtraj "
+        "Trajectory is put in order by its names), and minimise the structure if it is crude"
     )
 
 

@@ -340,6 +340,51 @@ def test_door_takes_neither_urey_bradley_terms_nor_restraints_nor_pairs_for_bond
         cgf.CGFlow(topology, system, x)
 
 
+def free_form(system: openmm.System) -> openmm.System:
+    """The System with anharmonic bonds, as of AMOEBA or GROMOS: their lengths cannot be read."""
+    force = openmm.CustomBondForce("140000*((r-r0)^2-20*(r-r0)^3)")
+    force.addPerBondParameter("r0")
+    for k in reversed(range(system.getNumForces())):
+        harmonic = system.getForce(k)
+        if isinstance(harmonic, openmm.HarmonicBondForce):
+            for bond in range(harmonic.getNumBonds()):
+                i, j, length, _ = harmonic.getBondParameters(bond)
+                force.addBond(i, j, [length])
+            system.removeForce(k)
+    system.addForce(force)
+    return system
+
+
+@pytest.mark.parametrize("kind", ["anharmonic", "constrained"])
+def test_door_reads_bonds_of_other_kinds(kind):
+    topology, system, x = load("camphor", constraints="AllBonds" if kind == "constrained" else None)
+    if kind == "anharmonic":
+        free_form(system)
+        assert cgf.CGFlow(topology, system, x).topology.getNumBonds() == 28
+    pair = ring_bond(topology)
+    with pytest.raises(cgf.InvalidInputError, match=r"by the System, .* is bonded, but not in the Topology"):
+        cgf.CGFlow(without_bond(topology, pair), system, x)
+    topology = load("camphor").topology
+    topology.addBond(*[a for a in topology.atoms() if a.element.symbol == "H"][:2])
+    with pytest.raises(cgf.InvalidInputError, match="is bonded in the Topology, but not by the System"):
+        cgf.CGFlow(topology, system, x)
+
+
+@pytest.mark.parametrize("element", [None, app.element.carbon], ids=["none", "carbon"])
+def test_door_takes_springs_between_coarse_beads_for_bonds(element):
+    topology, system = app.Topology(), openmm.System()
+    chain, bonds = topology.addChain(), openmm.HarmonicBondForce()
+    beads = [topology.addAtom("CA", element, topology.addResidue("GLY", chain)) for _ in range(6)]
+    for _ in beads:
+        system.addParticle(57.0)
+    for k in range(5):
+        topology.addBond(beads[k], beads[k + 1])
+        bonds.addBond(k, k + 1, 0.38, 20_000.0)
+    system.addForce(bonds)
+    x = np.cumsum([[0.32, 0.2 * (-1) ** k, 0.03 * (k % 3)] for k in range(6)], 0)
+    assert cgf.CGFlow(topology, system, x).topology.getNumBonds() == 5
+
+
 def opaque(system: openmm.System) -> openmm.System:
     """The System without a single term of bonds: everything is in one force whose form cannot be read."""
     inner = openmm.CustomCVForce("energy")

@@ -132,7 +132,7 @@ def measured_bonds(ours: set[tuple[int, int]], system: openmm.System, numbers: l
         numbers: atomic numbers.
     """
     terms, theirs = _terms(system), bonds_of(system, numbers, None)
-    return theirs | (ours & terms.keys() if theirs and not _opaque(system) else ours)
+    return theirs | (ours & terms.keys() if terms and not _opaque(system) else ours)
 
 
 def check_bonds(molecule: Molecule, system: openmm.System, numbers: list[int]) -> None:

@@ -2,6 +2,9 @@
 
 import copy
 import logging
+import time
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import openmm
@@ -11,7 +14,7 @@ from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.potentials.check import shaken
 from openmm_cgflow.potentials.translate import ENERGY_FREE
 
-__all__ = ["check_invariance"]
+__all__ = ["ForceContext", "check_invariance", "force_contexts"]
 
 _log = logging.getLogger("openmm_cgflow")
 _TOLERANCE = 0.01  # kT
@@ -23,7 +26,38 @@ _MOVES = (0.0, 0.3, 1.0, 3.0, 10.0)  # nm; the first copy is only turned
 _GROUPS = 32
 
 
-def check_invariance(system: openmm.System, x: np.ndarray, kT: float) -> None:
+@dataclass(frozen=True)
+class ForceContext:
+    """Some forces of a System in a Reference Context, each a group by itself.
+
+    Attributes:
+        context: the Context.
+        forces: the index in the System of the force of each group.
+        seconds: how long it took to make: for AMOEBA's many expressions, 15 s.
+    """
+
+    context: openmm.Context
+    forces: list[int]
+    seconds: float
+
+    @classmethod
+    def of(cls, system: openmm.System, forces: list[int]) -> Self:
+        """A Context with these forces of a System, which is left as it is."""
+        start = time.perf_counter()
+        part = copy.deepcopy(system)
+        for k in reversed(range(part.getNumForces())):
+            if k not in forces:
+                part.removeForce(k)
+        for group, force in enumerate(part.getForces()):
+            force.setForceGroup(group)
+        platform = openmm.Platform.getPlatformByName("Reference")
+        context = openmm.Context(part, openmm.VerletIntegrator(0.001), platform)
+        return cls(context, forces, time.perf_counter() - start)
+
+
+def check_invariance(
+    system: openmm.System, x: np.ndarray, kT: float, contexts: list[ForceContext] | None = None
+) -> None:
     """Refuse forces whose energy changes when the molecule is turned and moved.
 
     A flow describes shapes; its samples come in an orientation of no meaning. Each force is evaluated by itself, on the
@@ -34,13 +68,14 @@ def check_invariance(system: openmm.System, x: np.ndarray, kT: float) -> None:
         system: the System, without a periodic box.
         x: `(atoms, 3)`, nm.
         kT: kJ/mol.
+        contexts: from `force_contexts`, if they are there already.
 
     Raises:
         InvalidInputError: naming the force, by its index and name, and what to do.
     """
     structures = shaken(x, copies=2, width=_WIDTH)
     moved = np.stack([_moved(structure, np.random.default_rng(k)) for k, structure in enumerate(structures)])
-    energies = _energies_by_force(system, moved.reshape(-1, *x.shape))
+    energies = _energies_by_force(contexts or force_contexts(system), moved.reshape(-1, *x.shape))
     for k, values in energies.items():
         force = system.getForce(k)
         change = np.ptp(values.reshape(moved.shape[:2]), axis=1)
@@ -77,24 +112,20 @@ def _called(force: openmm.Force) -> str:
     return kind if force.getName() in (kind, "") else f"{force.getName()}, {kind}"
 
 
-def _energies_by_force(system: openmm.System, x: np.ndarray) -> dict[int, np.ndarray]:
-    """Energies `(n,)` in kJ/mol of each force that has any, by its index, at `x (n, atoms, 3)`."""
+def force_contexts(system: openmm.System) -> list[ForceContext]:
+    """Reference Contexts in which every force that has an energy is a group by itself."""
     indices = [k for k, force in enumerate(system.getForces()) if not isinstance(force, ENERGY_FREE)]
+    return [ForceContext.of(system, indices[start : start + _GROUPS]) for start in range(0, len(indices), _GROUPS)]
+
+
+def _energies_by_force(contexts: list[ForceContext], x: np.ndarray) -> dict[int, np.ndarray]:
+    """Energies `(n,)` in kJ/mol of each force that has any, by its index, at `x (n, atoms, 3)`."""
     energies: dict[int, np.ndarray] = {}
-    for start in range(0, len(indices), _GROUPS):
-        chosen = indices[start : start + _GROUPS]
-        part = copy.deepcopy(system)
-        for k in reversed(range(part.getNumForces())):
-            if k not in chosen:
-                part.removeForce(k)
-        for group, force in enumerate(part.getForces()):
-            force.setForceGroup(group)
-        platform = openmm.Platform.getPlatformByName("Reference")
-        context = openmm.Context(part, openmm.VerletIntegrator(0.001), platform)
-        energies |= {k: np.empty(len(x)) for k in chosen}
+    for part in contexts:
+        energies |= {k: np.empty(len(x)) for k in part.forces}
         for row, structure in enumerate(x):
-            context.setPositions(structure)
-            for group, k in enumerate(chosen):
-                state = context.getState(energy=True, groups={group})
+            part.context.setPositions(structure)
+            for group, k in enumerate(part.forces):
+                state = part.context.getState(energy=True, groups={group})
                 energies[k][row] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
     return energies
