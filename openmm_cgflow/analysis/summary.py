@@ -15,7 +15,21 @@ if TYPE_CHECKING:
 __all__ = ["duration", "summary", "trust", "versions"]
 
 
-def trust(khat: float, n: int) -> str:
+def covered(flow: Flow) -> bool | None:
+    """Whether an audit found that the flow reaches every form; None without one."""
+    coverage = getattr(flow, "coverage", None)
+    return coverage.covered if coverage is not None and coverage.audited else None
+
+
+def coverage_rows(flow: Flow) -> list[tuple[str, str]]:
+    """What an audit found, or that there was none: label and text."""
+    coverage = getattr(flow, "coverage", None)
+    return (
+        [("coverage", "not audited; flow.audit() or openmm-cgflow audit does")] if coverage is None else coverage.rows()
+    )
+
+
+def trust(khat: float, n: int, covered: bool | None = True) -> str:
     """What the Pareto k-hat of the weights means, in plain words.
 
     The limits are those of Vehtari, Simpson, Gelman, Yao and Gabry (arXiv 1507.02646): 0.5, and
@@ -24,6 +38,7 @@ def trust(khat: float, n: int) -> str:
     Args:
         khat: shape of the weights' tail; NaN if it could not be fitted.
         n: number of samples that it was fitted to.
+        covered: whether an audit found that the flow reaches every form; None without one.
 
     Returns:
         One sentence without a full stop.
@@ -33,9 +48,14 @@ def trust(khat: float, n: int) -> str:
     limit = min(1 - 1 / math.log10(n), 0.7) if n > 10 else 0.0
     if khat >= limit:
         return "the weights are not to be trusted: a few samples dominate; train longer"
+    within = {
+        True: "",
+        None: ", among the forms that the flow reaches",
+        False: ", but some forms are missing",
+    }
     if khat < 0.5:
-        return "the weights can be trusted"
-    return "the weights are usable, but averages converge slowly: draw more samples or train longer"
+        return f"the weights can be trusted{within[covered]}"
+    return f"the weights are usable{within[covered]}, and averages converge slowly: draw more samples or train longer"
 
 
 def duration(seconds: float | None) -> str:
@@ -96,7 +116,8 @@ def summary(flow: Flow, samples: Samples, command: str | None = None) -> list[tu
         ("samples", f"{samples.n:,}"),
         ("ESS, unclipped weights", f"{100 * samples.ess:.1f} %"),
         ("ESS, largest 0.01 % of the weights clipped", f"{100 * samples.ess_clipped:.1f} %"),
-        ("Pareto k-hat", f"{samples.khat:.2f}: {trust(samples.khat, samples.n)}"),
+        ("Pareto k-hat", f"{samples.khat:.2f}: {trust(samples.khat, samples.n, covered(flow))}"),
+        *coverage_rows(flow),
         ("log Z (internal coordinates, nm and rad)", f"{samples.logZ:.4f} ± {samples.logZ_error:.4f}"),
         ("versions", versions()),
     ]
