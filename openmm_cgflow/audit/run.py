@@ -35,10 +35,7 @@ _MOST_WALKERS = 128
 _ABOVE = 6.0  # kT: forms that are so much higher than the lowest weigh too little
 _LIGHTEST = 0.01  # of the ensemble, that a form must weigh
 _MOST_FORMS = 12  # that are weighed
-_MISSED, _SPREADS = (
-    4.0,
-    2.5,
-)  # log of the weight at a minimum above that of the flow's own minima, in which it is missed
+_MISSED, _SPREADS = 4.0, 2.5  # what a missing minimum's log-weight exceeds the others' by: in all, and in spreads
 _SAME_ENERGY, _SAME_DISTANCES = 0.5, 0.02  # kJ/mol and nm, within which two minima are one form
 _TOUCHING = 0.11  # nm: atoms that are not bonded nor share a neighbour and are nearer have fallen into one another
 _CONFIGURATION = 100.0  # kJ/mol: forms behind a higher barrier are other compounds
@@ -159,9 +156,11 @@ class _Auditor:
         near = np.ones((self.molecule.n_atoms,) * 2, dtype=bool)
         for i in range(self.molecule.n_atoms):
             near[i, [j for j, far in enumerate(self.molecule.distances_from(i)) if far <= 2]] = False
-        i, j = np.nonzero(np.triu(near, 1))
+        first, second = np.nonzero(np.triu(near, 1))
         reference = self.reference[0].double().numpy()
-        fine = np.isfinite(minima.energy) & (np.linalg.norm(minima.x[:, i] - minima.x[:, j], axis=2) > _TOUCHING).all(1)
+        fine = np.isfinite(minima.energy) & (
+            np.linalg.norm(minima.x[:, first] - minima.x[:, second], axis=2) > _TOUCHING
+        ).all(1)
         fine &= (handedness(self.molecule, minima.x) == handedness(self.molecule, reference[None])).all(1)
         fine &= [same_isomer(self.molecule, reference, x) for x in minima.x]
         return minima[np.flatnonzero(fine)]
@@ -169,9 +168,9 @@ class _Auditor:
     def _distinct(self, minima: _Minima) -> _Minima:
         """One of each form, the lowest first."""
         prints, chosen = self.fingerprint(minima.x), list[int]()
-        for k in map(int, np.argsort(minima.energy)):
-            if not self._among(prints[k], minima.energy[k], prints[chosen], minima.energy[chosen]):
-                chosen.append(k)
+        for row in np.argsort(minima.energy).tolist():
+            if not self._among(prints[row], minima.energy[row], prints[chosen], minima.energy[chosen]):
+                chosen.append(row)
         return minima[np.array(chosen, dtype=int)]
 
     @staticmethod

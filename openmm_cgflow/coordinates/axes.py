@@ -60,8 +60,9 @@ class Axis:
 
     @property
     def kept_from(self) -> OtherForm | None:
-        """The lowest form that is left out, as the torsion is stiff."""
-        return None if self.soft else min(self.others, key=lambda form: form.energy, default=None)
+        """The lowest form that is left out, as the torsion is stiff; mirror images apart."""
+        others = [form for form in self.others if not form.mirror]
+        return None if self.soft else min(others, key=lambda form: form.energy, default=None)
 
     @property
     def lowest(self) -> float:

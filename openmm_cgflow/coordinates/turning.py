@@ -29,11 +29,13 @@ class OtherForm:
         energy: above the input's, both minimised, kJ/mol.
         barrier: between the two on the easier way round, above the higher of them, kJ/mol.
         positions: `(atoms, 3)` nm.
+        mirror: it is the mirror image of the input's form, or that with equivalent atoms exchanged.
     """
 
     energy: float
     barrier: float
     positions: np.ndarray
+    mirror: bool
 
 
 def other_forms(molecule: Molecule, driven: Driven, start: np.ndarray, energy: float, atoms: tuple[int, int, int, int]
@@ -64,12 +66,12 @@ def other_forms(molecule: Molecule, driven: Driven, start: np.ndarray, energy: f
         turned = torsion_angles(form, named)
         if its_energy - energy < WITHIN and min(_circle(a - b) for a in turned for b in known) > _APART:
             found.append((k, form, its_energy))
-    forms = [
-        OtherForm(its_energy - energy, _barrier(values, k, its_energy), form)
-        for k, form, its_energy in found
-        if same_isomer(molecule, start, form)
-        and (abs(its_energy - energy) > _SAME_ENERGY or fingerprint.distance(start, form[None])[0] > _SAME_DISTANCES)
-    ]
+    forms = []
+    for k, form, its_energy in found:
+        if same_isomer(molecule, start, form):
+            apart = fingerprint.distance(start, form[None])[0]
+            mirror = abs(its_energy - energy) < _SAME_ENERGY and bool(apart < _SAME_DISTANCES)
+            forms.append(OtherForm(its_energy - energy, _barrier(values, k, its_energy), form, mirror))
     return sorted(forms, key=lambda form: form.barrier)
 
 
