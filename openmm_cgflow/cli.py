@@ -246,6 +246,28 @@ def sample(
 
 
 @app.command()
+def audit(
+    model: Model,
+    evaluations: Annotated[
+        int | None, typer.Option(help="Energies that it may cost; a tenth of the training's if left out.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option("--time", help="Limit, seconds.")] = None,
+    save: Annotated[bool, typer.Option(help="Write what was found into the model file.")] = True,
+) -> None:
+    """Look for forms of the molecule that a model does not reach, by hot dynamics from its samples, quenched."""
+    for name, value in (("--time", seconds), ("--evaluations", evaluations)):
+        _positive(name, value)
+    _start()
+    from openmm_cgflow.model import CGFlow
+
+    flow = CGFlow.load(model)
+    coverage = flow.audit(evaluations, seconds)
+    if save and coverage.audited:
+        flow.save(model)
+    _table([("model", str(model)), *coverage.rows(), ("evaluations", f"{coverage.evaluations:,}")])
+
+
+@app.command()
 def backmap(
     model: Model,
     beads: Annotated[

@@ -2,21 +2,25 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from time import monotonic
+from typing import Any, Literal, Self
 
 import numpy as np
 import openmm
 import torch
 from openmm import app, unit
 
+from openmm_cgflow.audit import Coverage
+from openmm_cgflow.audit import audit as run_audit
 from openmm_cgflow.backmapping import Backmapped, backmap
-from openmm_cgflow.base_flow import BaseFlow
-from openmm_cgflow.coordinates import InternalCoordinates
+from openmm_cgflow.base_flow import DEFAULT_SECONDS, BaseFlow
+from openmm_cgflow.coordinates import InternalCoordinates, kept_isomers
 from openmm_cgflow.coordinates.system_bonds import constraints_of
 from openmm_cgflow.copies import copied_system, copied_topology
 from openmm_cgflow.door import Bonds, admit, structure_reader
-from openmm_cgflow.errors import InvalidInputError, MismatchError, ModelFileError
+from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError, ModelFileError
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.openmm_plugin.cg_system import CGSystem, create_cg_system
 from openmm_cgflow.openmm_plugin.force import Backend, BeadBackend, create_force
@@ -33,7 +37,8 @@ from openmm_cgflow.storage import (
 )
 from openmm_cgflow.stored import StoredModel, check_network, molecule_of
 from openmm_cgflow.structures import CONSTRAINT_TOLERANCE, OVERLAP
-from openmm_cgflow.units import in_kelvin
+from openmm_cgflow.training.interrupt import Interruptible
+from openmm_cgflow.units import in_kelvin, in_seconds
 
 __all__ = ["CGFlow"]
 
@@ -66,6 +71,9 @@ class CGFlow(BaseFlow[InternalCoordinates]):
     Source: Stupp and Koutsourelakis, arXiv 2504.20940, with the changes that the README describes.
     """
 
+    coverage: Coverage | None = None
+    """What the last audit found; None before one."""
+
     def __init__(
         self,
         topology: app.Topology,
@@ -89,6 +97,8 @@ class CGFlow(BaseFlow[InternalCoordinates]):
             check_storable(system)
         except ModelFileError as error:
             logger.warning("this flow can be trained and used, but not saved: %s", error)
+        for kept in kept_isomers(topology, system, x, coordinates.layout.turning_bonds):
+            logger.info("kept as in the input: %s; name it in slow= to have both forms", kept)
 
     def _assemble(
         self,
@@ -186,6 +196,90 @@ class CGFlow(BaseFlow[InternalCoordinates]):
             )
         return np.where(off, -np.inf, log_density)
 
+    # -- training and what it reached ----------------------------------------------------------------------------
+
+    def train(
+        self,
+        time: unit.Quantity | float | None = None,
+        evaluations: int | None = None,
+        *args: Any,  # noqa: ANN401
+        audit: bool = True,
+        **options: Any,  # noqa: ANN401
+    ) -> Self:
+        """Train, then audit: look for forms of the molecule that the flow does not reach.
+
+        The audit takes at most a tenth of what the training took, out of the time or evaluations that are given here.
+        A training that was ended by Ctrl-C, or is too short, is not audited; `coverage` says so.
+
+        Arguments:
+            time: of both together, Quantity or seconds; eight minutes if neither limit is given.
+            evaluations: of both together.
+            args: further arguments of `BaseFlow.train`.
+            audit: whether to make one.
+            options: further arguments of `BaseFlow.train`.
+
+        Returns:
+            the flow itself.
+        """
+        seconds = None if time is None else in_seconds(time)
+        if seconds is None and evaluations is None:
+            seconds = DEFAULT_SECONDS
+        share = 1.1 if audit else 1.0
+        self.coverage = Coverage(why_not="the training did not end" if audit else "no audit was asked for")
+        start, before = monotonic(), self.evaluations
+        limit = evaluations if evaluations is None or evaluations <= 0 else max(1, int(evaluations / share))
+        super().train(None if seconds is None else seconds / share, limit, *args, **options)
+        taken, spent = monotonic() - start, self.evaluations - before
+        early = (seconds is None or taken < 0.9 * seconds / share) and (limit is None or spent < 0.9 * limit)
+        if early:
+            self.coverage = Coverage(why_not="the training was ended early; flow.audit() makes one")
+        elif audit:
+            self._audit_training(spent // 10, taken / 10)
+        return self
+
+    def _audit_training(self, evaluations: int, seconds: float) -> None:
+        try:
+            self.audit(evaluations, seconds)
+        except CGFlowError as error:  # what was learned is not lost for it
+            self.coverage = Coverage(why_not=str(error))
+            logger.warning("the audit failed: %s", error)
+
+    def audit(self, evaluations: int | None = None, time: unit.Quantity | float | None = None) -> Coverage:
+        """Look for forms of the molecule that the flow does not reach, by hot dynamics from its samples, quenched.
+
+        `train` ends with one. What is found is kept with the model, and said in summaries and reports.
+
+        Arguments:
+            evaluations: that it may cost; a tenth of the training's by default, at least 30,000, at most 300,000.
+            time: Quantity or seconds; no limit by default.
+
+        Returns:
+            the forms that are missing, each with its energy, an estimate of its weight and how to include it; those
+            that are left out as the input's isomers are kept; and what was done.
+
+        Raises:
+            InvalidInputError: for a flow that was not trained, or a limit that is not positive.
+
+        Example:
+            >>> coverage = flow.audit()
+            >>> print(coverage.verdict, [form.energy for form in coverage.forms])
+        """
+        if not self.history:
+            raise InvalidInputError("audit: the flow was not trained; train it first")
+        seconds = None if time is None else in_seconds(time)
+        if (evaluations is not None and evaluations < 0) or (seconds is not None and seconds <= 0):
+            raise InvalidInputError(f"audit: evaluations is {evaluations} and time {seconds}; give positive numbers")
+        if evaluations is None:
+            evaluations = min(300_000, max(30_000, int(self.provenance["evaluations"]) // 10))
+        start = monotonic()
+        with Interruptible() as interrupted:
+            self.coverage = run_audit(
+                self, evaluations, lambda: interrupted() or (seconds is not None and monotonic() - start > seconds)
+            )
+        for form in self.coverage.forms:
+            logger.warning("the flow does not reach a form of the molecule. %s. To include it: %s", form, form.include)
+        return self.coverage
+
     def createForce(
         self, backend: Backend | None = None, scale: float = 1.0, parameter: str = "cgflow_scale"
     ) -> openmm.Force:
@@ -269,6 +363,7 @@ class CGFlow(BaseFlow[InternalCoordinates]):
             "topology": topology_to_json(self._topology),
             "system": system_to_xml(self._system),
             "coordinates": self.coordinates.state(),
+            "coverage": None if self.coverage is None else asdict(self.coverage),
         }
         positions = torch.as_tensor(self._positions)
         write_file(path, "model", self._tensors() | {"positions": positions}, self._header() | header)
@@ -295,4 +390,5 @@ class CGFlow(BaseFlow[InternalCoordinates]):
                 stored.settings,
             )
             self._restore(tensors, header)
+            self.coverage = stored.coverage
         return self

@@ -10,6 +10,7 @@ import torch
 from openmm import app
 from torch import Tensor
 
+from openmm_cgflow.audit import Coverage
 from openmm_cgflow.coordinates import InternalCoordinates, LinearCoordinates
 from openmm_cgflow.errors import InvalidInputError, ModelFileError
 from openmm_cgflow.flows import FlowSettings, JointFlow
@@ -63,11 +64,13 @@ class StoredModel(StoredFlow):
         topology: the molecule.
         system: its System as OpenMM XML.
         coordinates: state of its internal coordinates.
+        coverage: what its audit found, if there was one.
     """
 
     topology: StoredTopology
     system: str
     coordinates: dict[str, Any] = field(metadata={"finite": False})
+    coverage: Coverage | None = None
 
 
 @dataclass

@@ -24,6 +24,9 @@ AMINO_ACIDS = [
 LIGANDS = ["butane", "pentanenitrile", "biphenyl", "caffeine", "nicotine", "camphor", "ibuprofen", "lidocaine"]
 """GAFF2 with AM1-BCC charges; vacuum unless a solvent is named."""
 
+FORMS = ["vinylether", "acrylamide", "enaminone", "macrolactone", "diyne2"]
+"""GAFF2 molecules with forms that were lost once, and a linear chain; vacuum."""
+
 ALDP = ["aldp_vacuum", "aldp_obc1"]
 """Alanine dipeptide of openmmtools (ff96), without constraints."""
 
@@ -58,7 +61,7 @@ def load(name: str, solvent: str | None = "default", constraints: str | None = "
     """One molecule of `ALL`, freshly built.
 
     Args:
-        name: one of `ALL`.
+        name: one of `ALL` or `FORMS`.
         solvent: None for vacuum, or a key of `IMPLICIT`; the aldp molecules take none.
         constraints: None, "HBonds" or "AllBonds".
     """
@@ -69,7 +72,7 @@ def load(name: str, solvent: str | None = "default", constraints: str | None = "
     if constraints == "default":
         constraints = "HBonds" if name in PEPTIDES else None
     options = {"constraints": getattr(app, constraints) if constraints else None}
-    if name in LIGANDS:
+    if name in LIGANDS or name in FORMS:
         prmtop = app.AmberPrmtopFile(str(DATA / f"{name}.prmtop"))
         crd = app.AmberInpcrdFile(str(DATA / f"{name}.inpcrd"))
         system = prmtop.createSystem(implicitSolvent=getattr(app, solvent) if solvent else None, **options)

@@ -1,10 +1,13 @@
 """Which torsions are slow, which atoms are beads, and what is said where a choice cannot be followed."""
 
+import copy
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
+from molecules import load
 from test_coordinates_tools import (
     build,
     butane,
@@ -19,7 +22,7 @@ from test_coordinates_tools import (
     trifluoroethanol,
 )
 
-from openmm_cgflow.coordinates import InternalCoordinates
+from openmm_cgflow.coordinates import InternalCoordinates, find_kept_back
 from openmm_cgflow.errors import InvalidInputError
 
 # isort: off
@@ -92,15 +95,102 @@ def test_rb_torsions_count():
     assert coordinates((topology, system, x)).sizes[0] == 0
 
 
-def test_without_torsion_terms_short_bonds_are_stiff():
+def butene():
+    """trans-2-butene, of which the force field of `system_for` does not know that it is stiff."""
     rows = [("C0", 0, 0, 0, 0, 0, 0), ("C1", 0, 0, 0, 0.151, 0, 0), ("C2", 1, 0, 0, 0.134, 124, 0)]
     rows += [("C3", 2, 1, 0, 0.151, 124, 180), ("H4", 1, 2, 3, 0.109, 118, 0), ("H5", 2, 1, 0, 0.109, 118, 0)]
-    topology, system, x = build(rows + methyl("6", 0, 1, 2, 0) + methyl("9", 3, 2, 1, 0))
+    return build(rows + methyl("6", 0, 1, 2, 0) + methyl("9", 3, 2, 1, 0))
+
+
+def hidden_torsion(atoms, barrier):
+    """A two-fold torsion in a force of which nobody reads that it is one, as in AMOEBA or a learned potential."""
+    force = openmm.CustomCompoundBondForce(4, "barrier/2*(1-cos(2*dihedral(p1,p2,p3,p4)))")
+    force.addPerBondParameter("barrier")
+    force.addBond(list(atoms), [barrier])
+    return force
+
+
+@pytest.mark.parametrize(("barrier", "slow"), [(250.0, 0), (15.0, 1)])
+def test_torsions_whose_terms_are_hidden_are_judged_by_energies(barrier, slow):
+    topology, system, x = butene()
     system.removeForce(2)
-    assert coordinates((topology, system, x)).sizes[:3] == (0, 0, 2)
+    system.addForce(hidden_torsion((0, 1, 2, 3), barrier))
+    assert coordinates((topology, system, x)).sizes[0] == slow
+    restraint = openmm.CustomTorsionForce("0.5*k*(1-cos(theta-3))")
+    restraint.addGlobalParameter("k", 1.0)
+    restraint.addTorsion(0, 1, 2, 3, [])
+    system.addForce(restraint)  # one term that can be read does not make the others nothing
+    assert coordinates((topology, system, x)).sizes[0] == slow
+
+
+def test_torsions_of_peptide_bonds_stay_stiff_when_their_terms_are_hidden(dipeptide):
+    """As with AMOEBA or a learned potential that has one torsion restraint on top: omegas were slow then."""
+    topology, system, x = dipeptide
+    system = copy.deepcopy(system)
+    index = next(k for k, force in enumerate(system.getForces()) if isinstance(force, openmm.PeriodicTorsionForce))
+    terms = system.getForce(index)
+    hidden = openmm.CustomCompoundBondForce(4, "k*(1+cos(n*dihedral(p1,p2,p3,p4)-phase))")
+    for name in ("n", "phase", "k"):
+        hidden.addPerBondParameter(name)
+    for t in range(terms.getNumTorsions()):
+        *atoms, n, phase, k = terms.getTorsionParameters(t)
+        hidden.addBond(atoms, [n, phase, k])
+    system.removeForce(index)
+    system.addForce(hidden)
+    restraint = openmm.CustomTorsionForce("2*(1-cos(theta-1))")
+    restraint.addTorsion(4, 6, 8, 14, [])
+    system.addForce(restraint)
+    assert set(coordinates((topology, system, x)).slow_torsions) == {(4, 6, 8, 14), (6, 8, 14, 16)}
+
+
+def test_a_torsion_turns_where_the_rest_undoes_its_terms():
+    """50 kJ/mol of torsion terms, undone by a force between the ends, as in 1,2-diols with OPLS's terms."""
     topology, system, x = butane()
-    system.removeForce(2)
-    assert coordinates((topology, system, x)).sizes[:3] == (1, 5, 2)
+    torsion = openmm.PeriodicTorsionForce()
+    torsion.addTorsion(0, 1, 2, 3, 1, 0.0, 25.0)
+    system.addForce(torsion)
+    assert coordinates((topology, system, x)).sizes[0] == 0
+    pull = openmm.CustomBondForce("50*(r-0.26)/0.13")
+    pull.addBond(0, 3, [])
+    system.addForce(pull)
+    assert coordinates((topology, system, x)).sizes[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "slow"),
+    [
+        ("vinylether", ["LIG1:C1-C2-O1-C3"]),  # relaxed barrier 21 kJ/mol, the other form 10 lower
+        ("acrylamide", ["LIG1:C1-C2-C3-O1"]),  # 36, 27.5 lower
+        ("ASN", ["ASN2:chi1", "ASN2:chi2", "ASN2:phi", "ASN2:psi"]),  # omegas and the amide of the side chain stay
+        ("lidocaine", None),
+    ],
+)
+def test_torsions_are_judged_by_relaxed_energies(name, slow):
+    c = InternalCoordinates.fromTopology(*load(name))
+    found = sorted(c.names[: c.sizes[0]])
+    assert found == slow if slow else not any("O1-C6-N2-C7" in torsion for torsion in found)
+
+
+def test_stiff_torsions_are_named_with_their_other_form():
+    kept = {entry.name: entry.reason for entry in find_kept_back(*load("enaminone"))}
+    assert re.search(r"another form, 7 kJ/mol higher, behind a barrier of 6\d kJ/mol", kept["LIG1:C1-C2-C3-O1"])
+    assert "no other form" in {e.name: e.reason for e in find_kept_back(*load("ASN"))}["ASN2:OD1-CG-ND2-HD21"]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+def test_long_linear_chains(length):
+    """CH3-(C#C)n-CH3: where all placed atoms are in line, a torsion needs a reference still."""
+    rows = [("C0", 0, 0, 0, 0, 0, 0), ("H1", 0, 0, 0, 0.109, 0, 0)]
+    ends = [0]
+    for k in range(2 * length + 1):
+        bond = 0.146 if k in (0, 2 * length) else 0.120 if k % 2 else 0.138
+        before = 1 if k == 0 else ends[-2]
+        rows.append((f"C{k + 2}", ends[-1], before, 1, bond, 110 if k == 0 else 180, 0))
+        ends.append(k + 2)
+    rows += [("H8", 0, 1, 2, 0.109, 109, 120), ("H9", 0, 1, 2, 0.109, 109, 240)]
+    c = coordinates(build(rows + methyl("7", ends[-1], ends[-2], 1, 20)))
+    assert c.dof == 3 * c.n_atoms - 6
+    check_bijection(c)
 
 
 def test_a_methyl_with_a_different_hydrogen_is_no_symmetric_rotor():

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from openmm import System, unit
     from openmm.app import Topology
 
+    from openmm_cgflow.audit import Coverage
+
 __all__ = ["Flow", "Row"]
 
 Row = Mapping[str, Any]
@@ -37,6 +39,10 @@ class Flow(Protocol):
     @property
     def history(self) -> Sequence[Row]:
         """Rows of the training history."""
+
+    @property
+    def coverage(self) -> "Coverage | None":
+        """What the last audit found."""
 
     @property
     def provenance(self) -> Row:

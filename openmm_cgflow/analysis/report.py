@@ -12,7 +12,7 @@ from openmm_cgflow.analysis.html import page
 from openmm_cgflow.analysis.plots import plot_energies, plot_free_energies, plot_log_weights, plot_surface
 from openmm_cgflow.analysis.protocols import Flow
 from openmm_cgflow.analysis.style import save_png
-from openmm_cgflow.analysis.summary import molecule, summary
+from openmm_cgflow.analysis.summary import coverage_rows, covered, molecule, summary
 from openmm_cgflow.analysis.training_curves import plot_training
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.sampling import Samples, trust
@@ -81,11 +81,12 @@ def report(flow: Flow, samples: Samples, out_dir: str | Path, command: str | Non
         surfaces, cells = _surfaces(flow, samples, folder)
         pictures = [*surfaces, *_torsions(flow, samples, folder), *_weights(samples, folder), *_training(flow, folder)]
         columns = ("torsions", "minimum", "F (kJ/mol)", "population", "± s.e.")
-        verdict = trust(samples.khat, samples.n)
+        verdict = trust(samples.khat, samples.n, covered(flow))
         html = page(
             title=f"{molecule(flow.topology)} at {samples.temperature:g} K",
-            verdict=f"ESS {100 * samples.ess:.1f} % of {samples.n:,} samples; {verdict}.",
-            good=samples.trustworthy,
+            verdict=f"ESS {100 * samples.ess:.1f} % of {samples.n:,} samples; {verdict}. "
+            + " ".join(f"{label.capitalize()}: {text}." for label, text in coverage_rows(flow)[:1]),
+            good=covered(flow) is not False and samples.trustworthy,
             rows=summary(flow, samples, command),
             tables=[("Basins, by reweighted samples", columns, cells)] if cells else [],
             pictures=pictures,

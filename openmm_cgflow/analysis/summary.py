@@ -14,6 +14,20 @@ if TYPE_CHECKING:
 __all__ = ["duration", "summary", "trust", "versions"]
 
 
+def covered(flow: Flow) -> bool | None:
+    """Whether an audit found that the flow reaches every form; None without one."""
+    coverage = getattr(flow, "coverage", None)
+    return coverage.covered if coverage is not None and coverage.audited else None
+
+
+def coverage_rows(flow: Flow) -> list[tuple[str, str]]:
+    """What an audit found, or that there was none: label and text."""
+    coverage = getattr(flow, "coverage", None)
+    return (
+        [("coverage", "not audited; flow.audit() or openmm-cgflow audit does")] if coverage is None else coverage.rows()
+    )
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as a reader would say them.
 
@@ -72,7 +86,8 @@ def summary(flow: Flow, samples: Samples, command: str | None = None) -> list[tu
         ("samples", f"{samples.n:,}"),
         ("ESS, unclipped weights", f"{100 * samples.ess:.1f} %"),
         ("ESS, largest 0.01 % of the weights clipped", f"{100 * samples.ess_clipped:.1f} %"),
-        ("Pareto k-hat", f"{samples.khat:.2f}: {trust(samples.khat, samples.n)}"),
+        ("Pareto k-hat", f"{samples.khat:.2f}: {trust(samples.khat, samples.n, covered(flow))}"),
+        *coverage_rows(flow),
         (_log_z_label(samples), f"{samples.logZ:.4f} ± {samples.logZ_error:.4f}"),
         ("versions", versions()),
     ]

@@ -1,7 +1,7 @@
 """Slow and fast coordinates: bonds, angles and torsions of a molecule, or a rotation of plain vectors."""
 
 from openmm_cgflow.coordinates.internal import InternalCoordinates
-from openmm_cgflow.coordinates.kept_back import KeptBack, find_kept_back
+from openmm_cgflow.coordinates.kept_back import KeptBack, find_kept_back, kept_isomers
 from openmm_cgflow.coordinates.linear import LinearCoordinates
 
-__all__ = ["InternalCoordinates", "KeptBack", "LinearCoordinates", "find_kept_back"]
+__all__ = ["InternalCoordinates", "KeptBack", "LinearCoordinates", "find_kept_back", "kept_isomers"]

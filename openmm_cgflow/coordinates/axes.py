@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 
-from openmm_cgflow.coordinates.barriers import GRID, STIFF_BARRIER
+from openmm_cgflow.coordinates.barriers import GRID, STIFF_BARRIER, TURNING_BARRIER
 from openmm_cgflow.coordinates.molecule import Molecule, bond_key
+from openmm_cgflow.coordinates.turning import OtherForm
 
 __all__ = ["Axis", "find_axes"]
 
@@ -40,6 +41,8 @@ class Axis:
         name: such as `ALA2:phi`, or `LIG1:C1-C2-C3-C4`.
         profile: torsion energy around it on `GRID`, kJ/mol.
         symmetric: one of its ends is a symmetric rotor such as CH3.
+        others: forms that it has beside the input's, the one with the lowest barrier first; only looked for where the
+            torsion terms look stiff.
     """
 
     atoms: tuple[int, int, int, int]
@@ -47,11 +50,19 @@ class Axis:
     name: str
     profile: np.ndarray
     symmetric: bool
+    others: list[OtherForm] = field(default_factory=list)
 
     @property
     def soft(self) -> bool:
-        """Whether the torsion turns at thermal energies."""
-        return float(np.ptp(self.profile)) <= STIFF_BARRIER
+        """Whether the torsion turns at thermal energies: by its terms, or with everything else minimised."""
+        by_terms = float(np.ptp(self.profile)) <= STIFF_BARRIER
+        return by_terms or any(form.barrier <= TURNING_BARRIER for form in self.others)
+
+    @property
+    def kept_from(self) -> OtherForm | None:
+        """The lowest form that is left out, as the torsion is stiff; mirror images apart."""
+        others = [form for form in self.others if not form.mirror]
+        return None if self.soft else min(others, key=lambda form: form.energy, default=None)
 
     @property
     def lowest(self) -> float:

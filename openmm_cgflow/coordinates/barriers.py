@@ -10,13 +10,34 @@ import openmm
 
 from openmm_cgflow.coordinates.molecule import Molecule, bond_key
 
-__all__ = ["GRID", "STIFF_BARRIER", "torsion_profiles"]
+__all__ = ["GRID", "STIFF_BARRIER", "TURNING_BARRIER", "torsion_profiles"]
 
 STIFF_BARRIER = 35.0
-"""kJ/mol: a bond whose torsion energy spans more stays in the isomer of the input."""
+"""kJ/mol: a torsion whose terms span more is turned and minimised, to see whether another form can be had."""
+
+TURNING_BARRIER = 40.0
+"""kJ/mol: a torsion turns if another form lies behind a relaxed barrier no higher (amides have 50 and more)."""
 
 GRID = np.linspace(0.0, 2 * np.pi, 72, endpoint=False)
 """rad: the rotations at which torsion energies are scanned, from the input structure."""
+
+_WITHOUT_TORSIONS = (
+    openmm.HarmonicBondForce,
+    openmm.HarmonicAngleForce,
+    openmm.PeriodicTorsionForce,
+    openmm.RBTorsionForce,
+    openmm.CustomTorsionForce,
+    openmm.CMAPTorsionForce,
+    openmm.CustomBondForce,
+    openmm.CustomAngleForce,
+    openmm.CustomExternalForce,
+    openmm.NonbondedForce,
+    openmm.CustomNonbondedForce,
+    openmm.GBSAOBCForce,
+    openmm.CustomGBForce,
+    openmm.CMMotionRemover,
+)
+"""Forces that hold no torsion energy but in terms that can be read."""
 
 Profile = Callable[[np.ndarray], np.ndarray]
 
@@ -24,27 +45,26 @@ Profile = Callable[[np.ndarray], np.ndarray]
 def torsion_profiles(molecule: Molecule, system: openmm.System) -> dict[tuple[int, int], np.ndarray]:
     """The torsion energy as one side of each acyclic bond turns rigidly through 360 degrees.
 
-    Sums the proper terms of PeriodicTorsionForce, RBTorsionForce and CustomTorsionForce around the bond (CMAP
-    couples two
-    bonds and is left out). Without a single such term in the System it is estimated from the bond length, see
-    `_unparametrised`.
+    Sums the proper terms of PeriodicTorsionForce, RBTorsionForce and CustomTorsionForce around the bond (CMAP couples
+    two bonds and is left out). In a System with other forces that may hold torsion energy (AMOEBA's, machine-learned
+    ones, compound bonds) these terms are not all, or only restraints: there, what a short bond hints at is added, bond
+    by bond, see `_hinted`.
 
     Returns:
         `{(i, j): energies on GRID}` with `i < j`, kJ/mol, for every bond that is in no ring and has neighbours
         on both ends.
     """
     profiles: dict[tuple[int, int], np.ndarray] = defaultdict(lambda: np.zeros(len(GRID)))
-    terms = 0
     for force in system.getForces():
         for (i, j, k, m), profile in _terms(force):
             if molecule.bonded(i, j) and molecule.bonded(j, k) and molecule.bonded(k, m) and i != k and j != m:
                 profiles[bond_key(j, k)] += profile(molecule.torsion(i, j, k, m) + GRID)
-                terms += 1
+    opaque = any(not isinstance(force, _WITHOUT_TORSIONS) for force in system.getForces())
     found = {}
     for i, j in molecule.bonds():
         if (i, j) in molecule.ring_bonds or min(len(molecule.neighbours[i]), len(molecule.neighbours[j])) < 2:
             continue
-        found[i, j] = profiles[i, j] if terms else _unparametrised(molecule, i, j)
+        found[i, j] = profiles[i, j] + _hinted(molecule, i, j) if opaque else profiles[i, j]
     return found
 
 
@@ -98,11 +118,11 @@ def _custom_energies(force: openmm.CustomTorsionForce, parameters: tuple[float, 
     return np.array(energies)
 
 
-def _unparametrised(molecule: Molecule, i: int, j: int) -> np.ndarray:
-    """A profile for Systems without torsion terms (machine-learned potentials): multiple and amide bonds are short.
+def _hinted(molecule: Molecule, i: int, j: int) -> np.ndarray:
+    """A profile where torsion energy is hidden in forces that cannot be read: multiple and amide bonds are short.
 
     Single bonds between carbon, nitrogen and oxygen are longer than the limits below; conjugated, amide and double ones
-    shorter: a two-fold barrier of twice the limit of stiffness, else nothing, as there is nothing to scan.
+    shorter: a two-fold barrier of twice the limit of stiffness, so that the bond is turned and its energies looked at.
     """
     limits = {(6, 6): 0.141, (6, 7): 0.139, (6, 8): 0.137, (7, 7): 0.137}
     kinds = sorted((molecule.numbers[i], molecule.numbers[j]))

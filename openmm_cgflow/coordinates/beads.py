@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from openmm_cgflow.coordinates.axes import Axis, find_axes
 from openmm_cgflow.coordinates.molecule import Molecule, bond_key
+from openmm_cgflow.coordinates.perception import Perceived
 from openmm_cgflow.errors import InvalidInputError
 
 __all__ = ["BeadPlan", "plan_beads"]
@@ -47,25 +46,17 @@ class BeadPlan:
             self.lowest[bond_key(*end)] = axis.lowest
 
 
-def plan_beads(
-    molecule: Molecule,
-    profiles: dict[tuple[int, int], np.ndarray],
-    centres: set[int],
-    beads: Sequence[int] | None,
-    slow: Sequence[SlowTorsion] | None,
-) -> BeadPlan:
+def plan_beads(perceived: Perceived, beads: Sequence[int] | None, slow: Sequence[SlowTorsion] | None) -> BeadPlan:
     """Beads, and the torsions that are to be coordinates.
 
-    Default: every soft torsion is slow except symmetric rotors; the beads are the atoms that define them and
-    those on the
-    shortest paths between. With `slow`, the named torsions instead (stiff ones such as omega become soft).
-    With `beads`,
-    these atoms, and every soft torsion that they define is slow.
+    Default: every soft torsion is slow except symmetric rotors; the beads are the atoms that define them and those on
+    the shortest paths between. With `slow`, the named torsions instead (stiff ones such as omega become soft). With
+    `beads`, these atoms, and every soft torsion that they define is slow.
 
     Raises:
         InvalidInputError: unknown names, torsions in rings, atoms that are not bonded in a row, too few beads.
     """
-    axes = find_axes(molecule, profiles, centres)
+    molecule, axes = perceived.molecule, perceived.axes
     forced: list[Axis] = []
     if slow is not None:
         if isinstance(slow, str):
@@ -84,7 +75,7 @@ def plan_beads(
         picked = forced if slow is not None else [a for a in axes if a.soft and not a.symmetric]
         chosen = _connect(molecule, {i for axis in picked for i in (*axis.atoms, *axis.chain)})
     plan = BeadPlan(chosen, _adjacency(molecule, chosen))
-    for group in (axes, find_axes(molecule, profiles, centres, among=chosen), forced):
+    for group in (axes, find_axes(molecule, perceived.profiles, perceived.centres, among=chosen), forced):
         for axis in group:
             plan.add(axis)
     for axis in [*forced, *(a for a in axes if a.soft)]:

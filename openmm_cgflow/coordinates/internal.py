@@ -10,17 +10,15 @@ import openmm
 import torch
 from torch import Tensor
 
-from openmm_cgflow.coordinates.barriers import torsion_profiles
 from openmm_cgflow.coordinates.bead_layout import bead_layout
 from openmm_cgflow.coordinates.beads import SlowTorsion, plan_beads
-from openmm_cgflow.coordinates.checks import check_inputs
 from openmm_cgflow.coordinates.constraints import fixed_bonds
 from openmm_cgflow.coordinates.geometry import cos_of_square, cross, dot, length, sinc_of_square
 from openmm_cgflow.coordinates.layout import ATOM, BEAD, ROTOR, SLOW, TWO_PI, Layout, build_layout
 from openmm_cgflow.coordinates.layout_check import check_layout
+from openmm_cgflow.coordinates.perception import perceive
 from openmm_cgflow.coordinates.puckers import flipping_bonds
 from openmm_cgflow.coordinates.rotors import Relabelling
-from openmm_cgflow.coordinates.symmetry import symmetric_centres
 from openmm_cgflow.coordinates.zmatrix import build_zmatrix
 from openmm_cgflow.errors import InvalidInputError, ModelFileError
 
@@ -133,9 +131,8 @@ class InternalCoordinates(torch.nn.Module):
 
         Args:
             topology: OpenMM or mdtraj Topology, with bonds.
-            system: its System; decides which bonds turn (torsion barrier below 35 kJ/mol), what is
-                constrained, and which
-                leaves are equivalent.
+            system: its System; decides which bonds turn (barrier of at most 40 kJ/mol, see `perceive`), what is
+                constrained, and which leaves are equivalent.
             positions: one structure (Quantity, or nm): isomers and chirality are those of this structure.
             beads: indices of the CG atoms. Atoms that are not bonded to one another are joined by pseudo-bonds.
             slow: slow torsions, as names (`"phi"`, `"ALA2:psi"`, `"chi1"`, ...) or tuples of four atom
@@ -146,10 +143,9 @@ class InternalCoordinates(torch.nn.Module):
         Raises:
             InvalidInputError: for what cannot be described, see `check_inputs`, `plan_beads` and `fixed_bonds`.
         """
-        molecule = check_inputs(topology, system, positions)
-        profiles = torsion_profiles(molecule, system)
-        centres = symmetric_centres(molecule, system)
-        plan = plan_beads(molecule, profiles, centres, beads, slow)
+        perceived = perceive(topology, system, positions)
+        molecule, centres = perceived.molecule, perceived.centres
+        plan = plan_beads(perceived, beads, slow)
         plan.soft.update(flipping_bonds(molecule, system, plan.beads))
         rows = build_zmatrix(molecule, plan, centres)
         return cls(build_layout(molecule, plan, rows, centres, fixed_bonds(molecule, system, rows)))

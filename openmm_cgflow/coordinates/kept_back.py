@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import openmm
 
-from openmm_cgflow.coordinates.axes import find_axes
-from openmm_cgflow.coordinates.barriers import STIFF_BARRIER, torsion_profiles
-from openmm_cgflow.coordinates.checks import check_inputs
+from openmm_cgflow.coordinates.axes import Axis
+from openmm_cgflow.coordinates.barriers import STIFF_BARRIER
 from openmm_cgflow.coordinates.molecule import bond_key
+from openmm_cgflow.coordinates.perception import perceive
 from openmm_cgflow.coordinates.puckers import flipping_bonds
-from openmm_cgflow.coordinates.symmetry import symmetric_centres
 
-__all__ = ["KeptBack", "find_kept_back"]
+__all__ = ["KeptBack", "find_kept_back", "kept_isomers"]
 
 
 @dataclass(frozen=True)
@@ -36,20 +35,28 @@ class KeptBack:
         return f"{self.name}: {self.reason}"
 
 
+def _other(axis: Axis) -> str:
+    """What is known of the form that is left out."""
+    form = axis.kept_from
+    if form is None:
+        return f" ({float(np.ptp(axis.profile)):.0f} kJ/mol, above {STIFF_BARRIER:.0f}; no other form within reach)"
+    where = f"{abs(form.energy):.0f} kJ/mol {'higher' if form.energy >= 0 else 'lower'}"
+    return f" (another form, {where}, behind a barrier of {form.barrier:.0f} kJ/mol)"
+
+
 def find_kept_back(topology: Any, system: openmm.System, positions: Any) -> list[KeptBack]:  # noqa: ANN401
     """Stiff torsions, symmetric rotors and flipping rings of a molecule.
 
     Raises:
         InvalidInputError: see `check_inputs`.
     """
-    molecule = check_inputs(topology, system, positions)
+    perceived = perceive(topology, system, positions)
+    molecule = perceived.molecule
     found = []
-    for axis in find_axes(molecule, torsion_profiles(molecule, system), symmetric_centres(molecule, system)):
+    for axis in perceived.axes:
         ends = (bond_key(axis.chain[0], axis.chain[-1]),)
         if not axis.soft:
-            barrier = float(np.ptp(axis.profile))
-            reason = f"stiff ({barrier:.0f} kJ/mol, above {STIFF_BARRIER:.0f}); stays in the isomer of the input"
-            found.append(KeptBack(axis.name, reason, ends))
+            found.append(KeptBack(axis.name, f"stiff{_other(axis)}; stays in the isomer of the input", ends))
         elif axis.symmetric:
             found.append(KeptBack(axis.name, "symmetric rotor; one of its equivalent labellings is sampled", ends))
     bonds = sorted(flipping_bonds(molecule, system))
@@ -58,3 +65,17 @@ def find_kept_back(topology: Any, system: openmm.System, positions: Any) -> list
         reason = "puckers; sampled as soft variables, but not offered as slow ones"
         found.append(KeptBack(f"ring bonds {names}", reason, tuple(bonds)))
     return found
+
+
+def kept_isomers(topology: Any, system: openmm.System, positions: Any, turning: set[tuple[int, int]]) -> list[KeptBack]:  # noqa: ANN401
+    """Stiff torsions that have another form, and are in none of the bonds that turn.
+
+    Raises:
+        InvalidInputError: see `check_inputs`.
+    """
+    axes = [axis for axis in perceive(topology, system, positions).axes if axis.kept_from is not None]
+    return [
+        KeptBack(axis.name, f"stiff{_other(axis)}", (bond_key(axis.chain[0], axis.chain[-1]),))
+        for axis in axes
+        if not turning & {bond_key(*end) for end in axis.ends}
+    ]

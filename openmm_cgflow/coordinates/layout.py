@@ -86,6 +86,13 @@ class Layout:
     beads: list[int]
     slow_torsions: list[list[int]] = field(default_factory=list)
 
+    @property
+    def turning_bonds(self) -> set[tuple[int, int]]:
+        """The bonds (`bond_key`), or pseudo-bonds, about which a coordinate turns round the whole circle."""
+        turning = {slot for slot, c in enumerate(self.coordinates) if c.torsion and c.period > 0}
+        rows = zip(self.torsion_slots, self.refs, strict=True)
+        return {bond_key(self.order[refs[0]], self.order[refs[1]]) for slot, refs in rows if slot in turning}
+
     def to_dict(self) -> dict[str, Any]:
         """As lists, numbers and strings (infinities as None), for JSON."""
         out = asdict(self)

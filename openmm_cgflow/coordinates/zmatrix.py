@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from openmm_cgflow.coordinates.beads import BeadPlan
 from openmm_cgflow.coordinates.molecule import LINEAR, Molecule, bond_key
 from openmm_cgflow.errors import InvalidInputError
@@ -176,8 +178,12 @@ class _Builder:
                 return min(good, key=lambda j: (self.depth[j], -self.molecule.numbers[j], j))
             seen.update(beyond)
             layer = beyond
-        others = [j for j in self.depth if j not in (b, c) and not self._in_line(b, c, j)]
-        return min(others, key=lambda j: (self.depth[j], j))
+        others = [j for j in self.depth if j not in (b, c)]
+        good = [j for j in others if not self._in_line(b, c, j)]
+        if good:
+            return min(good, key=lambda j: (self.depth[j], j))
+        # a long linear chain: what turns about it does so freely, so that any origin of the torsion is as good
+        return max(others, key=lambda j: np.sin(self.molecule.angle(b, c, j)))
 
     def _in_line(self, i: int, j: int, k: int) -> bool:
         """Whether the atoms are always nearly in line; over pseudo-bonds they may only happen to be so in the input."""

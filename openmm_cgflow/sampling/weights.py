@@ -126,12 +126,13 @@ def trustworthy(khat: float, n: int) -> bool:
     return bool(khat < khat_limit(n))
 
 
-def trust(khat: float, n: int) -> str:
+def trust(khat: float, n: int, covered: bool | None = True) -> str:
     """What the Pareto k-hat of the weights means, in plain words: the one rule for whether they can be trusted.
 
     Arguments:
         khat: shape of the weights' tail; NaN if it could not be fitted.
         n: number of samples that it was fitted to.
+        covered: whether an audit found that the flow reaches every form; None without one.
 
     Returns:
         One sentence without a full stop.
@@ -144,6 +145,7 @@ def trust(khat: float, n: int) -> str:
         return "too few samples to judge the weights: draw more"
     if not trustworthy(khat, n):
         return "the weights are not to be trusted: a few samples dominate; train longer"
+    within = {True: "", None: ", among the forms that the flow reaches", False: ", but some forms are missing"}
     if khat < 0.5:
-        return "the weights can be trusted"
-    return "the weights are usable, but averages converge slowly: draw more samples or train longer"
+        return f"the weights can be trusted{within[covered]}"
+    return f"the weights are usable{within[covered]}, and averages converge slowly: draw more samples or train longer"

@@ -1,0 +1,91 @@
+"""What is known of a molecule before its coordinates are chosen: the graph, its axes, and which of these turn."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import openmm
+
+from openmm_cgflow.coordinates.axes import Axis, find_axes
+from openmm_cgflow.coordinates.barriers import torsion_profiles
+from openmm_cgflow.coordinates.checks import check_inputs
+from openmm_cgflow.coordinates.driven import Driven
+from openmm_cgflow.coordinates.molecule import Molecule
+from openmm_cgflow.coordinates.symmetry import symmetric_centres
+from openmm_cgflow.coordinates.turning import OtherForm, other_forms
+
+__all__ = ["Perceived", "perceive"]
+
+logger = logging.getLogger("openmm_cgflow")
+
+_KEPT = 4  # molecules whose turned torsions are remembered
+
+
+@dataclass(frozen=True)
+class Perceived:
+    """A molecule and its axes.
+
+    Attributes:
+        molecule: the graph and the input positions.
+        profiles: torsion energies about each bond, from `torsion_profiles`.
+        centres: of symmetric rotors.
+        axes: every acyclic axis; those whose torsion terms look stiff were turned and minimised.
+    """
+
+    molecule: Molecule
+    profiles: dict[tuple[int, int], np.ndarray]
+    centres: set[int]
+    axes: list[Axis]
+
+
+_remembered: OrderedDict[str, dict[tuple[int, ...], list[OtherForm]]] = OrderedDict()
+
+
+def perceive(topology: Any, system: openmm.System, positions: Any) -> Perceived:  # noqa: ANN401
+    """The graph, the symmetric centres and the axes of a molecule, each axis judged by energies.
+
+    An axis whose torsion terms have a low barrier turns. Any other is led round the circle, everything else minimised:
+    it turns too if another form within 25 kJ/mol lies behind a barrier of at most 40 kJ/mol, and what was found is kept
+    with it otherwise. The last few molecules are remembered.
+
+    Raises:
+        InvalidInputError: see `check_inputs`.
+    """
+    molecule = check_inputs(topology, system, positions)
+    profiles = torsion_profiles(molecule, system)
+    centres = symmetric_centres(molecule, system)
+    axes = find_axes(molecule, profiles, centres)
+    doubtful = [axis for axis in axes if not axis.soft and not axis.symmetric]
+    if doubtful:
+        turned = _turned(molecule, system, [axis.atoms for axis in doubtful])
+        for axis in doubtful:
+            axis.others = turned.get(axis.atoms, [])
+    return Perceived(molecule, profiles, centres, axes)
+
+
+def _turned(
+    molecule: Molecule, system: openmm.System, torsions: list[tuple[int, int, int, int]]
+) -> dict[tuple[int, ...], list[OtherForm]]:
+    try:
+        text = openmm.XmlSerializer.serialize(system)
+    except Exception as error:  # a PythonForce whose function cannot be pickled
+        logger.info("torsions are judged by their terms alone: the System cannot be copied (%s)", error)
+        return {}
+    parts = [
+        text.encode(),
+        molecule.positions.tobytes(),
+        repr((molecule.neighbours, molecule.numbers, torsions)).encode(),
+    ]
+    key = hashlib.sha256(b"|".join(parts)).hexdigest()
+    if key not in _remembered:
+        driven = Driven(system, torsions)
+        start, energy = driven.minimised(molecule.positions)
+        _remembered[key] = {atoms: other_forms(molecule, driven, start, energy, atoms) for atoms in torsions}
+        while len(_remembered) > _KEPT:
+            _remembered.popitem(last=False)
+    return _remembered[key]
