@@ -59,9 +59,9 @@ def check_inputs(topology: Any, system: openmm.System, positions: Any) -> Molecu
 
     Raises:
         InvalidInputError: anything that internal coordinates cannot describe: several molecules, explicit water, ions,
-            no bonds, periodic boundaries, virtual sites, massless particles, fewer than 4 atoms, numbers of
-            atoms that differ,
-            positions that are not finite or on top of each other.
+            no bonds, periodic boundaries, virtual sites, Drude particles, massless particles, fewer than 4 atoms,
+            numbers of atoms that differ, masses in another order than the elements, positions that are not finite or on
+            top of each other.
     """
     if hasattr(topology, "to_openmm"):
         topology = topology.to_openmm()
