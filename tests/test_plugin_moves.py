@@ -11,6 +11,7 @@ import openmm
 import pytest
 import torch
 from openmm import app, unit
+from openmmtools import cache, states
 
 import openmm_cgflow as cgf
 from openmm_cgflow.openmm_plugin.dynamics import ConstraintMetric, integrated_groups, thermostat_temperature
@@ -256,6 +257,28 @@ def test_the_flows_own_energies_are_never_asked_for(flow, monkeypatch):
     monte_carlo = cgf.FlowMonteCarlo(simulation, flow, seed=4)
     moved(simulation, monte_carlo, 30)
     assert monte_carlo.acceptance > 0.2
+
+
+def test_flow_moves_of_openmmtools_reject_what_they_must(flow):
+    """Proposals are nearly uniform in the torsion; were all accepted, the mean would be 10 standard errors off.
+
+    With constraints and a light atom, so that the mean of the angle shows the factor of dynamics as well. Fails by
+    chance 1 time in 8,000.
+    """
+    np.random.seed(5)
+    state = states.ThermodynamicState(biased(chain(LIGHT)), 300 * unit.kelvin)
+    sampler_state = states.SamplerState(positions() * unit.nanometer)
+    move = cgf.FlowMove(flow, context_cache=cache.ContextCache(platform=openmm.Platform.getPlatformByName("Reference")))
+    frames = np.empty((1000, 4, 3))
+    for frame in frames:
+        move.apply(state, sampler_state)
+        frame[:] = sampler_state.positions.value_in_unit(unit.nanometer)
+    values, proposed = cosines(flow, frames), cosines(flow, flow.sample(2000, seed=1).positions)
+    error = error_of_mean(values)
+    assert abs(values.mean() - cosine(6.0)) < 4 * error
+    assert abs(proposed.mean() - cosine(6.0)) > 10 * error
+    angles = angle(frames)
+    assert abs(angles.mean() - expected(LIGHT, metric=True)) < 4 * error_of_mean(angles)
 
 
 # -- what is left as it was ------------------------------------------------------------------------------------------

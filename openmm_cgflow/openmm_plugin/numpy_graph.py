@@ -17,6 +17,7 @@ _DTYPES = {torch.float64: np.float64, torch.float32: np.float32, torch.int64: np
 
 Array = np.ndarray
 _REDUCE: Callable[..., Any] = np.add.reduce
+_LARGEST: Callable[..., Any] = np.maximum.reduce
 
 
 def replayed_by_numpy(recorded: fx.GraphModule) -> fx.GraphModule:
@@ -129,7 +130,7 @@ def _softplus(a: Array) -> Array:
 
 def _logsumexp(a: Array, axes: Sequence[int], keepdims: bool = False) -> Array:
     axis = tuple(axes)
-    top = np.maximum.reduce(a, axis, None, None, True)
+    top = _LARGEST(a, axis, None, None, True)
     total: Array = np.log(_REDUCE(np.exp(a - top), axis, None, None, True))
     total += top
     return total if keepdims else total.squeeze(axis)
