@@ -36,6 +36,7 @@ setup(
         "test": [
             *TORCHFORCE,
             "openmmml>=1.7,<1.8",
+            "hypothesis>=6.100,<7",
             "pytest>=8,<10",
             "pytest-cov>=6,<8",
             "pytest-xdist>=3.6,<4",

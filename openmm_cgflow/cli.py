@@ -3,6 +3,7 @@
 import logging
 import re
 import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -447,4 +448,8 @@ def _start() -> None:
 
 def main() -> None:
     """Entry point of the command `openmm-cgflow`."""
-    app(prog_name="openmm-cgflow")
+    hook = sys.excepthook  # which typer replaces by its own
+    try:
+        app(prog_name="openmm-cgflow")
+    finally:
+        sys.excepthook = hook

@@ -443,6 +443,23 @@ def test_hostile_second_process_is_told_who_was_first(tmp_path, holder):
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_hostile_second_command_is_told_who_was_first(tmp_path, holder):
+    """Before it has worked for minutes on what it could not keep."""
+    from openmm import XmlSerializer, app
+    from typer.testing import CliRunner
+
+    from openmm_cgflow import cli
+
+    topology, system, x = peroxide()
+    (tmp_path / "s.xml").write_text(XmlSerializer.serialize(system))
+    with (tmp_path / "m.pdb").open("w") as file:
+        app.PDBFile.writeFile(topology, 10 * x, file)
+    command = ["train", str(tmp_path / "s.xml"), str(tmp_path / "m.pdb"), "-o", str(tmp_path / "a"), "--time", "100"]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 2
+    assert f"is being written by process {holder.pid} on " in result.output
+
+
 def test_hostile_second_thread_is_told_too(tmp_path):
     caught: list[Exception] = []
 

@@ -44,9 +44,9 @@ def snapshot() -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "precision": torch.get_float32_matmul_precision(),
         "denormal": torch.tensor(1e-310, dtype=torch.float64).mul(1.0).item(),
-        "torch's numbers": torch.get_rng_state().tolist(),
-        "numpy's numbers": np.random.get_state()[1].tolist(),
-        "random numbers": random.getstate(),
+        "torch's numbers": hash(tuple(torch.get_rng_state().tolist())),
+        "numpy's numbers": hash(str(np.random.get_state())),
+        "random numbers": hash(random.getstate()),
         "numpy's errors": np.geterr(),
         "numpy's print": np.get_printoptions(),
         "warnings": [str(f) for f in warnings.filters],
@@ -55,7 +55,7 @@ def snapshot() -> dict[str, Any]:
         "locale": locale.setlocale(locale.LC_ALL),
         "decimal": str(decimal.getcontext()),
         "folder": os.getcwd(),
-        "path": list(sys.path),
+        "path": (list(sys.path), list(sys.argv)),
         "recursion": sys.getrecursionlimit(),
         "switching": sys.getswitchinterval(),
         "hooks": (sys.excepthook, threading.excepthook, sys.displayhook, sys.unraisablehook),
@@ -129,19 +129,22 @@ def test_hostile_free_failed_training_leaves_the_process_alone(tmp_path, monkeyp
         assert not changed(before)
 
 
-def test_hostile_free_commands_leave_the_process_alone(tmp_path, capsys):
+def test_hostile_free_commands_leave_the_process_alone(tmp_path, capsys, monkeypatch):
     path = tmp_path / "m.cgflow"
     path.write_bytes(model(*peroxide()))
     with Odd():
-        before = snapshot()
         for command in (
             ["sample", str(path), "-o", str(tmp_path / "s.npz"), "-n", "50", "--seed", "0"],
             ["report", str(path), "--out", str(tmp_path / "r"), "-n", "200", "--seed", "0"],
             ["sample", str(tmp_path / "none"), "-o", str(tmp_path / "s.npz")],
             ["--version"],
         ):
-            cli.app(command, standalone_mode=False)
-            assert not changed(before), command
+            with monkeypatch.context() as patched:
+                patched.setattr(sys, "argv", ["openmm-cgflow", *command])
+                before = snapshot()
+                with pytest.raises(SystemExit):
+                    cli.main()
+                assert not changed(before), command
 
 
 def test_hostile_free_imports_leave_the_process_alone():
@@ -149,7 +152,8 @@ def test_hostile_free_imports_leave_the_process_alone():
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import torch, openmm, openmm.app, mdtraj, parmed, matplotlib.pyplot, rich, typer, safetensors.torch, scipy.stats
+import torch, openmm, openmm.app, mdtraj, parmed, matplotlib.pyplot, rich.progress, rich.table, typer
+import safetensors.torch, scipy.stats
 import torch._dynamo, torch._inductor, torch.utils.cpp_extension
 try:
     import openmmtools.mcmc, openmmtools.multistate, openmmml

@@ -17,7 +17,7 @@ __all__ = ["pack", "read_file", "unpack", "write_file"]
 FORMAT = "openmm_cgflow"
 VERSION = 1
 MOST_BYTES = 8 * 2**30
-MOST_HEADER_BYTES = 64 * 2**20
+MOST_HEADER_BYTES = 100_000_000  # as in safetensors
 MOST_TENSORS = 20_000
 MOST_DIMENSIONS = 8
 _BYTES = {"F64": 8, "F32": 4, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
@@ -41,9 +41,15 @@ def write_file(path: str | Path, kind: str, tensors: dict[str, Tensor], header: 
 
 
 def pack(kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> bytes:
-    """What `write_file` writes."""
+    """What `write_file` writes.
+
+    Raises:
+        ModelFileError: if it is more than `unpack` would read.
+    """
     metadata = {"format": FORMAT, "version": str(VERSION), "kind": kind, "header": json.dumps(header)}
-    return safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+    data = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+    _header_length(data[:8], len(data))
+    return data
 
 
 def read_file(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

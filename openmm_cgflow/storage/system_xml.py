@@ -45,7 +45,7 @@ MEMBERS = {
 """What an element of this name may be, if its `type` says that it is an object."""
 
 MOST_BYTES = 256 * 2**20
-MOST_ELEMENTS = 1_000_000
+MOST_ELEMENTS = 3_000_000
 DEEPEST = 40
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,79}")
 _WHOLE = re.compile(r"-?[0-9]{1,9}")
