@@ -135,7 +135,7 @@ def minimise(
     """
     q = points.clone()
     action, gradient = parallel.map(target.action_and_gradient, q)
-    radius = torch.full_like(action, 3.0)
+    radius = q.new_full((len(q),), 3.0)
     for _ in range(iterations):
         target.settle()
         downhill = -gradient[:, stiff] @ factor  # in whitened units
