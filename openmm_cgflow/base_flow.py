@@ -5,6 +5,8 @@ import hashlib
 import json
 import logging
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -161,7 +163,7 @@ class BaseFlow(Generic[Coordinates]):
         """
         seconds, limit = _budget(time, evaluations)
         rows = None if frames is None else self._frames(frames)
-        trainer = self._trainer or self._new_trainer()
+        trainer = self._trainer or self._new_trainer(settings)
         path = None if checkpoint is None else Path(checkpoint)
         call = (0.0, 0)
         with locked(path):
@@ -189,12 +191,13 @@ class BaseFlow(Generic[Coordinates]):
                     logger.warning("ended before the start was complete: what the flow has learned is of little use")
         return self
 
-    def _new_trainer(self) -> Trainer:
+    def _new_trainer(self, settings: TrainSettings | None) -> Trainer:
         """A trainer that goes on from what this flow was loaded with."""
         trainer = Trainer(self.flow, self.target, None, self.seed)
         trainer.loop.history = [Metrics(**row) for row in self.history]
         if self._training is not None:
-            trainer.load_state_dict(self._training)
+            with _readable("the state of the training in the model file", "train a new CGFlow"):
+                trainer.load_state_dict(self._training, settings)
         elif self.history:  # a file of an earlier version
             trainer.loop.seconds, trainer.loop.evaluations = self._seconds, self.history[-1]["evaluations"]
             trainer.trained()
@@ -210,26 +213,21 @@ class BaseFlow(Generic[Coordinates]):
             )
         before, recipe = copy.deepcopy(trainer.state_dict()), trainer.task.settings
         try:
-            ours, theirs = ([json.dumps(row) for row in rows] for rows in (before["history"], header["history"]))
-            if ours != theirs[: len(ours)]:
-                if theirs == ours[: len(theirs)]:  # an earlier state of this flow
+            with _readable(path, "remove it, or start anew with resume=False (--no-resume)"):
+                ours, theirs = ([json.dumps(row) for row in rows] for rows in (before["history"], header["history"]))
+                if ours != theirs[: len(ours)]:
+                    if theirs == ours[: len(theirs)]:  # an earlier state of this flow
+                        return 0.0, 0
+                    raise MismatchError(
+                        f"{path} is the checkpoint of another training than this flow's: choose another checkpoint, or "
+                        "have it replaced with resume=False (--no-resume)."
+                    )
+                if self._trainer is not None and ours == theirs:
                     return 0.0, 0
-                raise MismatchError(
-                    f"{path} is the checkpoint of another training than this flow's: choose another checkpoint, or "
-                    "have it replaced with resume=False (--no-resume)."
-                )
-            if self._trainer is not None and ours == theirs:
-                return 0.0, 0
-            trainer.load_state_dict(unflatten(tensors, header), settings)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, CGFlowError):
-                raise
+                trainer.load_state_dict(unflatten(tensors, header), settings)
+        except CGFlowError:
             trainer.load_state_dict(before, recipe)
-            raise ModelFileError(
-                f"{path} is damaged, or of another version of openmm_cgflow "
-                f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); remove it, "
-                " or start anew with resume=False (--no-resume)."
-            ) from error
+            raise
         self._count(trainer.loop.evaluations)
         logger.info("going on from %s: stage %s, %d evaluations", path, trainer.loop.stage, trainer.loop.evaluations)
         return trainer.loop.call or (0.0, 0)
@@ -299,7 +297,11 @@ class BaseFlow(Generic[Coordinates]):
         seed = int(torch.randint(2**31, (1,))) if seed is None else seed
         generator = torch.Generator().manual_seed(seed)
         with Parallel() as parallel:
-            chunks = [self._sample_chunk(min(20_000, n - i), generator, parallel) for i in range(0, n, 20_000)]
+            chunks = []
+            for i in range(0, n, 20_000):
+                if i:  # a few samples are not worth compiling for
+                    self.potential.settle()
+                chunks.append(self._sample_chunk(min(20_000, n - i), generator, parallel))
         x, log_weights, u, log_density, slow = (torch.cat(column).numpy() for column in zip(*chunks, strict=True))
         return Samples(
             x,
@@ -323,7 +325,6 @@ class BaseFlow(Generic[Coordinates]):
             centred = x - x.mean(1, keepdim=True) if x.dim() == 3 else x
             return q, log_prob, centred, logdet, u
 
-        self.potential.settle()
         q, log_prob, x, logdet, u = parallel.map(draw, self.flow.draw_noise(n, generator))
         log_density = log_prob.double() - logdet.double()
         log_weights = -u.double() - log_density
@@ -401,6 +402,24 @@ class BaseFlow(Generic[Coordinates]):
             raise MismatchError(f"freeEnergy: slow has shape {tuple(s.shape)}; give (n, {n_slow}): {self.slow_names}.")
         log_prob = self.flow.bead_flow.log_prob_slow(s.float()).double()
         return (-self.target.kT * log_prob).numpy() * unit.kilojoule_per_mole
+
+
+@contextmanager
+def _readable(what: str | Path, mend: str) -> Iterator[None]:
+    """Whatever goes wrong where stored values are taken over is one error.
+
+    Raises:
+        ModelFileError: for values that are missing or of another kind or shape.
+    """
+    try:
+        yield
+    except CGFlowError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelFileError(
+            f"{what} is damaged, or of another version of openmm_cgflow "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); {mend}."
+        ) from error
 
 
 def _budget(time: Any, evaluations: int | None) -> tuple[float | None, int | None]:  # noqa: ANN401

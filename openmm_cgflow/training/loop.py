@@ -202,7 +202,7 @@ class Loop:
         return self.optimizer
 
     @torch.no_grad()
-    def follow(self) -> None:
+    def update_average(self) -> None:
         """Let the average follow the parameters."""
         for mean, parameter in zip(self.average.parameters(), self.module.parameters(), strict=True):
             mean.lerp_(parameter, 1 - self.decay)

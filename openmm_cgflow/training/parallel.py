@@ -51,16 +51,16 @@ class Parallel:
         self._pool.shutdown(cancel_futures=True)
 
     def map(
-        self, function: Callable[..., tuple[Tensor, ...]], *batches: Tensor, chunk: int = CHUNK
+        self, function: Callable[..., tuple[Tensor, ...]], *batches: Tensor, chunk: int | None = None
     ) -> tuple[Tensor, ...]:
         """`function` of row chunks of `batches`, joined along the rows again.
 
         Arguments:
             function: takes as many tensors as there are batches and returns a tuple of tensors with the same rows.
             batches: tensors with equal numbers of rows.
-            chunk: largest number of rows in one call.
+            chunk: largest number of rows in one call; 512 by default.
         """
-        results = self._each(function, batches, chunk)
+        results = self._each(function, batches, chunk or CHUNK)
         return tuple(torch.cat(column) for column in zip(*results, strict=True))
 
     def gradients(

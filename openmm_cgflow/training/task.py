@@ -71,7 +71,7 @@ class Task:
 
     def time_energies(self, loop: Loop) -> None:
         """See how long energies take, in batches that grow as long as that is quick, where time is limited."""
-        budget, rows = loop.budget, 1
+        budget, rows = loop.budget, 8  # a single one takes nearly as long, where energies are quick
         if budget.seconds is None:
             return
         structure = self.target.coordinates.reference.float().unsqueeze(0)

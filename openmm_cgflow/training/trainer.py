@@ -104,7 +104,9 @@ class Trainer:
         Raises:
             InvalidInputError: without settings, if the stored ones have a schedule of the user's own.
         """
-        self.task.follow(TrainSettings.from_dict(state["settings"], settings))
+        # of a schedule that is behind us nothing is needed any more
+        given = settings if state["stage"] == "tempering" else settings or TrainSettings()
+        self.task.follow(TrainSettings.from_dict(state["settings"], given))
         if "coordinates" in state:
             self.target.coordinates.load_state_dict(state["coordinates"])
             self.loop.history = [Metrics(**row) for row in state["history"]]

@@ -54,7 +54,7 @@ class Refine:
                 value, drawn = self._step(loop, self.task.rate(2, done), n, rows)
                 losses.append(value)
                 kept.append(drawn)
-                loop.follow()
+                loop.update_average()
                 wanted -= n
             if kept:
                 figures = replay.keep(*(torch.cat(part) for part in zip(*kept, strict=True)))
