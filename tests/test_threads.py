@@ -202,12 +202,16 @@ def test_threads_whether_compiled_depends_on_counts_alone(aldp_vacuum, monkeypat
         made.clear()
         fresh = TorchPotential.fromSystem(aldp_vacuum.system, positions=aldp_vacuum.positions)
         monkeypatch.setattr(torch_potential_module, "_AUTO_WORK", 200 * fresh._work)
+        monkeypatch.setattr(torch_potential_module, "_ANNOUNCED_WORK", 600 * fresh._work)
         return fresh
 
-    few, many = potential(), potential()
-    few.expect(99)
-    assert made == []
-    many.expect(100)
+    few = potential()
+    few.expect(599)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: few.energy_and_forces(x), range(20)))
+    assert made == []  # not in the middle of the work, where a thread would be the first by chance
+    many = potential()
+    many.expect(600)
     assert len(made) == 1
     few = potential()
     for _ in range(10):
@@ -215,9 +219,8 @@ def test_threads_whether_compiled_depends_on_counts_alone(aldp_vacuum, monkeypat
     assert made == []
     few.energy_and_forces(x)
     assert len(made) == 1
-    few.evaluations = 10**9  # what an earlier run computed does not count
     fresh = potential()
-    fresh.evaluations = 10**9
+    fresh.evaluations = 10**9  # what an earlier run computed does not count
     fresh.energy_and_forces(x)
     assert made == []
 

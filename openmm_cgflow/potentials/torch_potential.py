@@ -23,7 +23,7 @@ _COMPILING = threading.Lock()  # one compilation at a time; other threads go on 
 _EAGER_ENTRIES, _COMPILED_ENTRIES, _GPU_ENTRIES = 500_000, 130_000, 8_000_000  # rows x columns of a chunk
 _WIDTH = 32  # chunks hold a multiple of it: then no bit of an energy depends on what else is in the batch
 _AUTO_WORK = 4e9  # rows computed until "auto" compiles, which takes some 20 s
-_WORTH_ANNOUNCED = 0.5  # the share of it that has to be announced: no switch comes later, in the middle of the work
+_ANNOUNCED_WORK = 3 * _AUTO_WORK  # rows announced from which it pays to compile first, with everybody waiting
 _GB_WORK = 32  # what a row of an implicit solvent's System gains by it, in those of one without
 
 
@@ -56,6 +56,7 @@ class TorchPotential(Potential):
         self._compile = compile
         self._compiled: EnergyGradient | None = None
         self._judge: Judge | None = None
+        self._settled = 0  # how many evaluations have to be done before it is compiled unasked
         self._work = sum(table.sizes) * (_GB_WORK if any("GB" in name for name in self.forces) else 1)
 
     @classmethod
@@ -76,9 +77,9 @@ class TorchPotential(Potential):
             positions: (atoms, 3), nm or a Quantity. If given, energies and forces of each Force are compared with a
                 double-precision OpenMM Context, there, at shaken copies and at structures of a short dynamics: the
                 translation in double precision, and what is going to run, compiled or not, in kT.
-            compile: True: compile at the first batch, or raise; False: never; "auto": once as much work was done or
-                announced as compiling costs (some 100,000 evaluations of 40 atoms in implicit solvent, millions in
-                vacuum), where a compiler exists and works, else go on without.
+            compile: True: compile at the first batch, or raise; False: never; "auto": once as much work was done as
+                compiling costs (some 100,000 evaluations of 40 atoms in implicit solvent, millions in vacuum), or a few
+                times that was announced (see `expect`), where a compiler exists and works, else go on without.
             only: Translate forces of these types alone (no comparison then).
             temperature: K, at which energies are going to be used: for the comparison.
 
@@ -211,19 +212,22 @@ class TorchPotential(Potential):
     # When to compile.
 
     def expect(self, evaluations: int) -> None:
-        """Compile now, in this thread, if so many energies with gradients to come are worth it.
+        """Compile now, in this thread, if so many energies with gradients to come are worth it; else not during these.
 
-        Of a potential that was compared with OpenMM; another one compiles at the first batch after as much work.
+        Of a potential that was compared with OpenMM; another one compiles at the first batch after enough work.
         """
-        enough = (self._computed + evaluations) * self._work >= _WORTH_ANNOUNCED * _AUTO_WORK
-        if self._compile == "auto" and self._judge is not None and enough:
+        if self._compile != "auto" or self._judge is None:
+            return
+        self._settled = self._computed + 2 * evaluations  # with some to spare for those who need more than announced
+        if evaluations * self._work >= _ANNOUNCED_WORK:
             self._make_compiled(torch.from_numpy(self._judge.x).to(self._index.plus.device))
 
     def _compiled_function(self, x: Tensor) -> EnergyGradient | None:
         """The compiled function, made at the first batch that is worth it; None where it is not (yet) to be used."""
         if self._compile is False or not len(x):
             return None
-        if self._compiled is None and (self._compile is True or self._computed * self._work >= _AUTO_WORK):
+        worth = self._computed * self._work >= _AUTO_WORK and self._computed >= self._settled
+        if self._compiled is None and (self._compile is True or worth):
             self._make_compiled(x, blocking=self._compile is True)
         return self._compiled
 
