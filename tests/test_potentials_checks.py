@@ -229,6 +229,10 @@ def test_energies_that_come_in_single_precision_are_said(caplog):
     with caplog.at_level(logging.WARNING):
         make_potential(system_with(openmm.PythonForce(FarAway(single=True), {})), positions(1)[0])
     assert "in steps of 1.6 kT" in caplog.text
+    caplog.clear()
+    potential = make_potential(system_with(openmm.PythonForce(FarAway(single=False), {})), positions(1)[0])
+    assert "in steps of" not in caplog.text
+    assert potential.evaluations == 0
 
 
 def test_the_platform_is_chosen_by_the_system_alone(aldp):

@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import mdtraj
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 import torch
 from openmm import app
 
-from openmm_cgflow import analysis
+from openmm_cgflow import CGFlow, VectorFlow, analysis
 from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.potentials import DoubleWell
 from openmm_cgflow.sampling import (
     Samples,
     clip_log_weights,
@@ -24,6 +26,8 @@ from openmm_cgflow.sampling import (
     trustworthy,
 )
 from openmm_cgflow.units import KB
+
+MODEL = Path(__file__).parent.parent / "examples" / "models" / "aldp_vacuum.cgflow"
 
 
 def samples(log_weights) -> Samples:
@@ -180,3 +184,24 @@ def test_samples_are_written_with_their_weights(tmp_path):
     assert mdtraj.load(str(tmp_path / "s.dcd"), top=s.trajectory.topology).n_frames == 2
     stored = np.load(tmp_path / "s.npz", allow_pickle=False)
     assert stored["log_weights"].tolist() == [0.0, 1.0]
+
+
+def test_samples_of_a_loaded_model_are_checked_by_openmm(caplog):
+    flow = CGFlow.load(MODEL)
+    made, again = flow.sample(300, seed=1), flow.sample(300, seed=1)
+    np.testing.assert_array_equal(made.log_weights, again.log_weights)
+    assert made.reduced_energies.dtype == np.float64
+    assert made.system is flow.system
+    assert made.log_labellings == pytest.approx(3 * math.log(3))  # CH3 of Ace, of Ala and of Nme
+    assert made.check(60) < 0.01
+    force = openmm.CustomExternalForce("x")  # another System: 1 kJ/mol/nm on one atom
+    force.addParticle(0)
+    other = openmm.XmlSerializer.clone(flow.system)
+    other.addForce(force)
+    shifted = replace(made, system=other).check(300)
+    assert shifted == pytest.approx(np.abs(made.positions[:, 0, 0]).max() / (KB * 300.0), abs=0.01)
+
+
+def test_check_refuses_samples_of_vectors():
+    with pytest.raises(InvalidInputError, match="vectors"):
+        VectorFlow(DoubleWell(), slow=1).sample(30, seed=0).check()

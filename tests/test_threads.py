@@ -202,6 +202,7 @@ def test_threads_whether_compiled_depends_on_counts_alone(aldp_vacuum, monkeypat
         made.clear()
         fresh = TorchPotential.fromSystem(aldp_vacuum.system, positions=aldp_vacuum.positions)
         monkeypatch.setattr(torch_potential_module, "_AUTO_WORK", 200 * fresh._work)
+        monkeypatch.setattr(torch_potential_module, "_ANNOUNCED_WORK", 600 * fresh._work)
         return fresh
 
     judged = potential()
@@ -221,10 +222,10 @@ def test_threads_whether_compiled_depends_on_counts_alone(aldp_vacuum, monkeypat
 def test_threads_and_chunks_do_not_change_a_bit(aldp_obc1):
     potential = TorchPotential.fromSystem(aldp_obc1.system, compile=False)
     rng = np.random.default_rng(0)
-    x = torch.from_numpy(aldp_obc1.positions + rng.normal(0.0, 0.01, (157, *aldp_obc1.positions.shape))).float()
+    x = torch.from_numpy(aldp_obc1.positions + rng.normal(0.0, 0.01, (133, *aldp_obc1.positions.shape))).float()
     energy, forces = potential.energy_and_forces(x)
     assert torch.equal(potential.energy(x), energy)
-    for size in (1, 7, 16, 33, 64, 100):
+    for size in (7, 33, 100):
         parts = [potential.energy_and_forces(part) for part in x.split(size)]
         assert torch.equal(torch.cat([e for e, _ in parts]), energy)
         assert torch.equal(torch.cat([f for _, f in parts]), forces)

@@ -25,7 +25,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 _EXACT_ENERGY, _EXACT_FORCE = 1e-6, 1e-5  # relative, of a translation in double precision
-_THERMAL = 0.02  # kT by which an energy that is used may be off in a structure of the ensemble
+_THERMAL = 0.01  # kT by which an energy that is used may be off in a structure of the ensemble
 _STRAINED = 1e-5  # the same beyond it, as a share of the energy above the lowest: such structures have no weight
 _THERMAL_FORCE = 1e-3  # relative to the largest force in the structure: single precision gives 1e-5 or so
 _COLLAPSED = 1e7  # kJ/mol below the input: atoms have fallen onto one another, where a force field has no floor
@@ -178,7 +178,7 @@ class Judge:
             what: Says how they were computed.
 
         Raises:
-            ImpreciseError: Energies differ by more than 0.02 kT at a thermal structure; the message names the force.
+            ImpreciseError: Energies differ by more than 0.01 kT at a thermal structure; the message names the force.
         """
         e = np.abs(as_array(energies) - self.energies)
         scale = np.abs(self.forces).max((0, 2, 3)) + 1.0
@@ -196,7 +196,7 @@ class Judge:
         """Compare the sum of all Forces, (k,) and (k, atoms, 3), in kT.
 
         Raises:
-            ImpreciseError: They differ by more than 0.02 kT; the message says what.
+            ImpreciseError: They differ by more than 0.01 kT; the message says what.
         """
         compare_totals(
             as_array(energy), as_array(forces), self.energies.sum(0), self.forces.sum(0), what, kT=self._kT
@@ -204,7 +204,7 @@ class Judge:
 
 
 def thermal_tolerance(energies: np.ndarray, kT: float) -> np.ndarray:
-    """How far energies (k,) may be off: 0.02 kT for the lowest, more for strained structures, which have no weight."""
+    """How far energies (k,) may be off: 0.01 kT for the lowest, more for strained structures, which have no weight."""
     lowest = energies.min() if len(energies) else 0.0
     return _THERMAL * kT + _STRAINED * (energies - lowest)
 
