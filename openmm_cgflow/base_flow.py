@@ -344,18 +344,19 @@ class BaseFlow(Generic[Coordinates]):
         return self._read(frames)
 
     def _frames(self, frames: Any) -> Tensor:  # noqa: ANN401
-        """Internal coordinates, float32, of frames to learn from: those of the flow's own isomer."""
+        """Rows `(n, dof)` of frames, without those that the flow cannot give."""
         q, _ = self.coordinates.to_internal(torch.as_tensor(self._read_frames(frames)))
         inside = self.coordinates.in_domain(q)
-        if not inside.any():
-            raise MismatchError(
-                f"train: none of the {len(q)} frames is of the flow's isomer (of the structure that it was made from): "
-                "they are of the mirror image, or of another stereoisomer."
+        outside = int((~inside).sum())
+        if outside == len(q):
+            raise InvalidInputError(
+                f"train: all {outside:,} frames are of the mirror image or of another isomer than the flow's "
+                "structure, which it never gives; build the CGFlow from one of the frames, or leave them out."
             )
-        if not inside.all():
+        if outside:
             logger.warning(
-                "train: %d of %d frames are of another isomer, which the flow never gives; they are left out",
-                int((~inside).sum()),
+                "train: %d of %d frames are left out: of the mirror image or another isomer than the flow's structure",
+                outside,
                 len(q),
             )
         return q[inside].float()

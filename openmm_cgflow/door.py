@@ -23,7 +23,7 @@ from openmm_cgflow.coordinates.system_bonds import (
 from openmm_cgflow.copies import copied_system, copied_topology
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.potentials.invariance import ForceContext, check_invariance, force_contexts
-from openmm_cgflow.structures import OVERLAP, StructureReader, atom_label, given_structures
+from openmm_cgflow.structures import OVERLAP, StructureReader, given_structures
 from openmm_cgflow.units import KB
 
 __all__ = ["Admitted", "Bonds", "admit", "structure_reader"]
@@ -78,7 +78,6 @@ def admit(
     topology, ours = copied_topology(topology), copied_system(system)
     if topology.getNumAtoms() != ours.getNumParticles():
         check_inputs(topology, ours, given_structures(positions).x)
-    _check_masses(topology, ours)
     numbers = atomic_numbers(topology, ours)
     x = _structure(topology, ours, numbers, positions)
     if bonds == "system":
@@ -143,20 +142,6 @@ def _structure(topology: app.Topology, system: openmm.System, numbers: list[int]
             odd,
         )
     return x[0]
-
-
-def _check_masses(topology: app.Topology, system: openmm.System) -> None:
-    """Refuse a System with the Topology's masses in another order (repartitioned masses tell nothing)."""
-    elements = [atom.element.mass if atom.element is not None else 0 * unit.dalton for atom in topology.atoms()]
-    wanted = [round(mass.value_in_unit(unit.dalton)) for mass in elements]
-    found = [round(system.getParticleMass(i).value_in_unit(unit.dalton)) for i in range(len(wanted))]
-    if wanted != found and sorted(wanted) == sorted(found):
-        k = next(k for k, (a, b) in enumerate(zip(wanted, found, strict=True)) if a != b)
-        atom = list(topology.atoms())[k]
-        raise InvalidInputError(
-            f"atom {k} of the Topology is {atom_label(atom)} ({atom.element.symbol}), but the mass of particle {k} of "
-            f"the System is {found[k]} Da: their atoms are in different orders; create the System from this Topology"
-        )
 
 
 def _refuse_overlap(molecule: Molecule, numbers: list[int]) -> None:

@@ -32,7 +32,7 @@ class FakeFlow:
     made: "list[FakeFlow]"
     on_train: "Exception | None" = None
 
-    def __init__(self, topology, system, positions, temperature=300.0, slow=None, seed=0):
+    def __init__(self, topology, system, positions, temperature=300.0, slow=None, seed=0, bonds="topology"):
         self.topology, self.system, self.positions = topology, system, np.asarray(positions._value)
         self.temperature, self.slow, self.seed = temperature, slow, seed
         self.slow_names, self.slow_torsions = ["phi", "psi"], [(4, 6, 8, 14), (6, 8, 14, 16)]
