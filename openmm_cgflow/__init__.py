@@ -17,6 +17,7 @@ from openmm_cgflow.errors import (
 from openmm_cgflow.version import __version__
 
 if TYPE_CHECKING:
+    from openmm_cgflow.audit import Coverage
     from openmm_cgflow.model import CGFlow
     from openmm_cgflow.openmm_plugin.mcmc_move import FlowMove
     from openmm_cgflow.openmm_plugin.monte_carlo import FlowMonteCarlo
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CGFlow",
     "CGFlowError",
+    "Coverage",
     "FlowMonteCarlo",
     "FlowMove",
     "FlowReplicaExchangeSampler",
@@ -47,6 +49,7 @@ __all__ = [
 
 _HOMES = {
     "CGFlow": "model",
+    "Coverage": "audit",
     "FlowMonteCarlo": "openmm_plugin.monte_carlo",
     "FlowMove": "openmm_plugin.mcmc_move",
     "FlowReplicaExchangeSampler": "openmm_plugin.replica_exchange",

@@ -32,6 +32,7 @@ _COLD = 1.3  # times it, at the end of each walk
 _STEPS = 300  # of a walk between two descents
 _DESCENT, _LONG_DESCENT = 120, 500  # iterations
 _MOST_WALKERS = 128
+_LEAST_SAMPLES = 10  # of finite weight
 _ABOVE = 6.0  # kT: forms that are so much higher than the lowest weigh too little
 _LIGHTEST = 0.01  # of the ensemble, that a form must weigh
 _MOST_FORMS = 12  # that are weighed
@@ -91,9 +92,9 @@ def audit(flow: Auditable, evaluations: int, over: Callable[[], bool] = lambda: 
         surface = Surface(flow.potential, flow.system, parallel, evaluations, over)
         auditor = _Auditor(flow, surface, parallel, evaluations)
         auditor.explore()
-        if over() and not auditor.rounds:
+        if not auditor.rounds:
             spent = flow.potential.evaluations - before
-            return Coverage(why_not="the time, or somebody, ended it before it had seen anything", evaluations=spent)
+            return Coverage(why_not="it was ended, or its budget was, before it had seen anything", evaluations=spent)
         return auditor.coverage(before)
 
 
@@ -162,7 +163,7 @@ class _Auditor:
             np.linalg.norm(minima.x[:, first] - minima.x[:, second], axis=2) > _TOUCHING
         ).all(1)
         fine &= (handedness(self.molecule, minima.x) == handedness(self.molecule, reference[None])).all(1)
-        fine &= [same_isomer(self.molecule, reference, x) for x in minima.x]
+        fine &= np.array([same_isomer(self.molecule, reference, x) for x in minima.x], dtype=bool)
         return minima[np.flatnonzero(fine)]
 
     def _distinct(self, minima: _Minima) -> _Minima:
@@ -183,7 +184,7 @@ class _Auditor:
     def coverage(self, before: int) -> Coverage:
         """What is missing, with all that the audit cost since `before`."""
         known, weights = self._log_weights(self.known)
-        if not np.isfinite(weights).any():
+        if not np.isfinite(weights).any() or np.isfinite(self.samples.log_weights).sum() < _LEAST_SAMPLES:
             spent = self.flow.potential.evaluations - before
             return Coverage(
                 why_not="no sample leads to a minimum of the flow's own form: train longer", evaluations=spent
