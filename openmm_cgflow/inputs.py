@@ -15,7 +15,7 @@ from openmm import app, unit
 
 # isort: on
 
-from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError
+from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError, ModelFileError
 from openmm_cgflow.storage import system_from_xml
 
 __all__ = ["CONSTRAINTS", "SOLVENTS", "System", "load_system"]
@@ -269,7 +269,10 @@ def _from_xml(kinds: dict[str, list[Path]], asked: str | None) -> System:
         raise InvalidInputError(
             f"{asked} cannot be added to {path}: a serialized System is used as it is; leave it out"
         )
-    system = _read(path, lambda: system_from_xml(text))
+    try:
+        system = system_from_xml(text)
+    except ModelFileError as error:
+        raise InvalidInputError(f"{path} cannot be used: {error}") from error
     if not isinstance(system, openmm.System):
         raise InvalidInputError(f"{path} holds a {type(system).__name__}, not a System")
     pdb = _pdb(where)
