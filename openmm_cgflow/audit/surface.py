@@ -157,7 +157,7 @@ class _Descent:
         self.moves: list[Tensor] = []
         self.changes: list[Tensor] = []
         self.inverse: list[Tensor] = []  # 1 / (move . change), 0 where the pair is not used
-        self.shrink = torch.ones_like(energy)
+        self.shrink = x.new_ones(len(x))
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some rows alone."""
@@ -182,7 +182,7 @@ class _Descent:
         for move, change, inverse in reversed(pairs):
             alphas.append(inverse * (move * q).sum(1))
             q = q - alphas[-1][:, None] * change
-        stiffness = torch.full_like(self.energy, 1 / _SPRING)
+        stiffness = self.x.new_full((len(self.x),), 1 / _SPRING)
         for _, change, inverse in pairs:  # of the last pair in use
             latest = 1 / (inverse * (change * change).sum(1)).clamp(min=1e-12)
             stiffness = torch.where(inverse > 0, latest, stiffness)

@@ -159,14 +159,14 @@ class _Copy:
             raise ModelFileError(
                 f"the System's XML has more than {DEEPEST} levels or {MOST_ELEMENTS:,} elements, which are not read."
             )
-        if self._depth == 1 and name != "System":
-            raise ModelFileError(f"the XML holds a {name[:60]}, not a System.")
         pairs = list(zip(attributes[::2], attributes[1::2], strict=True))
         for word in (name, *attributes[::2]):
             if not _NAME.fullmatch(word):
                 raise ModelFileError(f"the System's XML has the name {word[:40]!r}, which OpenMM does not write.")
         kind = dict(pairs).get("type")
         if self._depth == 1:
+            if name != "System":
+                raise ModelFileError(f"the XML holds a {(kind or name)[:60]}, not a System.")
             self._root = kind
         if kind is not None and not _WHOLE.fullmatch(kind):
             self._check_kind(name, kind)
