@@ -162,6 +162,8 @@ def test_auto_goes_on_when_compiling_fails(aldp, monkeypatch, caplog):
     monkeypatch.setattr(torch_potential_module, "_AUTO_WORK", 0)
     potential = TorchPotential.fromSystem(aldp.system)
     with caplog.at_level(logging.INFO):
+        potential.energy_and_forces(batch(aldp, 200))
+        potential.settle()
         energy, _ = potential.energy_and_forces(batch(aldp, 200))
     assert "no luck" in caplog.text
     assert torch.isfinite(energy).all()

@@ -51,7 +51,7 @@ def killed(flow, after: int, **arguments) -> None:
 
 
 def test_resume_after_load_refines_and_gets_no_worse(tmp_path):
-    """Butane. At the commit before this test it began anew: 83.0 -> 78 % at as many evaluations as before."""
+    """Butane, which began anew at the Laplace start once."""
     flow = cgf.CGFlow(*load("butane"), seed=1).train(evaluations=20_000, progress=False)
     before = flow.sample(5000, seed=0).ess
     flow.save(tmp_path / "b.cgflow")
