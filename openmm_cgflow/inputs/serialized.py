@@ -1,7 +1,7 @@
 """A serialized System and a PDB file."""
 
 from openmm_cgflow.coordinates.checks import without_ensemble
-from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.errors import InvalidInputError, ModelFileError
 from openmm_cgflow.inputs.parts import Kinds, System, read, refuse_water
 from openmm_cgflow.inputs.pdb_file import read_pdb
 from openmm_cgflow.storage import system_from_xml
@@ -29,7 +29,10 @@ def from_xml(kinds: Kinds, asked: str | None) -> System:
         raise InvalidInputError(
             f"{asked} cannot be added to {path}: a serialized System is used as it is; leave it out"
         )
-    system = read(path, lambda: system_from_xml(text))
+    try:
+        system = read(path, lambda: system_from_xml(text))
+    except ModelFileError as error:
+        raise InvalidInputError(f"{path} cannot be used: {error}") from error
     if not isinstance(system, openmm.System):
         raise InvalidInputError(f"{path} holds a {type(system).__name__}, not a System")
     pdb = read_pdb(where)
