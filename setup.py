@@ -24,6 +24,7 @@ setup(
         "mdtraj>=1.11,<1.12",
         "parmed>=4.3,<4.4",
         "numpy>=1.26,<3",
+        "scipy>=1.11,<2",
         "safetensors>=0.5,<1",
         "matplotlib>=3.9,<4",
         "rich>=13,<16",
@@ -43,7 +44,6 @@ setup(
             "ruff>=0.14,<1",
             "mypy>=1.18,<3",
         ],
-        "benchmark": ["scipy>=1.11,<2"],
     },
     entry_points={
         "console_scripts": ["openmm-cgflow=openmm_cgflow.cli:main"],
