@@ -91,6 +91,11 @@ class BaseFlow(Generic[Coordinates]):
         return self._evaluations_before + self.potential.evaluations
 
     @property
+    def ended_early(self) -> bool:
+        """Whether the last call of `train` was ended before its budget was spent, by Ctrl-C."""
+        return self._trainer is not None and self._trainer.loop.call is not None
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """Where this model comes from: evaluations, training seconds, seed, version and machine."""
         trained = self.history[-1]["evaluations"] if self.history else 0

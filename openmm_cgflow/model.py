@@ -37,6 +37,7 @@ from openmm_cgflow.storage import (
 )
 from openmm_cgflow.stored import StoredModel, check_network, molecule_of
 from openmm_cgflow.structures import CONSTRAINT_TOLERANCE, OVERLAP
+from openmm_cgflow.training import TrainSettings
 from openmm_cgflow.training.interrupt import Interruptible
 from openmm_cgflow.units import in_kelvin, in_seconds
 
@@ -202,24 +203,40 @@ class CGFlow(BaseFlow[InternalCoordinates]):
         self,
         time: unit.Quantity | float | None = None,
         evaluations: int | None = None,
-        *args: Any,  # noqa: ANN401
+        checkpoint: str | Path | None = None,
+        resume: bool = True,
+        progress: bool = True,
+        metrics: str | Path | None = None,
+        frames: Any = None,  # noqa: ANN401
+        settings: TrainSettings | None = None,
         audit: bool = True,
-        **options: Any,  # noqa: ANN401
     ) -> Self:
-        """Train, then audit: look for forms of the molecule that the flow does not reach.
+        """Train until the time or the number of evaluations is spent, then look for forms that the flow does not reach.
 
-        The audit takes at most a tenth of what the training took, out of the time or evaluations that are given here.
-        A training that was ended by Ctrl-C, or is too short, is not audited; `coverage` says so.
+        As `BaseFlow.train`, which says more of budgets and checkpoints; the audit is in `coverage` afterwards. It takes
+        at most a tenth of what the training took, out of the time or evaluations that are given here. A training that
+        was ended by Ctrl-C, or is too short, is not audited, and `coverage` says so.
 
         Arguments:
             time: of both together, Quantity or seconds; eight minutes if neither limit is given.
-            evaluations: of both together.
-            args: further arguments of `BaseFlow.train`.
+            evaluations: of both together: energies of single configurations.
+            checkpoint: file for the state of the training.
+            resume: go on from `checkpoint` where it exists.
+            progress: draw a progress bar.
+            metrics: CSV file for a row of figures every few seconds.
+            frames: MD frames of this molecule at this temperature, if any exist; not needed.
+            settings: how to train.
             audit: whether to make one.
-            options: further arguments of `BaseFlow.train`.
 
         Returns:
             the flow itself.
+
+        Raises:
+            InvalidInputError, TrainingError, ModelFileError, MismatchError: as `BaseFlow.train`.
+
+        Example:
+            flow.train(evaluations=2_000_000)
+            print(flow.coverage)
         """
         seconds = None if time is None else in_seconds(time)
         if seconds is None and evaluations is None:
@@ -228,13 +245,12 @@ class CGFlow(BaseFlow[InternalCoordinates]):
         self.coverage = Coverage(why_not="the training did not end" if audit else "no audit was asked for")
         start, before = monotonic(), self.evaluations
         limit = evaluations if evaluations is None or evaluations <= 0 else max(1, int(evaluations / share))
-        super().train(None if seconds is None else seconds / share, limit, *args, **options)
-        taken, spent = monotonic() - start, self.evaluations - before
-        early = (seconds is None or taken < 0.9 * seconds / share) and (limit is None or spent < 0.9 * limit)
-        if early:
+        seconds = None if seconds is None else seconds / share
+        super().train(seconds, limit, checkpoint, resume, progress, metrics, frames, settings)
+        if self.ended_early:
             self.coverage = Coverage(why_not="the training was ended early; flow.audit() makes one")
         elif audit:
-            self._audit_training(spent // 10, taken / 10)
+            self._audit_training((self.evaluations - before) // 10, (monotonic() - start) / 10)
         return self
 
     def _audit_training(self, evaluations: int, seconds: float) -> None:
