@@ -145,10 +145,14 @@ def test_threads_ctrl_c_does_not_end_workers(shared):
 def test_threads_workers_answer_by_number_and_end_with_the_process_that_asks():
     pool = WorkerPool(openmm.XmlSerializer.serialize(system()), "Reference", 1)
     ((process, connection),) = pool._workers
+    pool(np.zeros((1, ATOMS, 3)))  # its first question, number 0
     connection.send((999, np.zeros((1, ATOMS, 3))))  # somebody asked without waiting
-    answer = pool._answer
-    with pytest.raises(CGFlowError, match="question 999 instead of 0"):
-        answer(connection, 0)
+    with pytest.raises(CGFlowError, match="question 999 instead of 1"):
+        pool(np.zeros((1, ATOMS, 3)))
+    process.join(timeout=60)
+    assert process.exitcode == -signal.SIGTERM  # nobody can be asked any more whose answers may be old
+    pool = WorkerPool(openmm.XmlSerializer.serialize(system()), "Reference", 1)
+    ((process, connection),) = pool._workers
     connection.close()  # as when the process that asks has died
     process.join(timeout=60)
     assert process.exitcode == 0
@@ -202,7 +206,6 @@ def test_threads_whether_compiled_depends_on_counts_alone(aldp_vacuum, monkeypat
         made.clear()
         fresh = TorchPotential.fromSystem(aldp_vacuum.system, positions=aldp_vacuum.positions)
         monkeypatch.setattr(torch_potential_module, "_AUTO_WORK", 200 * fresh._work)
-        monkeypatch.setattr(torch_potential_module, "_ANNOUNCED_WORK", 600 * fresh._work)
         return fresh
 
     judged = potential()

@@ -132,6 +132,8 @@ class ContextPotential(Potential):
             self._pool = WorkerPool(self._xml, self.platform, self.workers)
             weakref.finalize(self, self._pool.close)
         try:
+            if self._automatic and not self._pool.ready():  # nobody waits while processes start
+                return self._ask_here(x)
             return self._pool(x)
         except CGFlowError as error:
             self._pool.close()

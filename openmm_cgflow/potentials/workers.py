@@ -22,6 +22,7 @@ from openmm_cgflow.potentials.evaluator import Evaluator, Result
 __all__ = ["WorkerPool"]
 
 _STARTING = threading.Lock()  # `_script_hidden` changes what the whole process sees
+_READY = -1  # the number of a worker's first word: its Context is made
 _PATIENCE = 2.0  # seconds that workers have to end by themselves
 
 
@@ -37,6 +38,7 @@ def _serve(connection: Connection, system_xml: str, platform: str) -> None:
     assert parent is not None
     with suppress(EOFError, OSError):
         evaluate = Evaluator(openmm.XmlSerializer.deserialize(system_xml), platform)
+        connection.send((_READY, ""))
         while connection in wait([connection, parent.sentinel]):
             request = connection.recv()
             if request is None:
@@ -94,6 +96,7 @@ class WorkerPool:
         except BaseException:
             self.close(at_once=True)
             raise
+        self._starting = [connection for _, connection in self._workers]
 
     def __call__(self, x: np.ndarray) -> Result:
         """As `Evaluator`, with the batch cut into one chunk a worker.
@@ -101,11 +104,35 @@ class WorkerPool:
         Raises:
             CGFlowError: A worker failed or died; the message says how.
         """
-        try:
+        with self._asking():
+            self._started(wait=True)
             number = next(self._numbers)
             for (_, connection), chunk in zip(self._workers, np.array_split(x, len(self._workers)), strict=True):
                 connection.send((number, chunk))
             answers = [self._answer(connection, number) for _, connection in self._workers]
+        if failed := [answer for answer in answers if isinstance(answer, str)]:
+            raise CGFlowError(f"a worker process could not evaluate energies: {failed[0]}")
+        return np.concatenate([a[0] for a in answers]), np.concatenate([a[1] for a in answers])
+
+    def ready(self) -> bool:
+        """Whether every worker has its Context, which takes seconds; a question before that waits for it.
+
+        Raises:
+            CGFlowError: A worker died.
+        """
+        with self._asking():
+            return self._started(wait=False)
+
+    def _started(self, wait: bool) -> bool:
+        while self._starting and (wait or self._starting[0].poll()):
+            self._answer(self._starting[0], _READY)
+            del self._starting[0]
+        return not self._starting
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
         except (EOFError, OSError) as error:
             codes = [process.exitcode for process, _ in self._workers]
             self.close(at_once=True)
@@ -113,9 +140,6 @@ class WorkerPool:
         except BaseException:
             self.close(at_once=True)
             raise
-        if failed := [answer for answer in answers if isinstance(answer, str)]:
-            raise CGFlowError(f"a worker process could not evaluate energies: {failed[0]}")
-        return np.concatenate([a[0] for a in answers]), np.concatenate([a[1] for a in answers])
 
     @staticmethod
     def _answer(connection: Connection, number: int) -> Result | str:
