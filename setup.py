@@ -39,7 +39,6 @@ setup(
             "openmmml>=1.7,<1.8",
             "hypothesis>=6.100,<7",
             "pytest>=8,<10",
-            "pytest-cov>=6,<8",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.14,<1",
             "mypy>=1.18,<3",
