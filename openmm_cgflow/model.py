@@ -12,7 +12,7 @@ import openmm
 import torch
 from openmm import app, unit
 
-from openmm_cgflow.audit import Coverage
+from openmm_cgflow.audit import LEAST, Coverage
 from openmm_cgflow.audit import audit as run_audit
 from openmm_cgflow.backmapping import Backmapped, backmap
 from openmm_cgflow.base_flow import DEFAULT_SECONDS, BaseFlow
@@ -143,7 +143,8 @@ class CGFlow(BaseFlow[InternalCoordinates]):
         return [system_to_xml(self._system), self.coordinates.state()]
 
     def _read(self, positions: Any) -> np.ndarray:  # noqa: ANN401
-        return self._structures.read(positions)
+        # a poor flow's samples may have open rings, but no atom is far from that on which it was placed
+        return self._structures.read(positions, only=self.coordinates.placing_pairs)
 
     def _read_frames(self, frames: Any) -> np.ndarray:  # noqa: ANN401
         x = self._structures.read(frames, closest=OVERLAP)
@@ -241,7 +242,7 @@ class CGFlow(BaseFlow[InternalCoordinates]):
         seconds = None if time is None else in_seconds(time)
         if seconds is None and evaluations is None:
             seconds = DEFAULT_SECONDS
-        share = 1.1 if audit else 1.0
+        share = 1.1 if audit and (evaluations is None or evaluations // 11 >= LEAST) else 1.0
         self.coverage = Coverage(why_not="the training did not end" if audit else "no audit was asked for")
         start, before = monotonic(), self.evaluations
         limit = evaluations if evaluations is None or evaluations <= 0 else max(1, int(evaluations / share))
@@ -277,8 +278,8 @@ class CGFlow(BaseFlow[InternalCoordinates]):
             InvalidInputError: for a flow that was not trained, or a limit that is not positive.
 
         Example:
-            >>> coverage = flow.audit()
-            >>> print(coverage.verdict, [form.energy for form in coverage.forms])
+            coverage = flow.audit()
+            print(coverage.verdict, [form.energy for form in coverage.forms])
         """
         if not self.history:
             raise InvalidInputError("audit: the flow was not trained; train it first")

@@ -1,7 +1,7 @@
 """What a user gives as positions, turned into coordinates of one molecule that were looked at."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,12 +131,18 @@ class StructureReader:
         self.fixed = np.array(list(constraints.values()))
         self._pairs = np.stack(np.triu_indices(len(self.atoms), 1), 1)
 
-    def read(self, positions: Any, closest: float = COINCIDENT) -> np.ndarray:  # noqa: ANN401
+    def read(
+        self,
+        positions: Any,  # noqa: ANN401
+        closest: float = COINCIDENT,
+        only: Collection[tuple[int, int]] | None = None,
+    ) -> np.ndarray:
         """Structures `(frames, atoms, 3)`, nm, float64, in the flow's order of atoms and whole.
 
         Arguments:
             positions: `(atoms, 3)` or `(frames, atoms, 3)`; see `given_structures`.
             closest: nm: a structure with two atoms that are closer is refused.
+            only: bonds that must not be broken, by pairs of atoms in ascending order; all by default.
 
         Raises:
             MismatchError: another number of atoms, other elements.
@@ -153,7 +159,7 @@ class StructureReader:
             x = x if order is None else x[:, order]
         self._refuse_nan(x)
         x = self.whole(x, given.box)
-        self.refuse_broken(x, given)
+        self.refuse_broken(x, given, only)
         self._refuse_overlap(x, closest)
         return x
 
@@ -211,13 +217,15 @@ class StructureReader:
             which = f"frames {_listed(frames)} ({len(frames)} of {len(x)})" if len(x) > 1 else "positions"
             raise InvalidInputError(f"{which} hold NaN or infinite values; remove them.")
 
-    def refuse_broken(self, x: np.ndarray, given: Given) -> None:
+    def refuse_broken(self, x: np.ndarray, given: Given, only: Collection[tuple[int, int]] | None = None) -> None:
         """Refuse structures with broken bonds, naming frames, the worst bond of the first, and what the cause may be.
 
         Raises:
             InvalidInputError: there are such structures.
         """
         broken = self.broken(x)
+        if only is not None:
+            broken &= [tuple(sorted(bond)) in only for bond in self.bonds.tolist()]
         frames = np.flatnonzero(broken.any(1))
         if not len(frames):
             return

@@ -103,7 +103,7 @@ def put(*keys, value):
         (put("topology", "bonds", value=[[0, -1]]), "names atom -1 of 4"),
         (put("topology", "atoms", 0, value=[0, "X", "Xx", "1"]), "unknown element"),
         (put("topology", "atoms", value=[]), "names atom"),
-        (put("coordinates", "version", value=2), "version 2"),
+        (put("coordinates", "version", value=3), "version 3"),
         (put("coordinates", "order", value=[0, 1, 2, 2]), "'order'"),
         (put("coordinates", "order", value=[0, 1, 2, -1]), "'order'"),
         (put("coordinates", "refs", value=[[0, 1, 3]]), "'refs'"),

@@ -92,10 +92,12 @@ def test_constants_are_what_c_makes_of_them(text, value):
 
 
 def test_hostile_expressions_are_refused_or_read_in_time():
-    doubling = "a0;" + ";".join(f"a{k}=a{k + 1}+a{k + 1}" for k in range(60)) + ";a60=x"
-    assert Expression(doubling)({"x": 1.0}) == 2.0**60
-    for text in ("(" * 500 + "x" + ")" * 500, "-" * 5000 + "x", "+".join(["x"] * 5000), "9" * 4000, "x # y", "(x)(y)",
-                 "x.y", "sqrt(x=1)", "max(*x)", "'a'", "x\0"):  # fmt: skip
+    def doubling(n):  # OpenMM writes definitions out: 2^n terms
+        return "a0;" + ";".join(f"a{k}=a{k + 1}+a{k + 1}" for k in range(n)) + f";a{n}=x"
+
+    assert Expression(doubling(12))({"x": 1.0}) == 2.0**12
+    hostile = ["(" * 500 + "x" + ")" * 500, "-" * 5000 + "x", "+".join(["x"] * 5000), "9" * 4000, "x # y", "(x)(y)"]
+    for text in (doubling(60), *hostile, "x.y", "sqrt(x=1)", "max(*x)", "'a'", "x\0"):
         with pytest.raises(UnsupportedForceError):
             Expression(text)
 

@@ -298,7 +298,7 @@ def test_threads_do_not_decide_when_energies_are_compiled(monkeypatch):
     x = torch.as_tensor(np.repeat(molecule.positions[None], 2000, 0), dtype=torch.float32)
     for workers in (1, 3):
         counts.append([])
-        potential = TorchPotential.fromSystem(molecule.system)
+        potential = TorchPotential.fromSystem(molecule.system, positions=molecule.positions)
         with Parallel(workers) as parallel:
             for _ in range(3):
                 parallel.map(potential.energy_and_forces, x)

@@ -29,7 +29,7 @@ class Fingerprint:
         classes: `(atoms,)`, a number for each kind of equivalent atoms.
 
     Example:
-        >>> far = Fingerprint(molecule).distance(x, y[None])[0]  # nm
+        far = Fingerprint(molecule).distance(x, y[None])[0]  # nm
     """
 
     def __init__(self, molecule: Molecule) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import openmm
@@ -182,6 +183,13 @@ class InternalCoordinates(torch.nn.Module):
     def dof(self) -> int:
         """Length of q: 3 atoms - 6 - constraints."""
         return len(self.layout.coordinates)
+
+    @cached_property
+    def placing_pairs(self) -> frozenset[tuple[int, int]]:
+        """Pairs of atoms, in ascending order, of which one is placed at a distance from the other."""
+        order, refs = self.layout.order, [[0], [0], *self.layout.refs]
+        pairs = [sorted((order[row], order[ref[0]])) for row, ref in enumerate(refs, 1)]
+        return frozenset((i, j) for i, j in pairs)
 
     @property
     def n_atoms(self) -> int:

@@ -18,6 +18,7 @@ def flatten(state: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tenso
     """Tensors of a nested state by their paths, and the same nesting without them.
 
     Example:
+        >>> import torch
         >>> flatten({"a": {"b": torch.zeros(1), "c": 2}, "d": None}, "x/")
         ({'x/a/b': tensor([0.])}, {'a': {'c': 2}, 'd': None})
     """
@@ -38,6 +39,7 @@ def unflatten(tensors: Mapping[str, Tensor], plain: Mapping[str, Any], prefix: s
     """The inverse of `flatten`.
 
     Example:
+        >>> import torch
         >>> unflatten({"x/a/b": torch.zeros(1), "y": torch.zeros(1)}, {"a": {"c": 2}}, "x/")
         {'a': {'c': 2, 'b': tensor([0.])}}
     """

@@ -241,4 +241,15 @@ class Loop:
             optimizer = self.make_optimizer()
             groups = optimizer.state_dict()["param_groups"]
             moments = {int(k): v for k, v in state["optimizer"].items()}
+            _check_moments(moments, [p for group in optimizer.param_groups for p in group["params"]])
             optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _check_moments(moments: dict[int, Any], parameters: list[nn.Parameter]) -> None:
+    """See that they are Adam's, and of these parameters."""
+    for k, values in moments.items():
+        if not 0 <= k < len(parameters) or set(values) != {"step", "exp_avg", "exp_avg_sq"}:
+            raise ValueError(f"the optimizer's state {k} is not one of this training")
+        for name in ("exp_avg", "exp_avg_sq"):
+            if values[name].shape != parameters[k].shape:
+                raise ValueError(f"the optimizer's state {k} has another shape than its parameter")
