@@ -202,7 +202,7 @@ def test_training_goes_on_after_being_killed(tmp_path):
 @pytest.mark.parametrize("stage", ["fit", "soft", "refine"])
 def test_ctrl_c_keeps_what_was_learned_and_the_training_goes_on(tmp_path, stage):
     process = start(
-        tmp_path, 10**9, fit_steps=400 if stage == "fit" else 100, soft_buffers=400 if stage == "soft" else 3
+        tmp_path, 10**9, fit_steps=2000 if stage == "fit" else 100, soft_buffers=400 if stage == "soft" else 3
     )
     wait_for(tmp_path, stage)
     process.send_signal(signal.SIGINT)

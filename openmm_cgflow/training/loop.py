@@ -147,11 +147,18 @@ class Loop:
             end: the share, of which the stage gets a little in any case.
 
         Returns:
-            of the share of its steps that are done.
+            of the share of its steps that are done; raises Spent when somebody asked for an end, for then the stage is
+            not done.
         """
         start = self.budget.fraction
         length = max(end - start, _LEAST * (1 - start), 1e-9)
-        return lambda steps: max(steps, (self.budget.fraction - start) / length)
+
+        def at(steps: float) -> float:
+            if self.budget.ended():
+                raise Spent
+            return max(steps, (self.budget.fraction - start) / length)
+
+        return at
 
     def rows(self, most: int, part: float = 0.01) -> int:
         """Rows of the next batch of energies, at most a part of the budget.
