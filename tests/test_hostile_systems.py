@@ -39,6 +39,8 @@ def with_system(data: bytes, xml: str | bytes) -> bytes:
 @pytest.mark.parametrize("name", sorted(RUN_BY_OPENMM))
 def test_hostile_system_would_run_code_if_openmm_were_given_it(tmp_path, name):
     """What the other tests here are worth: these attacks work where nothing stands before them."""
+    if name == "type twice" and not openmm.__version__.startswith("8.5"):
+        pytest.skip("OpenMM 8.6 takes the first of two types")
     openmm.XmlSerializer.deserialize(attacks(tmp_path / "ran")[name])
     assert (tmp_path / "ran").exists()
 
