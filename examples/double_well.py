@@ -49,7 +49,7 @@ def main() -> None:
     arguments = options(__doc__, "double_well.png", seconds=30, tempering=60)
     flow = cgf.VectorFlow(DoubleWell(), slow=1, width=2.0, seed=arguments.seed)
     tempering = AdaptiveTempering(beta=0.01, delta=0.2, largest=0.05, steps=40) if arguments.tempering else None
-    train(flow, arguments.time, tempering)
+    train(flow, arguments, tempering)
     samples = flow.sample(100_000, seed=arguments.seed)
 
     density = np.exp(-well(LINE))

@@ -46,6 +46,7 @@ def options(description: str, figure: str, seconds: float, tempering: float | No
     """The options that these examples share, and their seconds of training: others where there is `--tempering`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--time", type=float, help="seconds of training")
+    parser.add_argument("--evaluations", type=int, help="energies of training, instead of a time: the same anywhere")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", type=Path, default=Path(figure))
     parser.add_argument("--json", type=Path, help="write what was measured there")
@@ -57,7 +58,14 @@ def options(description: str, figure: str, seconds: float, tempering: float | No
     return arguments
 
 
-def train(flow: cgf.VectorFlow, seconds: float, tempering: AdaptiveTempering | None = None, points: int = 512) -> None:
-    """Train, and say what it took."""
-    flow.train(time=seconds, settings=TrainSettings(tempering=tempering, points=points))
-    print(f"{flow.evaluations:,} energy evaluations, {seconds:.0f} s of training")
+def train(
+    flow: cgf.VectorFlow,
+    arguments: argparse.Namespace,
+    tempering: AdaptiveTempering | None = None,
+    points: int = 512,
+) -> None:
+    """Train for the time or the evaluations that were asked for, and say what it took."""
+    limit = {"evaluations": arguments.evaluations} if arguments.evaluations else {"time": arguments.time}
+    flow.train(**limit, settings=TrainSettings(tempering=tempering, points=points))
+    arguments.time = flow.provenance["seconds"]
+    print(f"{flow.evaluations:,} energy evaluations, {arguments.time:.0f} s of training")

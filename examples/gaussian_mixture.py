@@ -47,7 +47,7 @@ def main() -> None:
     target = GaussianMixture.paper(seed=0)
     flow = cgf.VectorFlow(target, slow=10, width=1.0, seed=arguments.seed)
     tempering = AdaptiveTempering(beta=1e-3, delta=0.5, largest=0.1, steps=50) if arguments.tempering else None
-    train(flow, arguments.time, tempering)
+    train(flow, arguments, tempering)
     samples = flow.sample(20_000, seed=arguments.seed)
 
     mode = target.component_of(torch.as_tensor(samples.positions)).numpy()

@@ -24,7 +24,7 @@ def main() -> None:
     target = GaussianMixture.forty()
     settings = FlowSettings(components=64, seed=arguments.seed)
     flow = cgf.VectorFlow(target, slow=2, width=WIDTH, settings=settings, seed=arguments.seed)
-    train(flow, arguments.time, points=4096)
+    train(flow, arguments, points=4096)
     samples = flow.sample(10_000, seed=arguments.seed)
 
     x = torch.as_tensor(samples.positions)

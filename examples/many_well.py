@@ -23,7 +23,7 @@ def main() -> None:
     """Train, compare, draw."""
     arguments = options(__doc__, "many_well.png", seconds=120)
     flow = cgf.VectorFlow(ManyWell(32), slow=range(0, 32, 2), width=1.5, seed=arguments.seed)
-    train(flow, arguments.time)
+    train(flow, arguments)
     samples = flow.sample(N, seed=arguments.seed)
 
     density = np.exp(-(LINE**4 - 6 * LINE**2 - LINE / 2))
