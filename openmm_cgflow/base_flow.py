@@ -302,11 +302,7 @@ class BaseFlow(Generic[Coordinates]):
         seed = int(torch.randint(2**31, (1,))) if seed is None else seed
         generator = torch.Generator().manual_seed(seed)
         with Parallel() as parallel:
-            chunks = []
-            for i in range(0, n, 20_000):
-                if i:  # a few samples are not worth compiling for
-                    self.potential.settle()
-                chunks.append(self._sample_chunk(min(20_000, n - i), generator, parallel))
+            chunks = [self._sample_chunk(min(20_000, n - i), generator, parallel) for i in range(0, n, 20_000)]
         x, log_weights, u, log_density, slow = (torch.cat(column).numpy() for column in zip(*chunks, strict=True))
         return Samples(
             x,

@@ -14,7 +14,7 @@ from openmm_cgflow.coordinates.system_bonds import BondLength
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.units import in_nm
 
-__all__ = ["Given", "StructureReader", "atom_label", "given_structures", "made_whole"]
+__all__ = ["Given", "StructureReader", "atom_label", "distances", "given_structures", "made_whole"]
 
 _log = logging.getLogger("openmm_cgflow")
 _SHOWN = 5  # frames named in a message
@@ -177,26 +177,26 @@ class StructureReader:
 
     def broken(self, x: np.ndarray) -> np.ndarray:
         """Whether each bond is out of the range of its length, `(frames, bonds)`."""
-        return np.abs(_distances(x, self.bonds) - self.expected) > self.slack
+        return np.abs(distances(x, self.bonds) - self.expected) > self.slack
 
     def mean_lengths(self, x: np.ndarray) -> str | None:
         """The stiff bond whose mean length is off by more than 15 %, in words; None if there is none."""
         if not len(self.bonds) or not len(x):
             return None
-        off = np.where(self.stiff, np.abs(_distances(x, self.bonds).mean(0) / self.expected - 1), 0.0)
+        off = np.where(self.stiff, np.abs(distances(x, self.bonds).mean(0) / self.expected - 1), 0.0)
         k = int(off.argmax())
         if off[k] <= _ODD:
             return None
-        mean = _distances(x, self.bonds)[:, k].mean()
+        mean = distances(x, self.bonds)[:, k].mean()
         return f"{self._pair(self.bonds[k])} is {mean:.3f} nm long, where {self.expected[k]:.3f} nm are expected"
 
     def off_constraints(self, x: np.ndarray) -> np.ndarray:
         """By how much the constrained distances are off at most, `(frames,)`, nm."""
-        return np.abs(_distances(x, self.constrained) - self.fixed).max(1, initial=0.0)
+        return np.abs(distances(x, self.constrained) - self.fixed).max(1, initial=0.0)
 
     def worst_constraint(self, x: np.ndarray) -> str:
         """The constraint of one structure `(atoms, 3)` that is off most, in words."""
-        length = _distances(x[None], self.constrained)[0]
+        length = distances(x[None], self.constrained)[0]
         k = int(np.abs(length - self.fixed).argmax())
         return f"{self._pair(self.constrained[k])} is {length[k]:.4f} nm, constrained to {self.fixed[k]:.4f} nm"
 
@@ -229,7 +229,7 @@ class StructureReader:
         frames = np.flatnonzero(broken.any(1))
         if not len(frames):
             return
-        length = _distances(x[frames[:1]], self.bonds)[0]
+        length = distances(x[frames[:1]], self.bonds)[0]
         ratio = length / self.expected
         worst = int(np.where(broken[frames[0]], np.abs(np.log(np.maximum(ratio, 1e-6))), -1).argmax())
         where = f" in frame {frames[0]}" if len(x) > 1 else ""
@@ -241,11 +241,11 @@ class StructureReader:
 
     def _refuse_overlap(self, x: np.ndarray, closest: float) -> None:
         pairs = self._pairs
-        nearest = self._over_frames(lambda part: _distances(part, pairs).min(1, initial=np.inf), x)
+        nearest = self._over_frames(lambda part: distances(part, pairs).min(1, initial=np.inf), x)
         frames = np.flatnonzero(nearest < closest)
         if not len(frames):
             return
-        pair = pairs[_distances(x[frames[:1]], pairs)[0].argmin()]
+        pair = pairs[distances(x[frames[:1]], pairs)[0].argmin()]
         where = f" in frame {frames[0]} ({len(frames)} of {len(x)} frames: {_listed(frames)})" if len(x) > 1 else ""
         raise InvalidInputError(
             f"{self._pair(pair)} are {nearest[frames[0]]:.4f} nm apart{where}: two atoms on one another; "
@@ -285,7 +285,7 @@ def _listed(frames: np.ndarray) -> str:
     return ", ".join(map(str, frames[:_SHOWN])) + (", ..." if len(frames) > _SHOWN else "")
 
 
-def _distances(x: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def distances(x: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Distances of pairs `(pairs, 2)` in `x (frames, atoms, 3)`: `(frames, pairs)`, nm."""
     difference = x[:, pairs[:, 0]] - x[:, pairs[:, 1]]
     return np.sqrt(np.einsum("fpk,fpk->fp", difference, difference))

@@ -10,6 +10,8 @@ import networkx
 import numpy as np
 from openmm import app
 
+from openmm_cgflow.structures import distances
+
 __all__ = ["StructureChecks", "check_structures"]
 
 _BOND_TOLERANCE = 0.2  # of its length in the reference
@@ -84,7 +86,7 @@ class _Checker:
         self.peptides = np.array(list(_peptide_bonds(graph)), dtype=int).reshape(-1, 4)
         self.trans = _cosines(reference, self.peptides)[0] < 0
         self.bonds = np.array(sorted(sorted(edge) for edge in graph.edges), dtype=int).reshape(-1, 2)
-        self.lengths = _distances(reference, self.bonds)[0]
+        self.lengths = distances(reference, self.bonds)[0]
         self.pairs = _far_pairs(graph)
         radii = np.array([_RADII.get(graph.nodes[i]["symbol"], 0.17) for i in sorted(graph)])
         self.closest = _CLASH_SHARE * radii[self.pairs].sum(1)
@@ -99,11 +101,11 @@ class _Checker:
         """The five columns of `StructureChecks` for `x (n, atoms, 3)`."""
         wrong_chirality = (np.sign(_volumes(x, self.centres)) != self.handedness).sum(1)
         wrong_peptides = ((_cosines(x, self.peptides) < 0) != self.trans).sum(1)
-        clashes = (_distances(x, self.pairs) < self.closest).sum(1)
+        clashes = (distances(x, self.pairs) < self.closest).sum(1)
         pierced = np.zeros(len(x), dtype=int)
         for ring, bonds in self.rings:
             pierced += _piercings(x, ring, bonds)
-        worst = np.abs(_distances(x, self.bonds) / self.lengths - 1).max(1, initial=0)
+        worst = np.abs(distances(x, self.bonds) / self.lengths - 1).max(1, initial=0)
         return wrong_chirality, wrong_peptides, clashes, pierced, worst
 
 
@@ -150,11 +152,6 @@ def _far_pairs(graph: networkx.Graph) -> np.ndarray:
     """Pairs of atoms more than three bonds apart."""
     near = {i: set(networkx.single_source_shortest_path_length(graph, i, cutoff=3)) for i in graph}
     return np.array([(i, j) for i, j in combinations(sorted(graph), 2) if j not in near[i]], dtype=int).reshape(-1, 2)
-
-
-def _distances(x: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    difference = x[:, pairs[:, 0]] - x[:, pairs[:, 1]]
-    return np.sqrt(np.einsum("npk,npk->np", difference, difference))
 
 
 def _volumes(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
