@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from openmm_cgflow.storage import fill
 from openmm_cgflow.training.budget import Budget, Spent
 from openmm_cgflow.training.parallel import Parallel
 from openmm_cgflow.training.reporter import Metrics, Reporter
@@ -242,8 +243,8 @@ class Loop:
         self.optimizer = None
         self.call = None if state.get("call") is None else (float(state["call"][0]), int(state["call"][1]))
         if "module" in state:
-            self.module.load_state_dict(state["module"])
-        self.average.load_state_dict(state.get("average", self.module.state_dict()))
+            fill(self.module, state["module"])
+        fill(self.average, state.get("average", self.module.state_dict()))
         if state.get("optimizer"):
             optimizer = self.make_optimizer()
             groups = optimizer.state_dict()["param_groups"]
@@ -257,6 +258,13 @@ def _check_moments(moments: dict[int, Any], parameters: list[nn.Parameter]) -> N
     for k, values in moments.items():
         if not 0 <= k < len(parameters) or set(values) != {"step", "exp_avg", "exp_avg_sq"}:
             raise ValueError(f"the optimizer's state {k} is not one of this training")
-        for name in ("exp_avg", "exp_avg_sq"):
-            if values[name].shape != parameters[k].shape:
-                raise ValueError(f"the optimizer's state {k} has another shape than its parameter")
+        shapes = {"step": torch.Size([]), "exp_avg": parameters[k].shape, "exp_avg_sq": parameters[k].shape}
+        for name, shape in shapes.items():
+            if values[name].shape != shape:
+                raise ValueError(
+                    f"the optimizer's {name} {k} has shape {tuple(values[name].shape)}, not {tuple(shape)}"
+                )
+            if not torch.isfinite(values[name]).all():
+                raise ValueError(f"the optimizer's {name} {k} is not finite")
+        if values["step"] < 0 or (values["exp_avg_sq"] < 0).any():
+            raise ValueError(f"the optimizer's state {k} has negative numbers where there can be none")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from openmm_cgflow.flows import JointFlow, SoftVariables
+from openmm_cgflow.storage import fill
 from openmm_cgflow.training.loop import Loop
 from openmm_cgflow.training.parallel import CHUNK
 from openmm_cgflow.training.replay import Replay
@@ -130,4 +131,4 @@ class Task:
         self.broad = None
         if state["broad"] is not None:
             self.broad = copy.deepcopy(self.flow.bead_flow.slow)
-            self.broad.load_state_dict(state["broad"])
+            fill(self.broad, state["broad"])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from openmm_cgflow.flows import JointFlow
+from openmm_cgflow.storage import fill
 from openmm_cgflow.training.budget import Budget
 from openmm_cgflow.training.loop import Loop
 from openmm_cgflow.training.parallel import Parallel
@@ -108,7 +109,7 @@ class Trainer:
         given = settings if state["stage"] == "tempering" else settings or TrainSettings()
         self.task.follow(TrainSettings.from_dict(state["settings"], given))
         if "coordinates" in state:
-            self.target.coordinates.load_state_dict(state["coordinates"])
+            fill(self.target.coordinates, state["coordinates"])
             self.loop.history = [Metrics(**row) for row in state["history"]]
         self.loop.load_state_dict(state)
         self.task.load_state_dict(state["task"])
