@@ -18,7 +18,7 @@ from torch import Tensor
 from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError, ModelFileError, TrainingError
 from openmm_cgflow.storage import locked, read_file
 from openmm_cgflow.trained.base import Coordinates, Trained
-from openmm_cgflow.training import Budget, Metrics, Parallel, Reporter, Trainer, TrainSettings
+from openmm_cgflow.training import Budget, Metrics, Reporter, Trainer, TrainSettings
 from openmm_cgflow.training.checkpoint import CheckpointWriter, unflatten
 from openmm_cgflow.training.interrupt import Interruptible
 from openmm_cgflow.units import in_seconds
@@ -133,7 +133,11 @@ class Trainable(Trained[Coordinates]):
                 trainer.follow(settings)
             trainer.task.frames, self._trainer = rows, trainer
             fresh = not trainer.history
-            with Interruptible() as interrupted, Parallel() as parallel, Reporter(progress, metrics, fresh) as reporter:
+            with (
+                Interruptible() as interrupted,
+                self.compute.parallel() as parallel,
+                Reporter(progress, metrics, fresh) as reporter,
+            ):
                 budget = Budget(seconds, limit, call[0], call[1], interrupted)
                 save = CheckpointWriter(path, trainer, self._identity())
                 before = trainer.loop.evaluations

@@ -11,13 +11,13 @@ from openmm_cgflow.audit.difference import Difference, Differences
 from openmm_cgflow.audit.relabel import Relabel
 from openmm_cgflow.audit.surface import Surface, langevin, quench
 from openmm_cgflow.audit.weigh import cost, log_partition
+from openmm_cgflow.compute import Parallel, seeded
 from openmm_cgflow.coordinates.axes import Axis
 from openmm_cgflow.coordinates.barriers import TURNING_BARRIER
 from openmm_cgflow.coordinates.forms import Fingerprint, handedness, same_isomer
 from openmm_cgflow.coordinates.perception import Perceived, perceive
 from openmm_cgflow.coverage import Coverage, Form, heaviest_first, rounded
 from openmm_cgflow.trained import TrainedFlow
-from openmm_cgflow.training import Parallel
 from openmm_cgflow.units import KB
 
 __all__ = ["LEAST", "audit"]
@@ -74,7 +74,7 @@ def audit(flow: TrainedFlow, evaluations: int, over: Callable[[], bool] = lambda
     before = flow.potential.evaluations
     if evaluations < LEAST:
         return Coverage(why_not=f"{evaluations:,} evaluations are too few for it, at least {LEAST:,} are needed")
-    with Parallel() as parallel:
+    with flow.compute.parallel() as parallel:
         surface = Surface(flow.potential, flow.system, parallel, evaluations, over)
         auditor = _Auditor(flow, surface, parallel, evaluations)
         auditor.explore()
@@ -88,7 +88,7 @@ class _Auditor:
     def __init__(self, flow: TrainedFlow, surface: Surface, parallel: Parallel, evaluations: int) -> None:
         self.flow, self.surface, self.parallel = flow, surface, parallel
         self.kT = flow.target.kT
-        self.generator = torch.Generator().manual_seed(flow.seed)
+        self.generator = seeded(flow.seed)
         x = np.asarray(flow.positions.value_in_unit(unit.nanometer))
         self.perceived: Perceived = perceive(flow.topology, flow.system, x)
         self.molecule = self.perceived.molecule

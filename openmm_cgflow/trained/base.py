@@ -9,13 +9,13 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
+from openmm_cgflow.compute import BATCH, Compute, Parallel, seeded
 from openmm_cgflow.coordinates import InternalCoordinates, LinearCoordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import FlowSettings, JointFlow
 from openmm_cgflow.potentials import Potential
-from openmm_cgflow.sampling import Samples
+from openmm_cgflow.sampling import BoltzmannTarget, Drawn, Samples
 from openmm_cgflow.storage import fill
-from openmm_cgflow.training import BoltzmannTarget, Parallel
 from openmm_cgflow.training.checkpoint import flatten, unflatten
 from openmm_cgflow.units import KB
 from openmm_cgflow.version import __version__
@@ -36,6 +36,7 @@ class Trained(Generic[Coordinates]):
     """
 
     def __init__(self, potential: Potential, coordinates: Coordinates, kelvin: float, settings: FlowSettings) -> None:
+        self.compute = Compute.on("cpu")
         self.potential, self._kelvin, self._settings = potential, kelvin, settings
         self.coordinates: Coordinates = coordinates
         self.target = BoltzmannTarget(potential, coordinates, KB * kelvin)
@@ -140,38 +141,34 @@ class Trained(Generic[Coordinates]):
         """
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n <= 0:
             raise InvalidInputError(f"sample: n is {n!r}; give a positive number of samples.")
-        seed = int(torch.randint(2**31, (1,))) if seed is None else seed
-        generator = torch.Generator().manual_seed(seed)
-        with Parallel() as parallel:
-            chunks = [self._sample_chunk(min(20_000, n - i), generator, parallel) for i in range(0, n, 20_000)]
-        x, log_weights, u, log_density, slow = (torch.cat(column).numpy() for column in zip(*chunks, strict=True))
+        generator = seeded(seed)
+        with self.compute.parallel() as parallel:
+            parts = [self._draw(min(BATCH, n - i), generator, parallel) for i in range(0, n, BATCH)]
+        drawn = Drawn(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        u, log_density = drawn.u.double(), drawn.log_density
+        log_weights = -u - log_density
+        fine = torch.isfinite(log_weights) & drawn.inside
         return Samples(
-            x,
-            log_weights,
-            u,
-            log_density,
-            slow,
-            self._kelvin,
-            self.topology,
-            tuple(self.slow_names),
-            self.coordinates.log_symmetry,
-            self.system,
+            positions=drawn.x.numpy(),
+            log_weights=torch.where(fine, log_weights, -torch.inf).numpy(),
+            reduced_energies=u.numpy(),
+            log_densities=log_density.numpy(),
+            slow=drawn.q[:, : self.coordinates.sizes[0]].numpy(),
+            temperature=self._kelvin,
+            topology=self.topology,
+            slow_names=tuple(self.slow_names),
+            log_labellings=self.coordinates.log_symmetry,
+            system=self.system,
         )
 
-    def _sample_chunk(self, n: int, generator: torch.Generator, parallel: Parallel) -> tuple[Tensor, ...]:
-        def draw(noise: Tensor) -> tuple[Tensor, ...]:
-            with torch.no_grad():  # each thread has its own gradient mode
-                q, log_prob = self.flow.sample_from(noise)
-                x, logdet = self.coordinates.to_cartesian(q)
-                u = self.potential.energy(x) / self.target.kT
-            centred = x - x.mean(1, keepdim=True) if x.dim() == 3 else x
-            return q, log_prob, centred, logdet, u
+    def _draw(self, n: int, generator: torch.Generator, parallel: Parallel) -> tuple[Tensor, ...]:
+        """`n` samples around their centroids, as `Drawn` has them, on the CPU."""
 
-        q, log_prob, x, logdet, u = parallel.map(draw, self.flow.draw_noise(n, generator))
-        log_density = log_prob.double() - logdet.double()
-        log_weights = -u.double() - log_density
-        fine = torch.isfinite(log_weights) & self.coordinates.in_domain(q)
-        return x, torch.where(fine, log_weights, -torch.inf), u.double(), log_density, q[:, : self.coordinates.sizes[0]]
+        def draw(noise: Tensor) -> Drawn:
+            drawn = self.target.weigh(*self.flow.sample_from(noise))
+            return drawn if drawn.x.dim() == 2 else drawn._replace(x=drawn.x - drawn.x.mean(1, keepdim=True))
+
+        return tuple(column.cpu() for column in parallel.map(draw, self.flow.draw_noise(n, generator)))
 
     def _internal(self, positions: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         """Internal coordinates and log-determinants of positions, after checking that they can be this molecule's."""

@@ -12,7 +12,7 @@ import openmm_cgflow
 ROOT = Path(openmm_cgflow.__file__).parent
 FLOORS = [
     {"errors", "version"},
-    {"units"},
+    {"compute", "units"},
     {"potentials"},
     {"storage"},
     {"coordinates"},
