@@ -261,7 +261,7 @@ sys.path.insert(0, sys.argv[1])
 import openmm_cgflow as cgf
 from molecules import load
 from openmm_cgflow.potentials import DoubleWell
-from openmm_cgflow.training import parallel
+from openmm_cgflow.compute import parallel
 parallel.CHUNK = 100  # many parts
 quick = cgf.TrainSettings(points=32, sweeps=1, fit_steps=5, buffer=1000, buffer_steps=2, soft_buffers=1)
 vectors = cgf.VectorFlow(DoubleWell(), slow=1, width=2.0)
@@ -310,8 +310,8 @@ def test_threads_do_not_decide_when_energies_are_compiled(monkeypatch):
 def test_one_seed_gives_one_result_whatever_the_workers(monkeypatch):
     results = []
     for workers in (1, 2, 5):
-        monkeypatch.setattr("openmm_cgflow.training.parallel.available_cores", lambda n=workers: n)
-        monkeypatch.setattr("openmm_cgflow.training.parallel.CHUNK", 24)
+        monkeypatch.setattr("openmm_cgflow.compute.parallel.available_cores", lambda n=workers: n)
+        monkeypatch.setattr("openmm_cgflow.compute.parallel.CHUNK", 24)
         flow = well().train(evaluations=4000, progress=False, settings=QUICK)
         results.append(flow.sample(500, seed=0))
     for other in results[1:]:
