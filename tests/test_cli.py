@@ -261,21 +261,6 @@ def test_second_ctrl_c_says_where_the_state_is(fake, pdb, tmp_path, written):
     assert (str(state) in done.stderr) == written
 
 
-def test_conda_recipe_agrees_with_setup():
-    """Same packages with the same ranges, apart from conda's own names for two of them."""
-    recipe = (ROOT / "conda-recipe" / "meta.yaml").read_text()
-    run_section = recipe.split("  run:\n")[1].split("\ntest:")[0]
-    conda = {m[1]: m[2] for m in re.finditer(r"- (\S+) (\S+)", run_section)}
-    setup = (ROOT / "setup.py").read_text().split("install_requires=[")[1].split("]")[0]
-    pip = {m[1]: m[2] for m in re.finditer(r'"([\w-]+)(>=[^"]+)"', setup)}
-    names = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
-    renamed = {names.get(name, name): limits for name, limits in conda.items()}
-    assert renamed.pop("python") == re.search(r'python_requires="(.+?)"', (ROOT / "setup.py").read_text())[1]
-    assert renamed.pop("openmm-torch").startswith(">=")
-    assert len(pip) >= 10
-    assert renamed == pip
-
-
 COMMAND = [sys.executable, "-c", "from openmm_cgflow.cli import main; main()"]
 
 
