@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from openmm_cgflow.coordinates.perception import Perceived, perceive
 from openmm_cgflow.sampling import Samples
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.training import Parallel
-from openmm_cgflow.units import KB
+from openmm_cgflow.units import KB, PositionsLike
 
 __all__ = ["LEAST", "audit"]
 
@@ -50,7 +50,7 @@ class Auditable(TrainedFlow, Protocol):
     def sample(self, n: int, seed: int | None = None) -> Samples:
         """Independent samples."""
 
-    def logDensity(self, positions: Any) -> np.ndarray:  # noqa: ANN401
+    def logDensity(self, positions: PositionsLike) -> np.ndarray:
         """Log-densities `(n,)` of positions."""
 
 
