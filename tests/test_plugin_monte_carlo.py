@@ -121,7 +121,7 @@ def test_state_and_log_go_on_where_they_were(butane, tmp_path):
     rest.loadState(tmp_path / "mc.json")
     run(rest, simulation, 6)
     rows = list(csv.reader(io.StringIO(whole.getvalue())))
-    assert rows == list(csv.reader(first.open()))
+    assert rows == list(csv.reader(first.read_text().splitlines()))
     assert rows[0][:3] == ["step", "attempted", "accepted"]
     assert rest.attempted == 12
 
