@@ -27,7 +27,7 @@ negative phi 12 kJ/mol at psi = 10 and 11 at psi = -125. The minimum of alpha_R 
 def basin_labels(phi: ArrayLike, psi: ArrayLike) -> NDArray[np.int64]:
     """Basin of each frame, as an index into `ALDP_BASINS`.
 
-    Args:
+    Arguments:
         phi: degrees, of any period, `(n,)`.
         psi: the same.
 
@@ -44,7 +44,7 @@ def basin_labels(phi: ArrayLike, psi: ArrayLike) -> NDArray[np.int64]:
 def basin_populations(phi: ArrayLike, psi: ArrayLike, weights: ArrayLike | None = None) -> dict[str, float]:
     """Population of each of `ALDP_BASINS`.
 
-    Args:
+    Arguments:
         phi: degrees, `(n,)`.
         psi: the same.
         weights: `(n,)`, need not be normalised; None for equal weights.
@@ -61,7 +61,7 @@ def basin_populations(phi: ArrayLike, psi: ArrayLike, weights: ArrayLike | None 
 def mbar_weights(energy: Array, temperatures: Array, fitted_to: int = 1) -> Array:
     """Weights at the lowest temperature of the frames of all temperatures (MBAR, doi:10.1063/1.2978177).
 
-    Args:
+    Arguments:
         energy: potential energies, `(frames, temperatures)`, kJ/mol.
         temperatures: `(temperatures,)`, K, the target first.
         fitted_to: the free energies of the temperatures are fitted to every so many-th frame.

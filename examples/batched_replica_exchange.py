@@ -174,7 +174,7 @@ class Ladders:
 def ladder_populations(phi: Array, psi: Array, energy: Array, temperatures: Array) -> Array:
     """Populations at the lowest temperature, by MBAR over all temperatures of each ladder by itself.
 
-    Args:
+    Arguments:
         phi: degrees, `(frames, ladders, temperatures)`.
         psi: the same.
         energy: kJ/mol, the same shape.

@@ -24,7 +24,7 @@ from openmm_cgflow.copies import copied_system, copied_topology
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.potentials.invariance import ForceContext, check_invariance, force_contexts
 from openmm_cgflow.structures import OVERLAP, StructureReader, given_structures
-from openmm_cgflow.units import KB
+from openmm_cgflow.units import KB, PositionsLike
 
 __all__ = ["Admitted", "Bonds", "admit", "structure_reader"]
 
@@ -50,7 +50,7 @@ class Admitted(NamedTuple):
 def admit(
     topology: Any,  # noqa: ANN401
     system: openmm.System,
-    positions: Any,  # noqa: ANN401
+    positions: PositionsLike,
     kelvin: float,
     bonds: Bonds = "topology",
 ) -> Admitted:
@@ -124,7 +124,9 @@ def _reader(
     return StructureReader(atoms, lengths, constraints_of(system), what)
 
 
-def _structure(topology: app.Topology, system: openmm.System, numbers: list[int], positions: Any) -> np.ndarray:  # noqa: ANN401
+def _structure(
+    topology: app.Topology, system: openmm.System, numbers: list[int], positions: PositionsLike
+) -> np.ndarray:
     """One structure `(atoms, 3)`, in the Topology's order and whole; unusual shapes and NaN go to `check_inputs`."""
     given = given_structures(positions)
     x = given.x[0] if given.x.ndim == 3 and len(given.x) == 1 else given.x

@@ -1,7 +1,6 @@
 """Which torsions are slow: the free energy along each rotatable torsion, by the Laplace start, and its basins."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import openmm
@@ -20,7 +19,7 @@ from openmm_cgflow.training import (
     minimise,
     soft_and_stiff,
 )
-from openmm_cgflow.units import KB, in_kelvin
+from openmm_cgflow.units import KB, PositionsLike, in_kelvin
 
 __all__ = ["SlowScan", "TorsionScan", "scanTorsions", "scan_torsions"]
 
@@ -98,7 +97,7 @@ class SlowScan:
 def scanTorsions(
     topology: app.Topology,
     system: openmm.System,
-    positions: Any,  # noqa: ANN401
+    positions: PositionsLike,
     temperature: unit.Quantity | float = 300 * unit.kelvin,
     seed: int = 0,
     bonds: Bonds = "topology",

@@ -12,7 +12,7 @@ from openmm import app, unit
 from openmm_cgflow.atom_matching import match_atoms
 from openmm_cgflow.coordinates.system_bonds import BondLength
 from openmm_cgflow.errors import InvalidInputError, MismatchError
-from openmm_cgflow.units import in_nm
+from openmm_cgflow.units import PositionsLike, in_nm
 
 __all__ = ["Given", "StructureReader", "atom_label", "distances", "given_structures", "made_whole"]
 
@@ -46,7 +46,7 @@ class Given:
     box: np.ndarray | None = None
 
 
-def given_structures(positions: Any) -> Given:  # noqa: ANN401
+def given_structures(positions: PositionsLike) -> Given:
     """Positions with the names and the box that came with them, if any.
 
     Arguments:
@@ -62,7 +62,7 @@ def given_structures(positions: Any) -> Given:  # noqa: ANN401
     return Given(in_nm(positions), atoms, _box(positions, topology))
 
 
-def _box(positions: Any, topology: Any) -> np.ndarray | None:  # noqa: ANN401
+def _box(positions: PositionsLike, topology: Any) -> np.ndarray | None:  # noqa: ANN401
     if hasattr(positions, "unitcell_vectors"):
         box = positions.unitcell_vectors
     elif hasattr(positions, "getPeriodicBoxVectors"):  # a State: its positions are numbers of the same System
@@ -133,7 +133,7 @@ class StructureReader:
 
     def read(
         self,
-        positions: Any,  # noqa: ANN401
+        positions: PositionsLike,
         closest: float = COINCIDENT,
         only: Collection[tuple[int, int]] | None = None,
     ) -> np.ndarray:

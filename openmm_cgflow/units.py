@@ -1,6 +1,6 @@
 """Units at the public surface: OpenMM quantities, mdtraj objects or bare numbers in nm, K and s."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import openmm
@@ -8,10 +8,18 @@ from openmm import unit
 
 from openmm_cgflow.errors import InvalidInputError
 
-__all__ = ["KB", "in_kelvin", "in_nm", "in_seconds"]
+__all__ = ["KB", "PositionsLike", "in_kelvin", "in_nm", "in_seconds"]
 
 KB: float = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
 """Boltzmann's constant per mole, kJ/mol/K."""
+
+PositionsLike: TypeAlias = Any
+"""Whatever holds positions, of one structure or of frames; `in_nm` reads it.
+
+An OpenMM Quantity (of an array or of a list of Vec3), a list of Quantities, an OpenMM State or PDBFile, an mdtraj
+Trajectory (or anything with an `xyz` array in nm), a torch tensor, or bare numbers in nm. These have no type in common:
+what is given is looked at when it comes in.
+"""
 
 
 def _bare(value: Any, wanted: unit.Unit, what: str) -> Any:  # noqa: ANN401
@@ -36,19 +44,21 @@ def _scalar(value: Any, wanted: unit.Unit, what: str) -> float:  # noqa: ANN401
     return number
 
 
-def in_nm(positions: Any) -> np.ndarray:  # noqa: ANN401
+def in_nm(positions: PositionsLike) -> np.ndarray:
     """Positions as a float64 array in nm.
 
-    Args:
-        positions: an OpenMM Quantity (of an array or of a list of Vec3), a list of Quantities, an OpenMM State or
-            PDBFile, an mdtraj Trajectory (or anything with an `xyz` array in nm), a torch tensor, or bare numbers in
-            nm.
+    Arguments:
+        positions: see `PositionsLike`.
 
     Returns:
         An array of the same shape as the input, usually `(atoms, 3)` or `(frames, atoms, 3)`, nm.
 
     Raises:
         InvalidInputError: the unit is not a length, or the values do not form an array of numbers.
+
+    Example:
+        >>> in_nm([[1.0, 2.0, 3.0]] * unit.angstrom)
+        array([[0.1, 0.2, 0.3]])
     """
     if hasattr(positions, "xyz"):
         positions = positions.xyz
@@ -70,11 +80,15 @@ def in_nm(positions: Any) -> np.ndarray:  # noqa: ANN401
         raise InvalidInputError("positions are not an array of numbers; give (atoms, 3) values in nm") from error
 
 
-def in_kelvin(temperature: Any) -> float:  # noqa: ANN401
+def in_kelvin(temperature: unit.Quantity | float) -> float:
     """A temperature as a float in K; bare numbers are taken to be in K.
 
     Raises:
         InvalidInputError: not a temperature, not a number, or not above 0.
+
+    Example:
+        >>> in_kelvin(300)
+        300.0
     """
     kelvin = _scalar(temperature, unit.kelvin, "temperature")
     if kelvin <= 0:
@@ -82,7 +96,7 @@ def in_kelvin(temperature: Any) -> float:  # noqa: ANN401
     return kelvin
 
 
-def in_seconds(time: Any) -> float:  # noqa: ANN401
+def in_seconds(time: unit.Quantity | float) -> float:
     """A duration as a float in s; bare numbers are taken to be in s.
 
     Raises:

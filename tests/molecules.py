@@ -60,7 +60,7 @@ class Molecule(NamedTuple):
 def load(name: str, solvent: str | None = "default", constraints: str | None = "default") -> Molecule:
     """One molecule of `ALL`, freshly built.
 
-    Args:
+    Arguments:
         name: one of `ALL` or `FORMS`.
         solvent: None for vacuum, or a key of `IMPLICIT`; the aldp molecules take none.
         constraints: None, "HBonds" or "AllBonds".

@@ -225,9 +225,9 @@ def test_command_line_simulates_and_backmaps(aldp, tmp_path):
     assert "0 of 40 structures" in result.output
     frames = mdtraj.load(str(atoms), top=str(tmp_path / "aa.topology.pdb"))
     assert (frames.n_frames, frames.n_atoms) == (40, 22)
-    saved = np.load(tmp_path / "aa.npz")
-    assert saved["log_weights"].shape == saved["weights"].shape == (10, 4)
-    assert saved["check_clashes"].shape == (40,)
+    with np.load(tmp_path / "aa.npz") as saved:
+        assert saved["log_weights"].shape == saved["weights"].shape == (10, 4)
+        assert saved["check_clashes"].shape == (40,)
     result = run("backmap", MODEL, cg, "-o", atoms, "-n", 4, "--seed", 1, "--resample")
     assert result.exit_code == 0, result.output
     kept = mdtraj.load(str(atoms), top=str(tmp_path / "aa.topology.pdb"))

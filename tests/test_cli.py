@@ -146,7 +146,8 @@ def test_sample_writes_frames_and_weights(fake, tmp_path, suffix):
     out = tmp_path / f"s{suffix}"
     done = run("sample", tmp_path / "m.cgflow", "-n", 7, "-o", out, "--seed", 1)
     assert done.exit_code == 0, done.output
-    weights = np.load(tmp_path / "s.npz")
+    with np.load(tmp_path / "s.npz") as file:
+        weights = dict(file)
     assert weights["log_weights"] == pytest.approx(fake.made[0].sample(7, seed=1).log_weights)
     if suffix in (".dcd", ".xtc"):
         frames = mdtraj.load(out, top=tmp_path / "s.topology.pdb")
@@ -183,7 +184,8 @@ def test_demo_leaves_everything(fake, tmp_path, limit, trained):
     assert "free_energy_phi_psi.png" in names
     assert fake.made[0].options == trained
     assert fake.made[0].seed == 2
-    assert len(np.load(tmp_path / "d" / "samples.npz")["log_weights"]) == 10_000
+    with np.load(tmp_path / "d" / "samples.npz") as samples:
+        assert len(samples["log_weights"]) == 10_000
     assert "whole command" in done.output
 
 
@@ -261,21 +263,6 @@ def test_second_ctrl_c_says_where_the_state_is(fake, pdb, tmp_path, written):
     assert (str(state) in done.stderr) == written
 
 
-def test_conda_recipe_agrees_with_setup():
-    """Same packages with the same ranges, apart from conda's own names for two of them."""
-    recipe = (ROOT / "conda-recipe" / "meta.yaml").read_text()
-    run_section = recipe.split("  run:\n")[1].split("\ntest:")[0]
-    conda = {m[1]: m[2] for m in re.finditer(r"- (\S+) (\S+)", run_section)}
-    setup = (ROOT / "setup.py").read_text().split("install_requires=[")[1].split("]")[0]
-    pip = {m[1]: m[2] for m in re.finditer(r'"([\w-]+)(>=[^"]+)"', setup)}
-    names = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
-    renamed = {names.get(name, name): limits for name, limits in conda.items()}
-    assert renamed.pop("python") == re.search(r'python_requires="(.+?)"', (ROOT / "setup.py").read_text())[1]
-    assert renamed.pop("openmm-torch").startswith(">=")
-    assert len(pip) >= 10
-    assert renamed == pip
-
-
 COMMAND = [sys.executable, "-c", "from openmm_cgflow.cli import main; main()"]
 
 
@@ -293,23 +280,24 @@ def shell(*arguments):
 def test_a_real_training_from_end_to_end(tmp_path):
     """Butane: trained, resumed, sampled, reported. Its two gauche states are mirror images: equally populated."""
     model = tmp_path / "butane.cgflow"
-    command = ["train", *BUTANE, "-o", model, "--metrics", tmp_path / "m.csv", "--time", 25]
+    command = ["train", *BUTANE, "-o", model, "--metrics", tmp_path / "m.csv", "--evaluations", 15000]
     done = shell(*command)
     assert done.returncode == 0, done.stderr
-    assert float(re.search(r"unclipped weights\s+([\d.]+) %", done.stdout)[1]) > 2
+    assert float(re.search(r"unclipped weights\s+([\d.]+) %", done.stdout)[1]) > 20
     assert len((tmp_path / "m.csv").read_text().splitlines()) >= 2
-    again = shell(*command)  # the call had come to its end: it is added once more
-    assert again.returncode == 0, again.stderr
+    again = run(*command)  # the call had come to its end: it is added once more
+    assert again.exit_code == 0, again.stderr
     assert "going on from" in again.stderr
     rows = (tmp_path / "m.csv").read_text().splitlines()
-    assert 45 < float(rows[-1].split(",")[1]) < 60
+    assert 20_000 < int(rows[-1].split(",")[2]) <= 30_000
     assert sum(row.startswith("laplace") for row in rows) == 1
-    other = shell(*command, "--temperature", 400)
-    assert other.returncode == 2
+    other = run(*command, "--temperature", 400)
+    assert other.exit_code == 2
     assert "checkpoint of another System, temperature" in other.stderr
 
-    assert shell("sample", model, "-n", 5000, "-o", tmp_path / "s.npz", "--seed", 1).returncode == 0
-    drawn = np.load(tmp_path / "s.npz")
+    assert run("sample", model, "-n", 5000, "-o", tmp_path / "s.npz", "--seed", 1).exit_code == 0
+    with np.load(tmp_path / "s.npz") as file:
+        drawn = dict(file)
     torsion, weights = drawn["slow"][:, 0], np.exp(drawn["log_weights"] - drawn["log_weights"].max())
     weights /= weights.sum()
     sides = np.array([(lo < torsion) & (torsion < lo + 2 * np.pi / 3) for lo in (0, -2 * np.pi / 3)])
@@ -318,8 +306,8 @@ def test_a_real_training_from_end_to_end(tmp_path):
     assert 0.1 < share.sum() < 0.7
     assert abs(share[0] - share[1]) < 4 * error  # another seed: fails once in 16,000 runs
 
-    done = shell("report", model, "-n", 2000, "--out", tmp_path / "r")
-    assert done.returncode == 0, done.stderr
+    done = run("report", model, "-n", 2000, "--out", tmp_path / "r")
+    assert done.exit_code == 0, done.stderr
     names = {path.name for path in (tmp_path / "r").iterdir()}
     assert {"report.html", "free_energy_torsions.png", "energies.png", "log_weights.png", "training.png"} == names
 

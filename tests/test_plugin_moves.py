@@ -410,7 +410,7 @@ def test_a_log_is_closed(flow, tmp_path):
         left.attempt(simulation)
         del left
         gc.collect()
-    rows = list(csv.reader(path.open()))
+    rows = list(csv.reader(path.read_text().splitlines()))
     assert len(rows) == 3
     other = io.StringIO()
     with cgf.FlowMonteCarlo(simulation, flow, log=other):

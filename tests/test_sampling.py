@@ -182,8 +182,8 @@ def test_samples_are_written_with_their_weights(tmp_path):
     s = samples([0.0, 1.0])
     s.save(tmp_path / "s.dcd")
     assert mdtraj.load(str(tmp_path / "s.dcd"), top=s.trajectory.topology).n_frames == 2
-    stored = np.load(tmp_path / "s.npz", allow_pickle=False)
-    assert stored["log_weights"].tolist() == [0.0, 1.0]
+    with np.load(tmp_path / "s.npz", allow_pickle=False) as stored:
+        assert stored["log_weights"].tolist() == [0.0, 1.0]
 
 
 def test_samples_of_a_loaded_model_are_checked_by_openmm(caplog):

@@ -52,7 +52,7 @@ def killed(flow, after: int, **arguments) -> None:
 
 def test_resume_after_load_refines_and_gets_no_worse(tmp_path):
     """Butane, which began anew at the Laplace start once."""
-    flow = cgf.CGFlow(*load("butane"), seed=1).train(evaluations=20_000, progress=False)
+    flow = cgf.CGFlow(*load("butane"), seed=1).train(evaluations=20_000, progress=False, settings=QUICK)
     before = flow.sample(5000, seed=0).ess
     flow.save(tmp_path / "b.cgflow")
     loaded = cgf.CGFlow.load(tmp_path / "b.cgflow")
@@ -262,10 +262,10 @@ import openmm_cgflow as cgf
 from molecules import load
 from openmm_cgflow.potentials import DoubleWell
 from openmm_cgflow.compute import parallel
-parallel.CHUNK = 24  # many parts
-quick = cgf.TrainSettings(points=64, sweeps=2, fit_steps=5, buffer=2000, buffer_steps=2, soft_buffers=2)
+parallel.CHUNK = 100  # many parts
+quick = cgf.TrainSettings(points=32, sweeps=1, fit_steps=5, buffer=1000, buffer_steps=2, soft_buffers=1)
 vectors = cgf.VectorFlow(DoubleWell(), slow=1, width=2.0)
-for flow, n in ((cgf.CGFlow(*load("butane"), seed=3), 3000), (vectors, 8000)):
+for flow, n in ((cgf.CGFlow(*load("butane"), seed=3), 3000), (vectors, 4000)):
     samples = flow.train(evaluations=n, progress=False, settings=quick).sample(500, seed=0)
     print(hashlib.sha256(samples.positions.tobytes() + samples.log_weights.tobytes()).hexdigest())
 """

@@ -83,7 +83,7 @@ def find_axes(
 ) -> list[Axis]:
     """Every axis of the molecule whose torsion can be defined, stiff ones included.
 
-    Args:
+    Arguments:
         molecule: the graph.
         profiles: torsion energies, from `torsion_profiles`.
         centres: symmetric centres, from `symmetric_centres`.

@@ -11,7 +11,7 @@ from openmm import app, unit
 
 from openmm_cgflow.coordinates.molecule import Molecule
 from openmm_cgflow.errors import InvalidInputError
-from openmm_cgflow.units import in_nm
+from openmm_cgflow.units import PositionsLike, in_nm
 
 __all__ = ["check_inputs", "without_ensemble"]
 
@@ -49,10 +49,10 @@ def without_ensemble(system: openmm.System) -> openmm.System:
     return copy
 
 
-def check_inputs(topology: Any, system: openmm.System, positions: Any) -> Molecule:  # noqa: ANN401
+def check_inputs(topology: Any, system: openmm.System, positions: PositionsLike) -> Molecule:  # noqa: ANN401
     """The molecule of a topology, system and positions that belong together.
 
-    Args:
+    Arguments:
         topology: `openmm.app.Topology`, or an mdtraj Topology.
         system: the OpenMM System, without periodic boundaries and virtual sites.
         positions: see `in_nm`; `(atoms, 3)`, nm.

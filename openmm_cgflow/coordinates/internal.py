@@ -22,6 +22,7 @@ from openmm_cgflow.coordinates.puckers import flipping_bonds
 from openmm_cgflow.coordinates.rotors import Relabelling
 from openmm_cgflow.coordinates.zmatrix import build_zmatrix
 from openmm_cgflow.errors import InvalidInputError, ModelFileError
+from openmm_cgflow.units import PositionsLike
 
 __all__ = ["InternalCoordinates"]
 
@@ -124,13 +125,13 @@ class InternalCoordinates(torch.nn.Module):
         cls,
         topology: Any,  # noqa: ANN401
         system: openmm.System,
-        positions: Any,  # noqa: ANN401
+        positions: PositionsLike,
         beads: Sequence[int] | None = None,
         slow: Sequence[SlowTorsion] | None = None,
     ) -> InternalCoordinates:
         """Internal coordinates of one molecule.
 
-        Args:
+        Arguments:
             topology: OpenMM or mdtraj Topology, with bonds.
             system: its System; decides which bonds turn (barrier of at most 40 kJ/mol, see `perceive`), what is
                 constrained, and which leaves are equivalent.
@@ -289,7 +290,7 @@ class InternalCoordinates(torch.nn.Module):
         The measure is `prod r^2 sin(angle)` over the Z-matrix. Values outside the domain give finite nonsense: check
         `in_domain`.
 
-        Args:
+        Arguments:
             q: `(batch, dof)`, nm and rad.
 
         Returns:
@@ -361,7 +362,7 @@ class InternalCoordinates(torch.nn.Module):
 
         Leaves of symmetric rotors are relabelled so that the rotor lies in its domain; all else is as given.
 
-        Args:
+        Arguments:
             x: `(batch, atoms, 3)`, nm.
 
         Returns:

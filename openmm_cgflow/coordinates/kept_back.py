@@ -13,6 +13,7 @@ from openmm_cgflow.coordinates.barriers import STIFF_BARRIER
 from openmm_cgflow.coordinates.molecule import bond_key
 from openmm_cgflow.coordinates.perception import perceive
 from openmm_cgflow.coordinates.puckers import flipping_bonds
+from openmm_cgflow.units import PositionsLike
 
 __all__ = ["KeptBack", "find_kept_back", "kept_isomers"]
 
@@ -44,7 +45,7 @@ def _other(axis: Axis) -> str:
     return f" (another form, {where}, behind a barrier of {form.barrier:.0f} kJ/mol)"
 
 
-def find_kept_back(topology: Any, system: openmm.System, positions: Any) -> list[KeptBack]:  # noqa: ANN401
+def find_kept_back(topology: Any, system: openmm.System, positions: PositionsLike) -> list[KeptBack]:  # noqa: ANN401
     """Stiff torsions, symmetric rotors and flipping rings of a molecule.
 
     Raises:
@@ -67,7 +68,12 @@ def find_kept_back(topology: Any, system: openmm.System, positions: Any) -> list
     return found
 
 
-def kept_isomers(topology: Any, system: openmm.System, positions: Any, turning: set[tuple[int, int]]) -> list[KeptBack]:  # noqa: ANN401
+def kept_isomers(
+    topology: Any,  # noqa: ANN401
+    system: openmm.System,
+    positions: PositionsLike,
+    turning: set[tuple[int, int]],
+) -> list[KeptBack]:
     """Stiff torsions that have another form, and are in none of the bonds that turn.
 
     Raises:

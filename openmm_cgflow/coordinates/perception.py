@@ -18,6 +18,7 @@ from openmm_cgflow.coordinates.driven import Driven
 from openmm_cgflow.coordinates.molecule import Molecule
 from openmm_cgflow.coordinates.symmetry import symmetric_centres
 from openmm_cgflow.coordinates.turning import OtherForm, other_forms
+from openmm_cgflow.units import PositionsLike
 
 __all__ = ["Perceived", "perceive"]
 
@@ -46,7 +47,7 @@ class Perceived:
 _remembered: OrderedDict[str, dict[tuple[int, ...], list[OtherForm]]] = OrderedDict()
 
 
-def perceive(topology: Any, system: openmm.System, positions: Any) -> Perceived:  # noqa: ANN401
+def perceive(topology: Any, system: openmm.System, positions: PositionsLike) -> Perceived:  # noqa: ANN401
     """The graph, the symmetric centres and the axes of a molecule, each axis judged by energies.
 
     An axis whose torsion terms have a low barrier turns. Any other is led round the circle, everything else minimised:

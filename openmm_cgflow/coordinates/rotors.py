@@ -57,7 +57,7 @@ class Relabelling(torch.nn.Module):
     def sources(self, torsions: Tensor) -> Tensor:
         """For each rotor and place 0, 1, 2: the old place of the leaf that belongs there, `(rotors, 3, batch)` int.
 
-        Args:
+        Arguments:
             torsions: plain torsions of rows 3 on, `(rows, batch)`, rad.
         """
         t = torsions.detach().index_select(0, self._rows).unflatten(0, (self.count, 3))

@@ -9,14 +9,13 @@ from importlib import metadata
 
 import openmm
 import torch
+from packaging.requirements import Requirement
 
 from openmm_cgflow.errors import UnsupportedForceError
 
 __all__ = ["make_torch_force", "why_no_torch_force"]
 
 _log = logging.getLogger("openmm_cgflow")
-_WORKS = {"torch": "2.9.1", "openmm": "8.5", "openmmtorch": "1.5"}
-_PAIR = 'pip install "torch==2.9.1" "openmm>=8.5,<8.6" "openmmtorch==1.5" works (openmm_cgflow[torchforce])'
 
 # All that createForce's users do with a TorchForce; where a combination of versions is wrong, some of it crashes.
 _PROBE = """
@@ -39,18 +38,30 @@ assert abs(state.getForces()[0][2]._value + 12) < 1e-6
 """
 
 
+def _tested() -> list[Requirement]:
+    """The combination in which everything works: the extra `torchforce` of this package's metadata."""
+    try:
+        lines = metadata.requires("openmm_cgflow") or []
+    except metadata.PackageNotFoundError:  # not installed, but found on PYTHONPATH
+        return []
+    extra = (Requirement(line) for line in lines if line.endswith('extra == "torchforce"'))
+    return [Requirement(f"{each.name}{each.specifier}") for each in extra]
+
+
 @lru_cache(maxsize=1)
 def why_no_torch_force() -> str | None:
     """None if a TorchForce works here; else why not, and what to do.
 
     A combination of versions that was not tried before is tried in a process of its own, for a wrong one crashes.
     """
+    tested = _tested()
+    pins = " ".join(f'"{each}"' for each in tested) or '"openmm_cgflow[torchforce]"'
     try:
         version = metadata.version("openmmtorch")
     except metadata.PackageNotFoundError:
-        return f"openmmtorch is not installed; {_PAIR}."
+        return f"openmmtorch is not installed; pip install {pins} works."
     here = {"torch": torch.__version__, "openmm": openmm.Platform.getOpenMMVersion(), "openmmtorch": version}
-    if all(here[name].startswith(works) for name, works in _WORKS.items()):
+    if tested and all(each.specifier.contains(here[each.name]) for each in tested):
         return None
     _log.info("trying out TorchForce with %s", here)
     probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=300, check=False)
@@ -59,7 +70,7 @@ def why_no_torch_force() -> str | None:
     lines = probe.stderr.strip().splitlines()
     reason = lines[-1] if lines and probe.returncode > 0 else f"it ended by signal {-probe.returncode}"
     versions = ", ".join(f"{name} {number}" for name, number in here.items())
-    return f"TorchForce does not work with {versions} ({reason}); {_PAIR}."
+    return f"TorchForce does not work with {versions} ({reason}); pip install {pins} works."
 
 
 def make_torch_force(module: torch.jit.ScriptModule) -> openmm.Force:

@@ -1,7 +1,6 @@
 """The judge: OpenMM in double precision, force by force, against which a translation must stand."""
 
 import logging
-from typing import Any
 
 import numpy as np
 import openmm
@@ -10,7 +9,7 @@ from torch import Tensor
 from openmm_cgflow.errors import InvalidInputError, UnsupportedForceError
 from openmm_cgflow.potentials.evaluator import Evaluator, likely_platform, make_context
 from openmm_cgflow.potentials.systems import ENERGY_FREE
-from openmm_cgflow.units import KB, in_nm
+from openmm_cgflow.units import KB, PositionsLike, in_nm
 
 __all__ = [
     "ImpreciseError",
@@ -37,7 +36,7 @@ class ImpreciseError(UnsupportedForceError):
     """The energies that would be used are not those of OpenMM, though the translation is exact in double precision."""
 
 
-def positions_array(positions: Any, n_atoms: int) -> np.ndarray:  # noqa: ANN401
+def positions_array(positions: PositionsLike, n_atoms: int) -> np.ndarray:
     """Positions (atoms, 3) in nm, checked.
 
     Raises:

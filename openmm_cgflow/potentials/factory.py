@@ -1,7 +1,6 @@
 """Choosing a potential for a System."""
 
 import logging
-from typing import Any
 
 import numpy as np
 import openmm
@@ -15,7 +14,7 @@ from openmm_cgflow.potentials.evaluator import Evaluator
 from openmm_cgflow.potentials.systems import check_system
 from openmm_cgflow.potentials.torch_potential import TorchPotential
 from openmm_cgflow.potentials.translate import TORSION_FORCES
-from openmm_cgflow.units import KB
+from openmm_cgflow.units import KB, PositionsLike
 
 __all__ = ["make_potential", "torsion_energy"]
 
@@ -23,7 +22,7 @@ _log = logging.getLogger(__name__)
 _COARSE = 0.05  # kT
 
 
-def make_potential(system: openmm.System, positions: Any, temperature: float = 300.0) -> Potential:  # noqa: ANN401
+def make_potential(system: openmm.System, positions: PositionsLike, temperature: float = 300.0) -> Potential:
     """A TorchPotential that was compared with OpenMM, force by force, or Contexts where the System is not translated.
 
     Energies in single precision that are more than 0.01 kT off at thermal structures are computed in double precision.

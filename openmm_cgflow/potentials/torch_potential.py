@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import openmm
 import torch
@@ -15,6 +15,7 @@ from openmm_cgflow.potentials.check import Judge, as_array, compare_totals, posi
 from openmm_cgflow.potentials.compiled import EnergyGradient, compile_energy_gradient, compiler_available
 from openmm_cgflow.potentials.frame import DifferenceTable, Frame, Term
 from openmm_cgflow.potentials.translate import build_terms
+from openmm_cgflow.units import PositionsLike
 
 __all__ = ["TorchPotential"]
 
@@ -62,7 +63,7 @@ class TorchPotential(Potential):
         cls,
         system: openmm.System,
         dtype: torch.dtype = torch.float32,
-        positions: Any = None,  # noqa: ANN401
+        positions: PositionsLike = None,
         compile: bool | Literal["auto"] = "auto",
         only: tuple[type, ...] | None = None,
         temperature: float = 300.0,

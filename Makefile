@@ -1,0 +1,82 @@
+# One word a task. `make check` is all that has to pass, in environments of its own: CI calls that and nothing else.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.SILENT:
+.PHONY: help lint test docs demo examples bench check
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+EXAMPLES := $(CURDIR)/examples
+export PS4 := + $$SECONDS s: # the seconds so far, before every command
+
+help:
+	echo "make lint | test | docs | demo | examples | bench | check"
+
+lint:
+	set -x
+	ruff check .
+	ruff format --check .
+	mypy
+
+test:
+	pytest
+
+# What the documentation shows: the Examples of docstrings run, the README's tables are what was measured.
+docs:
+	set -x
+	pytest -n 0 -q openmm_cgflow
+	python $(EXAMPLES)/benchmarks/readme_tables.py --check
+
+# The main job, with the same training on a slow machine.
+demo:
+	work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT
+	set -x
+	openmm-cgflow demo --out "$$work" --evaluations 1000000
+	test -s "$$work/report.html"
+	# a million energies gave 96.6 % with seed 0, 96.7 % on another day
+	python -c "import sys, openmm_cgflow as cgf
+	samples = cgf.CGFlow.load(sys.argv[1]).sample(10_000, seed=0)
+	print(samples)
+	sys.exit(0 if samples.ess > 0.9 else str(samples))" "$$work/model.cgflow"
+
+# Every example in a short form; those with a known answer fail where they fall short of it.
+examples:
+	work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT
+	cd "$$work"
+	set -x
+	python $(EXAMPLES)/benchmarks/energies.py
+	python $(EXAMPLES)/add_to_script.py --picoseconds 2
+	python $(EXAMPLES)/flattening.py --picoseconds 2
+	python $(EXAMPLES)/cg_simulation.py --picoseconds 4 --output cg.dcd
+	python $(EXAMPLES)/backmap.py --cg cg.dcd --output atoms.dcd
+	python $(EXAMPLES)/replica_exchange.py --iterations 4
+	python $(EXAMPLES)/alanine_dipeptide.py --model $(EXAMPLES)/models/alanine_dipeptide.cgflow --reference
+	python $(EXAMPLES)/double_well.py --evaluations 900000
+	python $(EXAMPLES)/many_well.py --evaluations 600000
+	python $(EXAMPLES)/gaussian_mixture.py --evaluations 1200000
+	python $(EXAMPLES)/slow_variables.py
+	python $(EXAMPLES)/tempering.py --molecule butane --evaluations 60000 --seeds 1
+	python $(EXAMPLES)/benchmarks/aldp_quality.py --model $(EXAMPLES)/models/aldp.cgflow --samples 100000
+	python $(EXAMPLES)/benchmarks/forces.py --rounds 2
+	python $(EXAMPLES)/benchmarks/backmapping.py --quick
+
+# Every figure of the README, then its tables: many hours, and it goes on where it stopped.
+bench:
+	set -x
+	python $(EXAMPLES)/benchmarks/all.py
+	python $(EXAMPLES)/benchmarks/readme_tables.py
+
+# A fresh environment as the README says; then the light one: newest OpenMM, no openmm-torch.
+check:
+	work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT
+	set -x
+	"$(PYTHON)" -m venv "$$work/full"
+	"$$work/full/bin/pip" install --quiet -e ".[test]"
+	"$$work/full/bin/pip" list | grep -iE "^(torch|openmm|openmmtorch) "
+	PATH="$$work/full/bin:$$PATH" make --no-print-directory lint test docs demo examples
+	rm -rf "$$work/full"
+	"$(PYTHON)" -m venv "$$work/light"
+	"$$work/light/bin/pip" install --quiet "torch==2.13.0"
+	"$$work/light/bin/pip" install --quiet -e ".[ml]" "pytest>=8,<10" "pytest-xdist>=3.6,<4" "hypothesis>=6.100,<7"
+	"$$work/light/bin/pip" list | grep -iE "^(torch|openmm) "
+	PATH="$$work/light/bin:$$PATH" make --no-print-directory test
