@@ -17,7 +17,7 @@ from openmm_cgflow.errors import (
 from openmm_cgflow.version import __version__
 
 if TYPE_CHECKING:
-    from openmm_cgflow.audit import Coverage
+    from openmm_cgflow.coverage import Coverage
     from openmm_cgflow.model import CGFlow
     from openmm_cgflow.openmm_plugin.mcmc_move import FlowMove
     from openmm_cgflow.openmm_plugin.monte_carlo import FlowMonteCarlo
@@ -49,7 +49,7 @@ __all__ = [
 
 _HOMES = {
     "CGFlow": "model",
-    "Coverage": "audit",
+    "Coverage": "coverage",
     "FlowMonteCarlo": "openmm_plugin.monte_carlo",
     "FlowMove": "openmm_plugin.mcmc_move",
     "FlowReplicaExchangeSampler": "openmm_plugin.replica_exchange",

@@ -18,21 +18,20 @@ from torch import Tensor
 
 from openmm_cgflow.analysis.structure_checks import StructureChecks, check_structures
 from openmm_cgflow.atom_matching import order_by_names
+from openmm_cgflow.compute import BATCH, Parallel, seeded
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.coordinates.molecule import bond_key
 from openmm_cgflow.coordinates.system_bonds import BondLength, atomic_numbers, bond_lengths
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.openmm_plugin.cg_system import bead_topology
 from openmm_cgflow.openmm_plugin.matching import check_beads
+from openmm_cgflow.sampling import Drawn
 from openmm_cgflow.structures import StructureReader, given_structures
 from openmm_cgflow.trained import TrainedFlow
-from openmm_cgflow.training import Parallel
 
 __all__ = ["Backmapped", "backmap"]
 
 _log = logging.getLogger("openmm_cgflow")
-_CHUNK = 20_000
-_KNOWN = 20_000  # beads drawn from the flow to learn what it knows
 _BEYOND = 3.0  # kT by which a frame may be less likely than the least likely of those
 _MISFIT = 1e-3  # nm by which a constrained bond between beads may be off
 _RELAX_STEPS = 50
@@ -144,12 +143,10 @@ def backmap(flow: TrainedFlow, cg: Any, n: int = 1, relax: bool | int = False, s
     beads = _read_beads(flow, cg)
     mapper = _Backmapper(flow, torch.as_tensor(beads))
     _warn(mapper)
-    seed = int(torch.randint(2**31, (1,))) if seed is None else seed
-    generator = torch.Generator().manual_seed(seed)
-    with Parallel() as parallel, torch.no_grad():
-        per_chunk = max(1, _CHUNK // n)
-        rows = torch.arange(len(beads))
-        chunks = [mapper.place(part.repeat_interleave(n), generator, parallel) for part in rows.split(per_chunk)]
+    generator = seeded(seed)
+    with flow.compute.parallel() as parallel, torch.no_grad():
+        rows = torch.arange(len(beads)).split(max(1, BATCH // n))
+        chunks = [mapper.place(part.repeat_interleave(n), generator, parallel) for part in rows]
     x, log_density, u = (torch.cat(column).numpy() for column in zip(*chunks, strict=True))
     shape = (len(beads), n)
     x = x.reshape(*shape, *x.shape[1:])
@@ -251,7 +248,7 @@ class _Backmapper:
         self.gauge = torch.tensor([placed.index(atom) for atom in flow.coordinates.layout.order[:3]])
         self.atoms = torch.tensor(placed)
         with torch.no_grad():
-            self.known = flow.flow.bead_flow.sample(_KNOWN, torch.Generator().manual_seed(0))[0]
+            self.known = flow.flow.bead_flow.sample(BATCH, seeded(0))[0]
             least = flow.flow.bead_flow.log_prob(self.known).min() - _BEYOND
             likely = flow.flow.bead_flow.log_prob(self.q) >= least
         refitted, _ = self.bead_coordinates.to_cartesian(q)
@@ -277,20 +274,16 @@ class _Backmapper:
         noise = flow.atom_flow.rotors.draw_noise(len(rows), generator)
         latent = torch.randn(len(rows), flow.sizes[3], generator=generator)
 
-        def part(q: Tensor, log_measure: Tensor, beads: Tensor, noise: Tensor, latent: Tensor) -> tuple[Tensor, ...]:
-            with torch.no_grad():  # each thread has its own gradient mode
-                _, context = flow.bead_flow.log_prob_stiff(*flow.bead_flow.split(q))
-                atoms, log_prob = flow.atom_flow.sample_from(noise, latent, context)
-                everything = torch.cat([q, atoms], dim=1)
-                x, logdet = self.coordinates.to_cartesian(everything)
-                x = self._onto(x, beads)
-                u = self.flow.potential.energy(x) / self.flow.target.kT
-                fine = self.coordinates.in_domain(everything)
-            log_density = log_prob.double() - (logdet.double() - log_measure)
-            return x, log_density, torch.where(fine, u.double(), torch.inf)
+        def part(q: Tensor, log_measure: Tensor, beads: Tensor, noise: Tensor, latent: Tensor) -> Drawn:
+            _, context = flow.bead_flow.log_prob_stiff(*flow.bead_flow.split(q))
+            atoms, log_prob = flow.atom_flow.sample_from(noise, latent, context)
+            whole = torch.cat([q, atoms], dim=1)
+            drawn = self.flow.target.weigh(whole, log_prob, lambda x: self._onto(x, beads))
+            return drawn._replace(log_measure=drawn.log_measure.double() - log_measure)
 
         self.flow.potential.settle()
-        return parallel.map(part, like, self.log_measure[rows], self.beads[rows], noise, latent)
+        drawn = Drawn(*parallel.map(part, like, self.log_measure[rows], self.beads[rows], noise, latent))
+        return drawn.x, drawn.log_density, torch.where(drawn.inside, drawn.u.double(), torch.inf)
 
     def _onto(self, x: Tensor, beads: Tensor) -> Tensor:
         """Turn and move structures from their gauge onto their beads."""

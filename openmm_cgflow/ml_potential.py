@@ -69,12 +69,12 @@ class CGFlowPotential:
             MismatchError: if the beads are not those of the flow.
             ModelFileError: for a model file that cannot be read.
         """
-        from openmm_cgflow.model import CGFlow
         from openmm_cgflow.openmm_plugin.cg_system import add_bead_constraints, bead_masses
         from openmm_cgflow.openmm_plugin.force import create_bead_force
         from openmm_cgflow.openmm_plugin.matching import check_beads
+        from openmm_cgflow.trained import TrainedFlow
 
-        flow = CGFlow.load(self.modelPath)
+        flow = TrainedFlow.load(self.modelPath)
         everything = list(topology.atoms())
         beads = list(range(len(everything))) if atoms is None else list(atoms)
         check_beads(flow, [everything[k] for k in beads])

@@ -1,52 +1,40 @@
 """The facade: an OpenMM System goes in, independent equilibrium samples come out."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from time import monotonic
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import openmm
-import torch
 from openmm import app, unit
 
-from openmm_cgflow.audit import LEAST, Coverage
+from openmm_cgflow.audit import LEAST
 from openmm_cgflow.audit import audit as run_audit
 from openmm_cgflow.backmapping import Backmapped, backmap
-from openmm_cgflow.base_flow import DEFAULT_SECONDS, BaseFlow
 from openmm_cgflow.coordinates import InternalCoordinates, kept_isomers
-from openmm_cgflow.coordinates.system_bonds import constraints_of
-from openmm_cgflow.copies import copied_system, copied_topology
-from openmm_cgflow.door import Bonds, admit, structure_reader
+from openmm_cgflow.coverage import Coverage
+from openmm_cgflow.door import Bonds, admit
 from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError, ModelFileError
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.openmm_plugin.cg_system import CGSystem, create_cg_system
 from openmm_cgflow.openmm_plugin.force import Backend, BeadBackend, create_force
-from openmm_cgflow.potentials import make_potential
 from openmm_cgflow.slow_scan import scan_torsions
-from openmm_cgflow.storage import (
-    check_storable,
-    read_as,
-    read_file,
-    reading,
-    system_to_xml,
-    topology_to_json,
-    write_file,
-)
-from openmm_cgflow.stored import StoredModel, check_network, molecule_of
+from openmm_cgflow.storage import check_storable, system_to_xml
 from openmm_cgflow.structures import CONSTRAINT_TOLERANCE, OVERLAP
-from openmm_cgflow.training import TrainSettings
+from openmm_cgflow.trainable import Trainable
+from openmm_cgflow.trained import TrainedFlow
+from openmm_cgflow.trained.stored import Molecule
 from openmm_cgflow.training.interrupt import Interruptible
 from openmm_cgflow.units import in_kelvin, in_seconds
 
 __all__ = ["CGFlow"]
 
-logger = logging.getLogger("openmm_cgflow")
+_log = logging.getLogger("openmm_cgflow")
 
 
-class CGFlow(BaseFlow[InternalCoordinates]):
+class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
     """A normalizing flow with slow and fast variables for the Boltzmann distribution of one molecule.
 
     Built from a System alone; `train` needs energies, no trajectory.
@@ -72,9 +60,6 @@ class CGFlow(BaseFlow[InternalCoordinates]):
     Source: Stupp and Koutsourelakis, arXiv 2504.20940, with the changes that the README describes.
     """
 
-    coverage: Coverage | None = None
-    """What the last audit found; None before one."""
-
     def __init__(
         self,
         topology: app.Topology,
@@ -90,61 +75,19 @@ class CGFlow(BaseFlow[InternalCoordinates]):
         topology, system, x = admit(topology, system, positions, kelvin, bonds)
         if isinstance(slow, str) and slow == "auto":
             scan = scan_torsions(topology, system, x, kelvin, seed)
-            logger.info("slow='auto': %s", scan)
+            _log.info("slow='auto': %s", scan)
             slow = scan.slow
         coordinates = InternalCoordinates.fromTopology(topology, system, x, beads=beads, slow=slow)
-        self._assemble(topology, system, x, kelvin, coordinates, FlowSettings(seed=seed))
+        super().__init__(Molecule(topology, system, x, coordinates), kelvin, FlowSettings(seed=seed))
         try:
             check_storable(system)
         except ModelFileError as error:
-            logger.warning("this flow can be trained and used, but not saved: %s", error)
+            _log.warning("this flow can be trained and used, but not saved: %s", error)
         for kept in kept_isomers(topology, system, x, coordinates.layout.turning_bonds):
-            logger.info("kept as in the input: %s; name it in slow= to have both forms", kept)
-
-    def _assemble(
-        self,
-        topology: app.Topology,
-        system: openmm.System,
-        x: np.ndarray,
-        kelvin: float,
-        coordinates: InternalCoordinates,
-        settings: FlowSettings,
-    ) -> None:
-        self._topology, self._system, self._positions = topology, system, x
-        self._structures = structure_reader(topology, system, x)
-        super().__init__(make_potential(system, x, kelvin), coordinates, kelvin, settings)
-
-    @property
-    def topology(self) -> app.Topology:
-        """The molecule: a copy at each call; to change it does not change the flow."""
-        return copied_topology(self._topology)
-
-    @property
-    def system(self) -> openmm.System:
-        """The System that the flow is of: a copy at each call; forces added to it are not part of the flow."""
-        return copied_system(self._system)
-
-    @property
-    def constraints(self) -> dict[tuple[int, int], float]:
-        """Constrained distances, nm, by pairs of atoms."""
-        return constraints_of(self._system)
-
-    @property
-    def positions(self) -> unit.Quantity:
-        """The structure that the flow was made from, `(atoms, 3)`; a copy."""
-        return self._positions.copy() * unit.nanometer
-
-    @property
-    def slow_torsions(self) -> list[tuple[int, int, int, int]]:
-        """Atom indices of the slow torsions."""
-        return self.coordinates.slow_torsions
+            _log.info("kept as in the input: %s; name it in slow= to have both forms", kept)
 
     def _described(self) -> list[Any]:
         return [system_to_xml(self._system), self.coordinates.state()]
-
-    def _read(self, positions: Any) -> np.ndarray:  # noqa: ANN401
-        # a poor flow's samples may have open rings, but no atom is far from that on which it was placed
-        return self._structures.read(positions, only=self.coordinates.placing_pairs)
 
     def _read_frames(self, frames: Any) -> np.ndarray:  # noqa: ANN401
         x = self._structures.read(frames, closest=OVERLAP)
@@ -160,106 +103,31 @@ class CGFlow(BaseFlow[InternalCoordinates]):
             )
         odd = self._structures.mean_lengths(x)
         if odd is not None:
-            logger.warning("train: on average over the frames, the bond %s: are they of this force field?", odd)
+            _log.warning("train: on average over the frames, the bond %s: are they of this force field?", odd)
         return x
-
-    @torch.no_grad()
-    def logDensity(self, positions: Any) -> np.ndarray:  # noqa: ANN401
-        """Log-density of the flow at positions, per nm^(3 atoms - 6), rigid motion taken out.
-
-        Under constraints it is the density on the surface where they hold, per nm^(3 atoms - 6 - constraints).
-        Constrained distances may be off by 0.002 nm, as files with three decimals leave them.
-
-        Arguments:
-            positions: `(atoms, 3)` or `(n, atoms, 3)`, in any orientation: an mdtraj Trajectory (its atoms are put in
-                order by their names, and made whole by its box), an OpenMM State, a Quantity, or numbers in nm.
-
-        Returns:
-            `(n,)`; minus infinity for the other chirality, another isomer, or constraints that do not hold.
-
-        Raises:
-            MismatchError: for another molecule.
-            InvalidInputError: for broken bonds, atoms on one another, NaN or another unit; frames are named.
-
-        Example:
-            flow.logDensity(samples.positions)
-        """
-        x = self._read(positions)
-        log_density = self._log_density(torch.as_tensor(x)).numpy()
-        off = self._structures.off_constraints(x) > CONSTRAINT_TOLERANCE
-        if off.any():
-            first = int(off.argmax())
-            logger.warning(
-                "logDensity: constraints do not hold in %d of %d frames, which the flow never gives (frame %d: %s)",
-                off.sum(),
-                len(off),
-                first,
-                self._structures.worst_constraint(x[first]),
-            )
-        return np.where(off, -np.inf, log_density)
 
     # -- training and what it reached ----------------------------------------------------------------------------
 
-    def train(
-        self,
-        time: unit.Quantity | float | None = None,
-        evaluations: int | None = None,
-        checkpoint: str | Path | None = None,
-        resume: bool = True,
-        progress: bool = True,
-        metrics: str | Path | None = None,
-        frames: Any = None,  # noqa: ANN401
-        settings: TrainSettings | None = None,
-        audit: bool = True,
-    ) -> Self:
-        """Train until the time or the number of evaluations is spent, then look for forms that the flow does not reach.
-
-        As `BaseFlow.train`, which says more of budgets and checkpoints; the audit is in `coverage` afterwards. It takes
-        at most a tenth of what the training took, out of the time or evaluations that are given here. A training that
-        was ended by Ctrl-C, or is too short, is not audited, and `coverage` says so.
-
-        Arguments:
-            time: of both together, Quantity or seconds; eight minutes if neither limit is given.
-            evaluations: of both together: energies of single configurations.
-            checkpoint: file for the state of the training.
-            resume: go on from `checkpoint` where it exists.
-            progress: draw a progress bar.
-            metrics: CSV file for a row of figures every few seconds.
-            frames: MD frames of this molecule at this temperature, if any exist; not needed.
-            settings: how to train.
-            audit: whether to make one.
-
-        Returns:
-            the flow itself.
-
-        Raises:
-            InvalidInputError, TrainingError, ModelFileError, MismatchError: as `BaseFlow.train`.
-
-        Example:
-            flow.train(evaluations=2_000_000)
-            print(flow.coverage)
-        """
-        seconds = None if time is None else in_seconds(time)
-        if seconds is None and evaluations is None:
-            seconds = DEFAULT_SECONDS
-        share = 1.1 if audit and (evaluations is None or evaluations // 11 >= LEAST) else 1.0
-        self.coverage = Coverage(why_not="the training did not end" if audit else "no audit was asked for")
+    @contextmanager
+    def _followed_up(
+        self, seconds: float | None, evaluations: int | None, wanted: bool
+    ) -> Iterator[tuple[float | None, int | None]]:
+        """The audit takes a tenth of what the training takes."""
+        share = 1.1 if wanted and (evaluations is None or evaluations // 11 >= LEAST) else 1.0
+        self.coverage = Coverage(why_not="the training did not end" if wanted else "no audit was asked for")
         start, before = monotonic(), self.evaluations
-        limit = evaluations if evaluations is None or evaluations <= 0 else max(1, int(evaluations / share))
-        seconds = None if seconds is None else seconds / share
-        super().train(seconds, limit, checkpoint, resume, progress, metrics, frames, settings)
+        yield None if seconds is None else seconds / share, evaluations and max(1, int(evaluations / share))
         if self.ended_early:
             self.coverage = Coverage(why_not="the training was ended early; flow.audit() makes one")
-        elif audit:
+        elif wanted:
             self._audit_training((self.evaluations - before) // 10, (monotonic() - start) / 10)
-        return self
 
     def _audit_training(self, evaluations: int, seconds: float) -> None:
         try:
             self.audit(evaluations, seconds)
         except CGFlowError as error:  # what was learned is not lost for it
             self.coverage = Coverage(why_not=str(error))
-            logger.warning("the audit failed: %s", error)
+            _log.warning("the audit failed: %s", error)
 
     def audit(self, evaluations: int | None = None, time: unit.Quantity | float | None = None) -> Coverage:
         """Look for forms of the molecule that the flow does not reach, by hot dynamics from its samples, quenched.
@@ -294,7 +162,7 @@ class CGFlow(BaseFlow[InternalCoordinates]):
                 self, evaluations, lambda: interrupted() or (seconds is not None and monotonic() - start > seconds)
             )
         for form in self.coverage.forms:
-            logger.warning("the flow does not reach a form of the molecule. %s. To include it: %s", form, form.include)
+            _log.warning("the flow does not reach a form of the molecule. %s. To include it: %s", form, form.include)
         return self.coverage
 
     def createForce(
@@ -359,53 +227,3 @@ class CGFlow(BaseFlow[InternalCoordinates]):
             InvalidInputError: for a flow with fewer than four beads, NaN, no frames, `n` below one, an unreadable file.
         """
         return backmap(self, cg, n, relax, seed)
-
-    # -- files ---------------------------------------------------------------------------------------------------
-
-    def save(self, path: str | Path) -> None:
-        """Write the model to one file that holds everything: flow, coordinates, System, topology, history.
-
-        Raises:
-            ModelFileError: if it cannot be written, or the System has a force that `load` would refuse; an older file
-                there stays.
-        """
-        try:
-            check_storable(self._system)
-        except ModelFileError as error:
-            raise ModelFileError(
-                f"{path} is not written: {error} A checkpoint keeps what was learned, train(checkpoint=...): build the "
-                "flow again from the System in your script, and train goes on from there."
-            ) from error
-        header = {
-            "topology": topology_to_json(self._topology),
-            "system": system_to_xml(self._system),
-            "coordinates": self.coordinates.state(),
-            "coverage": None if self.coverage is None else asdict(self.coverage),
-        }
-        positions = torch.as_tensor(self._positions)
-        write_file(path, "model", self._tensors() | {"positions": positions}, self._header() | header)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "CGFlow":
-        """Read a model that `save` wrote. Nothing in the file is run: forces that are programs are refused.
-
-        Raises:
-            ModelFileError: for a missing, damaged, foreign or newer file.
-        """
-        with reading(path, "model"):
-            tensors, header = read_file(path, "model")
-            stored = read_as(StoredModel, header, "the description")
-            molecule = molecule_of(stored, tensors)
-            check_network(tensors, molecule.coordinates, stored.settings)
-            self = cls.__new__(cls)
-            self._assemble(
-                molecule.topology,
-                molecule.system,
-                molecule.positions,
-                stored.temperature,
-                molecule.coordinates,
-                stored.settings,
-            )
-            self._restore(tensors, header)
-            self.coverage = stored.coverage
-        return self

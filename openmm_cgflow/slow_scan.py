@@ -7,12 +7,12 @@ import openmm
 import torch
 from openmm import app, unit
 
+from openmm_cgflow.compute import Parallel, seeded
 from openmm_cgflow.coordinates import InternalCoordinates, KeptBack, find_kept_back
 from openmm_cgflow.door import Bonds, admit
 from openmm_cgflow.potentials import make_potential
+from openmm_cgflow.sampling import BoltzmannTarget
 from openmm_cgflow.training import (
-    BoltzmannTarget,
-    Parallel,
     anneal_soft,
     curvature_factor,
     laplace,
@@ -131,7 +131,7 @@ def scan_torsions(topology: app.Topology, system: openmm.System, x: np.ndarray, 
     held = {axis for kept in kept_back for axis in kept.axes}
     free = [k for k, (_, i, j, _) in enumerate(coordinates.slow_torsions) if (min(i, j), max(i, j)) not in held]
     with Parallel() as parallel:
-        scanner = _Scanner(target, coordinates, parallel, torch.Generator().manual_seed(seed))
+        scanner = _Scanner(target, coordinates, parallel, seeded(seed))
         return SlowScan([scanner.scan(k) for k in free], kept_back, kelvin)
 
 

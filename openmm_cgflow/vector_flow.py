@@ -7,19 +7,19 @@ from typing import Any, Self
 
 import numpy as np
 
-from openmm_cgflow.base_flow import BaseFlow
 from openmm_cgflow.coordinates import LinearCoordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.potentials import Potential
 from openmm_cgflow.storage import read_as, read_file, reading, write_file
-from openmm_cgflow.stored import StoredVectors, check_network
+from openmm_cgflow.trainable import Trainable
+from openmm_cgflow.trained.stored import StoredVectors, check_network
 from openmm_cgflow.units import KB, in_nm
 
 __all__ = ["VectorFlow"]
 
 
-class VectorFlow(BaseFlow[LinearCoordinates]):
+class VectorFlow(Trainable[LinearCoordinates]):
     """A normalizing flow with slow and fast variables for `exp(-U(x))` of vectors `x`, energies in units of kT.
 
     The slow variables are entries of the vectors that you name, or components of these along directions that `train`

@@ -280,22 +280,22 @@ def shell(*arguments):
 def test_a_real_training_from_end_to_end(tmp_path):
     """Butane: trained, resumed, sampled, reported. Its two gauche states are mirror images: equally populated."""
     model = tmp_path / "butane.cgflow"
-    command = ["train", *BUTANE, "-o", model, "--metrics", tmp_path / "m.csv", "--time", 25]
+    command = ["train", *BUTANE, "-o", model, "--metrics", tmp_path / "m.csv", "--evaluations", 15000]
     done = shell(*command)
     assert done.returncode == 0, done.stderr
-    assert float(re.search(r"unclipped weights\s+([\d.]+) %", done.stdout)[1]) > 2
+    assert float(re.search(r"unclipped weights\s+([\d.]+) %", done.stdout)[1]) > 20
     assert len((tmp_path / "m.csv").read_text().splitlines()) >= 2
-    again = shell(*command)  # the call had come to its end: it is added once more
-    assert again.returncode == 0, again.stderr
+    again = run(*command)  # the call had come to its end: it is added once more
+    assert again.exit_code == 0, again.stderr
     assert "going on from" in again.stderr
     rows = (tmp_path / "m.csv").read_text().splitlines()
-    assert 45 < float(rows[-1].split(",")[1]) < 60
+    assert 20_000 < int(rows[-1].split(",")[2]) <= 30_000
     assert sum(row.startswith("laplace") for row in rows) == 1
-    other = shell(*command, "--temperature", 400)
-    assert other.returncode == 2
+    other = run(*command, "--temperature", 400)
+    assert other.exit_code == 2
     assert "checkpoint of another System, temperature" in other.stderr
 
-    assert shell("sample", model, "-n", 5000, "-o", tmp_path / "s.npz", "--seed", 1).returncode == 0
+    assert run("sample", model, "-n", 5000, "-o", tmp_path / "s.npz", "--seed", 1).exit_code == 0
     with np.load(tmp_path / "s.npz") as file:
         drawn = dict(file)
     torsion, weights = drawn["slow"][:, 0], np.exp(drawn["log_weights"] - drawn["log_weights"].max())
@@ -306,8 +306,8 @@ def test_a_real_training_from_end_to_end(tmp_path):
     assert 0.1 < share.sum() < 0.7
     assert abs(share[0] - share[1]) < 4 * error  # another seed: fails once in 16,000 runs
 
-    done = shell("report", model, "-n", 2000, "--out", tmp_path / "r")
-    assert done.returncode == 0, done.stderr
+    done = run("report", model, "-n", 2000, "--out", tmp_path / "r")
+    assert done.exit_code == 0, done.stderr
     names = {path.name for path in (tmp_path / "r").iterdir()}
     assert {"report.html", "free_energy_torsions.png", "energies.png", "log_weights.png", "training.png"} == names
 

@@ -23,7 +23,7 @@ import openmm_cgflow as cgf
 from openmm_cgflow import storage
 from openmm_cgflow.potentials import DoubleWell
 from openmm_cgflow.potentials.lepton import Expression
-from openmm_cgflow.stored import StoredModel
+from openmm_cgflow.trained.stored import StoredModel
 from openmm_cgflow.training.reporter import Metrics
 
 
@@ -247,7 +247,7 @@ def test_hostile_checkpoint_is_refused(tmp_path):
         changes[k % 5](made, said)
         path.write_bytes(storage.pack("checkpoint", made, said))
         try:
-            flow().train(evaluations=9001, checkpoint=path, settings=quick, progress=False)
+            flow().train(evaluations=200, checkpoint=path, settings=quick, progress=False)
             outcomes.append("read")
         except cgf.ModelFileError:
             outcomes.append("refused")
@@ -426,7 +426,7 @@ def holder(tmp_path):
     process, ours = started(hold, tmp_path / "a")
     assert ours.recv() == "locked"
     yield process
-    ours.close()
+    process.kill()
     process.join(60)
 
 

@@ -151,7 +151,7 @@ def test_beads_torn_apart_are_driven_back(aldp, beads):
         assert np.isfinite(energy)
         assert np.abs(forces).max() < 1e5  # kJ/mol/nm: a carbon moves 0.0002 nm in a step of 2 fs at that
         context.setVelocitiesToTemperature(300, 1)
-        integrator.step(1000)
+        integrator.step(500)
         after = context.getState(positions=True).getPositions(asNumpy=True)._value
         assert -module(torch.as_tensor(after), torch.tensor(1.0)) / KT > density_of_beads(aldp, beads).min() - 10
         assert not aldp.backmap(after).outside.any()
@@ -167,7 +167,7 @@ def test_dynamics_sample_the_density_of_the_beads(aldp, backend):
     context.setPositions(cg.positions)
     context.setVelocitiesToTemperature(300, 3)
     integrator.step(500)
-    blocks, each = (15, 12) if backend == "torch" else (10, 8)
+    blocks, each = 10, 8
     frames = np.empty((blocks, each, 5, 3))
     for index in np.ndindex(blocks, each):
         integrator.step(20)

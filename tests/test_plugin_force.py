@@ -8,13 +8,13 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from molecules import jiggled, load
+from molecules import DATA, jiggled, load
 
 import openmm_cgflow as cgf
 from openmm_cgflow.openmm_plugin import torch_force
 from openmm_cgflow.openmm_plugin.force import create_force
 
-QUICK = cgf.TrainSettings(points=128, sweeps=5, fit_steps=60, buffer=2000, buffer_steps=20, soft_buffers=10, batch=512)
+MODEL = DATA.parents[1] / "examples" / "models" / "aldp_vacuum.cgflow"
 NO_TORCH = torch_force.why_no_torch_force()
 BACKENDS = [pytest.param("torch", marks=pytest.mark.skipif(NO_TORCH is not None, reason=str(NO_TORCH))), "python"]
 REFERENCE = openmm.Platform.getPlatformByName("Reference")
@@ -22,8 +22,8 @@ REFERENCE = openmm.Platform.getPlatformByName("Reference")
 
 @pytest.fixture(scope="module")
 def aldp() -> cgf.CGFlow:
-    """Alanine dipeptide: two slow torsions, a short training."""
-    return cgf.CGFlow(*load("aldp_vacuum"), seed=1).train(evaluations=60_000, progress=False, settings=QUICK)
+    """The shipped model: alanine dipeptide, two slow torsions."""
+    return cgf.CGFlow.load(MODEL)
 
 
 def context_of(force: openmm.Force, platform: openmm.Platform = REFERENCE) -> openmm.Context:
@@ -200,12 +200,11 @@ def test_python_force_does_not_swallow_a_broken_simulation(aldp):
 
 
 @pytest.mark.skipif(NO_TORCH is not None, reason=str(NO_TORCH))
-def test_torch_force_in_a_script_that_imports_openmm_first(aldp, tmp_path):
-    aldp.save(tmp_path / "aldp.cgflow")
+def test_torch_force_in_a_script_that_imports_openmm_first():
     script = f"""
 import openmm
 import openmm_cgflow as cgf
-flow = cgf.CGFlow.load({str(tmp_path / "aldp.cgflow")!r})
+flow = cgf.CGFlow.load({str(MODEL)!r})
 system = flow.system
 system.addForce(flow.createForce("torch"))
 openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))

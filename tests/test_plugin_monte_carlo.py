@@ -16,12 +16,10 @@ from openmmtools.utils import deserialize, serialize
 import openmm_cgflow as cgf
 from openmm_cgflow.openmm_plugin.proposals import IndependenceSampler
 
-QUICK = cgf.TrainSettings(points=128, sweeps=5, fit_steps=120, buffer=2000, buffer_steps=20, soft_buffers=10, batch=512)
-
 
 @pytest.fixture(scope="module")
-def butane() -> cgf.CGFlow:
-    return cgf.CGFlow(*load("butane"), seed=1).train(evaluations=60_000, progress=False, settings=QUICK)
+def butane(butane_file) -> cgf.CGFlow:
+    return cgf.CGFlow.load(butane_file)
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +60,14 @@ def test_populations_do_not_depend_on_the_flow(butane, poor, quality):
     simulation = simulate()
     monte_carlo = cgf.FlowMonteCarlo(simulation, flow, frequency=10, seed=2)
     angles = []
-    for _ in range(1500):
+    for _ in range(600):
         monte_carlo.step(simulation, 10)
         angles.append(torsion(simulation, flow))
-    blocks = anti(np.array(angles)).reshape(30, -1).mean(1)
+    blocks = anti(np.array(angles)).reshape(20, -1).mean(1)
     found, spread = blocks.mean(), blocks.std() / np.sqrt(len(blocks) - 1)
     assert abs(found - expected) < 4 * np.hypot(spread, error)
-    assert spread < 0.05  # else the line above would show nothing
-    assert monte_carlo.attempted == 1500
+    assert spread < 0.08  # else the line above would show nothing
+    assert monte_carlo.attempted == 600
     assert (monte_carlo.acceptance > 0.5) == (quality == "good")
 
 
@@ -172,11 +170,9 @@ def test_atoms_in_another_order_are_refused(butane):
 # -- openmmtools -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def model(butane, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "butane.cgflow"
-    butane.save(path)
-    return path
+@pytest.fixture
+def model(butane_file):
+    return butane_file
 
 
 def nvt(temperature: float = 300, **options):

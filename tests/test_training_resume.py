@@ -52,7 +52,7 @@ def killed(flow, after: int, **arguments) -> None:
 
 def test_resume_after_load_refines_and_gets_no_worse(tmp_path):
     """Butane, which began anew at the Laplace start once."""
-    flow = cgf.CGFlow(*load("butane"), seed=1).train(evaluations=20_000, progress=False)
+    flow = cgf.CGFlow(*load("butane"), seed=1).train(evaluations=20_000, progress=False, settings=QUICK)
     before = flow.sample(5000, seed=0).ess
     flow.save(tmp_path / "b.cgflow")
     loaded = cgf.CGFlow.load(tmp_path / "b.cgflow")
@@ -261,11 +261,11 @@ sys.path.insert(0, sys.argv[1])
 import openmm_cgflow as cgf
 from molecules import load
 from openmm_cgflow.potentials import DoubleWell
-from openmm_cgflow.training import parallel
-parallel.CHUNK = 24  # many parts
-quick = cgf.TrainSettings(points=64, sweeps=2, fit_steps=5, buffer=2000, buffer_steps=2, soft_buffers=2)
+from openmm_cgflow.compute import parallel
+parallel.CHUNK = 100  # many parts
+quick = cgf.TrainSettings(points=32, sweeps=1, fit_steps=5, buffer=1000, buffer_steps=2, soft_buffers=1)
 vectors = cgf.VectorFlow(DoubleWell(), slow=1, width=2.0)
-for flow, n in ((cgf.CGFlow(*load("butane"), seed=3), 3000), (vectors, 8000)):
+for flow, n in ((cgf.CGFlow(*load("butane"), seed=3), 3000), (vectors, 4000)):
     samples = flow.train(evaluations=n, progress=False, settings=quick).sample(500, seed=0)
     print(hashlib.sha256(samples.positions.tobytes() + samples.log_weights.tobytes()).hexdigest())
 """
@@ -310,8 +310,8 @@ def test_threads_do_not_decide_when_energies_are_compiled(monkeypatch):
 def test_one_seed_gives_one_result_whatever_the_workers(monkeypatch):
     results = []
     for workers in (1, 2, 5):
-        monkeypatch.setattr("openmm_cgflow.training.parallel.available_cores", lambda n=workers: n)
-        monkeypatch.setattr("openmm_cgflow.training.parallel.CHUNK", 24)
+        monkeypatch.setattr("openmm_cgflow.compute.parallel.available_cores", lambda n=workers: n)
+        monkeypatch.setattr("openmm_cgflow.compute.parallel.CHUNK", 24)
         flow = well().train(evaluations=4000, progress=False, settings=QUICK)
         results.append(flow.sample(500, seed=0))
     for other in results[1:]:

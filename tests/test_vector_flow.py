@@ -96,7 +96,7 @@ def test_minima_tell_how_many_directions_are_slow_and_which(target, width, known
 
 def test_double_well_is_learned(tmp_path):
     flow = cgf.VectorFlow(DoubleWell(), slow=1, width=2.0, settings=SMALL)
-    flow.train(evaluations=400_000, progress=False, settings=TrainSettings(points=128))
+    flow.train(evaluations=200_000, progress=False, settings=TrainSettings(points=128))
     samples = flow.sample(20_000, seed=0)
     assert samples.ess > 0.9
     assert samples.logZ == pytest.approx(flow.potential.log_z, abs=0.01)
@@ -143,7 +143,7 @@ def test_tempering_by_weights_keeps_modes_far_apart():
     target = GaussianMixture(means, (0.1 * torch.eye(2)).expand(3, -1, -1))
     flow = cgf.VectorFlow(target, slow=[0], width=3.0, settings=SMALL)
     schedule = AdaptiveTempering(beta=1e-3, delta=0.5, largest=0.2, steps=30)
-    flow.train(evaluations=900_000, progress=False, settings=TrainSettings(tempering=schedule, batch=512))
+    flow.train(evaluations=600_000, progress=False, settings=TrainSettings(tempering=schedule, batch=512))
     samples = flow.sample(10_000, seed=0)
     shares = np.bincount(target.component_of(torch.as_tensor(samples.positions)), weights=samples.weights, minlength=3)
     np.testing.assert_allclose(shares, 1 / 3, atol=0.03)

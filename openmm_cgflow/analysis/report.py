@@ -10,12 +10,12 @@ from openmm_cgflow.analysis.basins import Basin, basins
 from openmm_cgflow.analysis.free_energy import Array, FreeEnergy2D, effective_size, free_energy_1d, free_energy_2d
 from openmm_cgflow.analysis.html import page
 from openmm_cgflow.analysis.plots import plot_energies, plot_free_energies, plot_log_weights, plot_surface
-from openmm_cgflow.analysis.protocols import Flow
 from openmm_cgflow.analysis.style import save_png
 from openmm_cgflow.analysis.summary import coverage_rows, covered, molecule, summary
 from openmm_cgflow.analysis.training_curves import plot_training
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.sampling import Samples, trust
+from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import KB
 
 __all__ = ["report", "torsion_pairs"]
@@ -55,7 +55,7 @@ def torsion_pairs(names: Sequence[str], atoms: Sequence[Sequence[int]], most: in
     return sorted(sorted(pairs, key=rank)[:most])
 
 
-def report(flow: Flow, samples: Samples, out_dir: str | Path, command: str | None = None) -> Path:
+def report(flow: TrainedFlow, samples: Samples, out_dir: str | Path, command: str | None = None) -> Path:
     """Write PNG pictures and one self-contained `report.html` about a flow and its samples.
 
     Args:
@@ -98,7 +98,9 @@ def report(flow: Flow, samples: Samples, out_dir: str | Path, command: str | Non
     return path
 
 
-def _surfaces(flow: Flow, samples: Samples, folder: Path) -> tuple[list[tuple[Path, str, bool]], list[tuple[str, ...]]]:
+def _surfaces(
+    flow: TrainedFlow, samples: Samples, folder: Path
+) -> tuple[list[tuple[Path, str, bool]], list[tuple[str, ...]]]:
     """A picture and the lines of the table of basins for each pair of torsions."""
     pictures: list[tuple[Path, str, bool]] = []
     cells: list[tuple[str, ...]] = []
@@ -128,7 +130,7 @@ def _basins(surface: FreeEnergy2D, angles: Array, samples: Samples) -> list[Basi
     return [basin for basin in found if basin.population > 2 * basin.error or basin.population > 1e-3]
 
 
-def _torsions(flow: Flow, samples: Samples, folder: Path) -> list[tuple[Path, str, bool]]:
+def _torsions(flow: TrainedFlow, samples: Samples, folder: Path) -> list[tuple[Path, str, bool]]:
     """One picture of the free energies along all slow torsions."""
     names = list(flow.slow_names)
     if not names:
@@ -169,7 +171,7 @@ def _weights(samples: Samples, folder: Path) -> list[tuple[Path, str, bool]]:
     ]
 
 
-def _training(flow: Flow, folder: Path) -> list[tuple[Path, str, bool]]:
+def _training(flow: TrainedFlow, folder: Path) -> list[tuple[Path, str, bool]]:
     """The training curves, if the flow remembers its training."""
     if not flow.history:
         return []

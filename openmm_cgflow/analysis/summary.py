@@ -4,8 +4,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from openmm_cgflow.analysis.protocols import Flow
 from openmm_cgflow.sampling import Samples, trust
+from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import KB
 
 if TYPE_CHECKING:
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 __all__ = ["duration", "summary", "trust", "versions"]
 
 
-def covered(flow: Flow) -> bool | None:
+def covered(flow: TrainedFlow) -> bool | None:
     """Whether an audit found that the flow reaches every form; None without one."""
     coverage = getattr(flow, "coverage", None)
     return coverage.covered if coverage is not None and coverage.audited else None
 
 
-def coverage_rows(flow: Flow) -> list[tuple[str, str]]:
+def coverage_rows(flow: TrainedFlow) -> list[tuple[str, str]]:
     """What an audit found, or that there was none: label and text."""
     coverage = getattr(flow, "coverage", None)
     return (
@@ -61,7 +61,7 @@ def molecule(topology: "Topology") -> str:
     return "-".join(names) if len(names) <= 12 else "-".join([*names[:10], "...", names[-1]])
 
 
-def summary(flow: Flow, samples: Samples, command: str | None = None) -> list[tuple[str, str]]:
+def summary(flow: TrainedFlow, samples: Samples, command: str | None = None) -> list[tuple[str, str]]:
     """Every line of the report's table.
 
     Args:
@@ -104,6 +104,6 @@ def _log_z_label(samples: Samples) -> str:
     return f"log Z (internal coordinates, nm and rad{one})"
 
 
-def _degrees_of_freedom(flow: Flow) -> int:
+def _degrees_of_freedom(flow: TrainedFlow) -> int:
     """3 for each atom, less the rigid motion and the constraints."""
     return 3 * flow.topology.getNumAtoms() - 6 - flow.system.getNumConstraints()

@@ -1,6 +1,7 @@
 """Training curves: ESS, log Z and loss against evaluations and seconds, by stage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,10 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from openmm_cgflow.analysis.free_energy import Array
-from openmm_cgflow.analysis.protocols import Row
 from openmm_cgflow.analysis.style import CYCLE, figure, theme
 
 __all__ = ["curve", "plot_training"]
+
+Row = Mapping[str, Any]
+"""A row of a training history: stage, seconds, evaluations, ess, logZ, loss, beta; any value may be None."""
 
 ROWS = (("ess", "ESS (%)", 100.0), ("logZ", r"$\ln Z$", 1.0), ("loss", "loss above the\nstage's lowest", 1.0))
 COLUMNS = (("evaluations", "energy evaluations"), ("seconds", "time (s)"))

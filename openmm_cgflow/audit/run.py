@@ -2,25 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from openmm import unit
 
-from openmm_cgflow.audit.coverage import Coverage, Form, heaviest_first, rounded
 from openmm_cgflow.audit.difference import Difference, Differences
 from openmm_cgflow.audit.relabel import Relabel
 from openmm_cgflow.audit.surface import Surface, langevin, quench
 from openmm_cgflow.audit.weigh import cost, log_partition
+from openmm_cgflow.compute import Parallel, seeded
 from openmm_cgflow.coordinates.axes import Axis
 from openmm_cgflow.coordinates.barriers import TURNING_BARRIER
 from openmm_cgflow.coordinates.forms import Fingerprint, handedness, same_isomer
 from openmm_cgflow.coordinates.perception import Perceived, perceive
-from openmm_cgflow.sampling import Samples
+from openmm_cgflow.coverage import Coverage, Form, heaviest_first, rounded
 from openmm_cgflow.trained import TrainedFlow
-from openmm_cgflow.training import Parallel
-from openmm_cgflow.units import KB, PositionsLike
+from openmm_cgflow.units import KB
 
 __all__ = ["LEAST", "audit"]
 
@@ -42,18 +40,6 @@ _TOUCHING = 0.11  # nm: atoms that are not bonded nor share a neighbour and are 
 _CONFIGURATION = 100.0  # kJ/mol: forms behind a higher barrier are other compounds
 
 
-class Auditable(TrainedFlow, Protocol):
-    """What an audit needs of a flow beside what the plugin does."""
-
-    seed: int
-
-    def sample(self, n: int, seed: int | None = None) -> Samples:
-        """Independent samples."""
-
-    def logDensity(self, positions: PositionsLike) -> np.ndarray:
-        """Log-densities `(n,)` of positions."""
-
-
 @dataclass
 class _Minima:
     """Minima of the energy: `x (n, atoms, 3)` nm, float64, and `energy (n,)` kJ/mol."""
@@ -71,7 +57,7 @@ class _Minima:
         return _Minima(np.concatenate([self.x, other.x]), np.concatenate([self.energy, other.energy]))
 
 
-def audit(flow: Auditable, evaluations: int, over: Callable[[], bool] = lambda: False) -> Coverage:
+def audit(flow: TrainedFlow, evaluations: int, over: Callable[[], bool] = lambda: False) -> Coverage:
     """Look for forms of the molecule that a flow does not reach.
 
     Walkers start from samples of the flow, each at its own temperature between two and five times the flow's, are
@@ -88,7 +74,7 @@ def audit(flow: Auditable, evaluations: int, over: Callable[[], bool] = lambda: 
     before = flow.potential.evaluations
     if evaluations < LEAST:
         return Coverage(why_not=f"{evaluations:,} evaluations are too few for it, at least {LEAST:,} are needed")
-    with Parallel() as parallel:
+    with flow.compute.parallel() as parallel:
         surface = Surface(flow.potential, flow.system, parallel, evaluations, over)
         auditor = _Auditor(flow, surface, parallel, evaluations)
         auditor.explore()
@@ -99,10 +85,10 @@ def audit(flow: Auditable, evaluations: int, over: Callable[[], bool] = lambda: 
 
 
 class _Auditor:
-    def __init__(self, flow: Auditable, surface: Surface, parallel: Parallel, evaluations: int) -> None:
+    def __init__(self, flow: TrainedFlow, surface: Surface, parallel: Parallel, evaluations: int) -> None:
         self.flow, self.surface, self.parallel = flow, surface, parallel
         self.kT = flow.target.kT
-        self.generator = torch.Generator().manual_seed(flow.seed)
+        self.generator = seeded(flow.seed)
         x = np.asarray(flow.positions.value_in_unit(unit.nanometer))
         self.perceived: Perceived = perceive(flow.topology, flow.system, x)
         self.molecule = self.perceived.molecule

@@ -6,8 +6,8 @@ import openmm
 import torch
 from torch import Tensor
 
+from openmm_cgflow.compute import Parallel
 from openmm_cgflow.potentials import Potential
-from openmm_cgflow.training import Parallel
 
 __all__ = ["Surface", "langevin", "quench"]
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openmm_cgflow.compute import Parallel
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.potentials import Potential
-from openmm_cgflow.training import Parallel
 
 __all__ = ["cost", "log_partition"]
 

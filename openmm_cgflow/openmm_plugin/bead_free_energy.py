@@ -5,11 +5,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from openmm_cgflow.compute import BATCH, seeded
 from openmm_cgflow.trained import TrainedFlow
 
 __all__ = ["BeadFreeEnergy"]
 
-_SAMPLES = 20_000  # of the flow's beads, whose extent is the region that it knows
 _MARGIN = 0.5  # by which that region is widened, in thermal widths
 _SLOPE = 8.0  # of the energy outside, kT for each thermal width
 
@@ -39,7 +39,7 @@ class BeadFreeEnergy(nn.Module):
         self.bead_flow = copy.deepcopy(flow.flow.bead_flow).double().requires_grad_(False)
         self.kT = flow.target.kT
         self.register_buffer("atoms", torch.arange(self.coordinates.n_atoms) if atoms is None else torch.tensor(atoms))
-        beads, context = self.bead_flow.sample(_SAMPLES, torch.Generator().manual_seed(0))
+        beads, context = self.bead_flow.sample(BATCH, seeded(0))  # their extent is the region that it knows
         stiff, whitened = self.bead_flow.split(beads)[1], context[:, self.bead_flow.slow.n_features :]
         self.register_buffer("low", whitened.amin(0) - _MARGIN)
         self.register_buffer("high", whitened.amax(0) + _MARGIN)

@@ -13,12 +13,11 @@ from openmm_cgflow.openmm_plugin.dynamics import ConstraintMetric
 from openmm_cgflow.openmm_plugin.matching import check_masses, check_system, check_temperature
 from openmm_cgflow.openmm_plugin.monte_carlo import attempt
 from openmm_cgflow.openmm_plugin.proposals import IndependenceSampler
+from openmm_cgflow.trained import TrainedFlow
 
 if TYPE_CHECKING:
     from openmmtools.cache import ContextCache
     from openmmtools.states import SamplerState, ThermodynamicState
-
-    from openmm_cgflow.model import CGFlow
 
 __all__ = ["FlowMove"]
 
@@ -42,7 +41,10 @@ class FlowMove(MCMCMove):
     """
 
     def __init__(
-        self, model: "str | Path | CGFlow", any_temperature: bool = False, context_cache: "ContextCache | None" = None
+        self,
+        model: str | Path | TrainedFlow,
+        any_temperature: bool = False,
+        context_cache: "ContextCache | None" = None,
     ) -> None:
         super().__init__(context_cache=context_cache)
         self._path: str | None = None
@@ -130,7 +132,7 @@ class FlowMove(MCMCMove):
         return f"FlowMove({self._path or self.flow}, accepted {self.n_accepted} of {self.n_proposed})"
 
 
-def _read(path: str) -> "tuple[str, CGFlow]":
+def _read(path: str) -> tuple[str, TrainedFlow]:
     try:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
@@ -139,8 +141,6 @@ def _read(path: str) -> "tuple[str, CGFlow]":
 
 
 @lru_cache(maxsize=8)
-def _load(path: str, digest: str) -> "CGFlow":
+def _load(path: str, digest: str) -> TrainedFlow:
     """The flow of a file, read once for the many moves that share it."""
-    from openmm_cgflow.model import CGFlow  # the facade imports this room
-
-    return CGFlow.load(path)
+    return TrainedFlow.load(path)

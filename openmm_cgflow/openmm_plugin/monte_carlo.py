@@ -5,7 +5,7 @@ import json
 import logging
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import Self, TextIO
 
 import numpy as np
 import openmm
@@ -15,10 +15,8 @@ from openmm_cgflow.errors import InvalidInputError, ModelFileError, TrainingErro
 from openmm_cgflow.openmm_plugin.dynamics import ConstraintMetric, integrated_groups, thermostat_temperature
 from openmm_cgflow.openmm_plugin.matching import check_masses, check_system, check_thermostat, check_topology
 from openmm_cgflow.openmm_plugin.proposals import IndependenceSampler
+from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import KB
-
-if TYPE_CHECKING:
-    from openmm_cgflow.model import CGFlow
 
 __all__ = ["FlowMonteCarlo", "attempt"]
 
@@ -104,7 +102,7 @@ class FlowMonteCarlo:
     def __init__(
         self,
         simulation: app.Simulation,
-        flow: "CGFlow",
+        flow: TrainedFlow,
         frequency: int = 1000,
         seed: int = 0,
         log: str | Path | TextIO | None = None,

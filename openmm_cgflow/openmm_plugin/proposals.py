@@ -1,14 +1,12 @@
 """Independent proposals of a flow, and the ratio by which they are accepted."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from openmm_cgflow.openmm_plugin.structure_density import StructureDensity
-
-if TYPE_CHECKING:
-    from openmm_cgflow.model import CGFlow
+from openmm_cgflow.trained import TrainedFlow
 
 __all__ = ["IndependenceSampler"]
 
@@ -37,7 +35,7 @@ class IndependenceSampler:
         outside: how many found a structure that the flow never gives (another isomer), where it cannot be left.
     """
 
-    def __init__(self, flow: "CGFlow", seed: int, batch: int = 1024) -> None:
+    def __init__(self, flow: TrainedFlow, seed: int, batch: int = 1024) -> None:
         self.flow, self._batch = flow, batch
         self.density = StructureDensity.of(flow)
         self._generator = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
 """Flow proposals in OpenMM's own replica exchange."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from openmm import app, unit
 
@@ -15,9 +15,7 @@ from openmm_cgflow.openmm_plugin.matching import (
 )
 from openmm_cgflow.openmm_plugin.monte_carlo import attempt
 from openmm_cgflow.openmm_plugin.proposals import IndependenceSampler
-
-if TYPE_CHECKING:
-    from openmm_cgflow.model import CGFlow
+from openmm_cgflow.trained import TrainedFlow
 
 __all__ = ["FlowReplicaExchangeSampler"]
 
@@ -46,7 +44,7 @@ class FlowReplicaExchangeSampler(_Base):
         states: list[dict],
         simulation: app.Simulation,
         stepsPerIteration: int,
-        flow: "CGFlow",
+        flow: TrainedFlow,
         proposals: int = 1,
         seed: int = 0,
         reinitializeVelocities: bool = False,

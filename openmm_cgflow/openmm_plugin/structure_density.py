@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from openmm_cgflow.compute import seeded
 from openmm_cgflow.flows import JointFlow
 from openmm_cgflow.openmm_plugin.compiled_forces import fold_constants
 from openmm_cgflow.openmm_plugin.numpy_graph import replayed_by_numpy
+from openmm_cgflow.sampling import Drawn
 from openmm_cgflow.trained import TrainedFlow
 
 __all__ = ["StructureDensity"]
@@ -62,11 +64,11 @@ class StructureDensity:
             positions `(n, atoms, 3)` in nm around their centroid, and their log-densities `(n,)`: plus infinity
             outside the domain of the coordinates, where the flow claims to give nothing.
         """
-        generator = torch.Generator().manual_seed(seed)
-        q, log_prob = self.flow.sample_from(self.flow.draw_noise(n, generator))
-        x, logdet = self.coordinates.to_cartesian(q.double())
-        x = self.coordinates.relabelled(x - x.mean(1, keepdim=True), generator)
-        log_density = torch.where(self.coordinates.in_domain(q), log_prob.double() - logdet, torch.inf)
+        generator = seeded(seed)
+        q, log_q = self.flow.sample_from(self.flow.draw_noise(n, generator))
+        drawn = Drawn.of(self.coordinates, q.double(), log_q)
+        x = self.coordinates.relabelled(drawn.x - drawn.x.mean(1, keepdim=True), generator)
+        log_density = torch.where(drawn.inside, drawn.log_density, torch.inf)
         return x.numpy(), log_density.nan_to_num(math.inf, math.inf, math.inf).numpy()
 
 

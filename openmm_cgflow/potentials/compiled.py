@@ -8,10 +8,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
-import torch._inductor
 from torch import Tensor
-from torch._inductor import config as inductor_config
-from torch.fx.experimental.proxy_tensor import make_fx
 
 __all__ = ["EnergyGradient", "compile_energy_gradient", "compiler_available"]
 
@@ -42,6 +39,9 @@ def compile_energy_gradient(function: EnergyGradient, example: Tensor) -> Energy
     Raises:
         Exception: Whatever the compiler raises.
     """
+    import torch._inductor  # the compiler takes a second to import, and most programs never compile
+    from torch._inductor import config as inductor_config
+
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -56,6 +56,8 @@ def compile_energy_gradient(function: EnergyGradient, example: Tensor) -> Energy
 
 
 def _trace(function: EnergyGradient, example: Tensor) -> torch.fx.GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
     # The tracer knows tensors by their Python objects: none may be collected while autograd still holds its C++ side.
     collecting = gc.isenabled()
     gc.disable()

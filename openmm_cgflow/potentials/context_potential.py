@@ -11,6 +11,7 @@ import openmm
 import torch
 from torch import Tensor
 
+from openmm_cgflow.compute import available_cores
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.potentials.base import EnergyWithGradient, Potential, check_positions
 from openmm_cgflow.potentials.evaluator import Evaluator, Result, fastest_platform
@@ -22,10 +23,6 @@ __all__ = ["ContextPotential"]
 _log = logging.getLogger(__name__)
 _WORTH_SENDING = 0.02  # seconds of work below which a batch stays in this process
 _MOST_WORKERS = 16
-
-
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _as_xml(system: openmm.System) -> str | None:
@@ -85,7 +82,7 @@ class ContextPotential(Potential):
         self._evaluator: Evaluator | None = Evaluator(self._system, platform)
         self._automatic = workers is None
         if workers is None:
-            cores = _available_cores() if platform in ("Reference", "CPU") else 1
+            cores = available_cores() if platform in ("Reference", "CPU") else 1
             workers = min(cores, _MOST_WORKERS) if cores > 1 else 0
         self.workers = workers
         self._xml = _as_xml(self._system)

@@ -1,6 +1,7 @@
-"""Samples with weights and diagnostics."""
+"""Drawing and weighing: what was drawn (`Drawn`), the density that weighs it, samples with weights, diagnostics."""
 
 from openmm_cgflow.sampling.samples import Samples
+from openmm_cgflow.sampling.target import BoltzmannTarget, Drawn
 from openmm_cgflow.sampling.weights import (
     clip_log_weights,
     effective_sample_size,
@@ -13,6 +14,8 @@ from openmm_cgflow.sampling.weights import (
 )
 
 __all__ = [
+    "BoltzmannTarget",
+    "Drawn",
     "Samples",
     "clip_log_weights",
     "effective_sample_size",

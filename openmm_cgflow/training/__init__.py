@@ -5,14 +5,14 @@
 is in a `state_dict`, and a checkpoint is that of the trainer.
 """
 
+from openmm_cgflow.compute import Parallel, available_cores
+from openmm_cgflow.sampling import BoltzmannTarget
 from openmm_cgflow.training.budget import Budget, Spent
 from openmm_cgflow.training.laplace import LaplaceMixture, curvature_factor, laplace, minimise
 from openmm_cgflow.training.objectives import joint_reverse_kl, negative_log_likelihood, stiff_divergence
-from openmm_cgflow.training.parallel import Parallel, available_cores
 from openmm_cgflow.training.reporter import Metrics, Reporter
 from openmm_cgflow.training.settings import TrainSettings
 from openmm_cgflow.training.start import anneal_soft, separating_directions, soft_and_stiff
-from openmm_cgflow.training.target import BoltzmannTarget
 from openmm_cgflow.training.tempering import AdaptiveTempering, GeometricTempering, Level, Tempering
 from openmm_cgflow.training.trainer import Trainer
 

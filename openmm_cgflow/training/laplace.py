@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openmm_cgflow.training.parallel import CHUNK, Parallel
-from openmm_cgflow.training.target import BoltzmannTarget
+from openmm_cgflow.compute import CHUNK, Parallel
+from openmm_cgflow.sampling import BoltzmannTarget
 
 __all__ = ["LaplaceMixture", "curvature_factor", "laplace", "minimise"]
 

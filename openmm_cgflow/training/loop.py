@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from openmm_cgflow.compute import Parallel
 from openmm_cgflow.storage import fill
 from openmm_cgflow.training.budget import Budget, Spent
-from openmm_cgflow.training.parallel import Parallel
 from openmm_cgflow.training.reporter import Metrics, Reporter
 
 __all__ = ["Loop", "Stage"]

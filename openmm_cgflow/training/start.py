@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from openmm_cgflow.sampling import effective_sample_size
+from openmm_cgflow.compute import Parallel
+from openmm_cgflow.sampling import BoltzmannTarget, effective_sample_size
 from openmm_cgflow.training.laplace import curvature_factor, minimise
-from openmm_cgflow.training.parallel import Parallel
-from openmm_cgflow.training.target import BoltzmannTarget
 
 __all__ = ["anneal_soft", "separating_directions", "soft_and_stiff"]
 

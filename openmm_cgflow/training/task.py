@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openmm_cgflow.compute import CHUNK
 from openmm_cgflow.flows import JointFlow, SoftVariables
+from openmm_cgflow.sampling import BoltzmannTarget, Drawn
 from openmm_cgflow.storage import fill
 from openmm_cgflow.training.loop import Loop
-from openmm_cgflow.training.parallel import CHUNK
 from openmm_cgflow.training.replay import Replay
 from openmm_cgflow.training.settings import TrainSettings
 from openmm_cgflow.training.start import soft_and_stiff
-from openmm_cgflow.training.target import BoltzmannTarget
 
 __all__ = ["BUFFER", "Task"]
 
@@ -91,17 +91,17 @@ class Task:
         Raises:
             Spent: if the budget does not have enough for any.
         """
-
-        def weigh(noise: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.no_grad():  # each thread has its own gradient mode
-                q, log_prob = self.flow.sample_from(noise)
-                return q, -self.target.action(q, beta) - log_prob
-
-        self.target.settle()
         noise = self.flow.draw_noise(loop.rows(most, BUFFER), self.generator)
+        drawn = self.draw(loop, noise, chunk=loop.rows(CHUNK))
+        return self.replay.keep(drawn.q, drawn.log_weights(beta))
+
+    def draw(self, loop: Loop, noise: Tensor, chunk: int | None = None) -> Drawn:
+        """Own samples made of noise, with their energies."""
+        self.target.settle()
         with loop.timed():
-            q, log_weights = loop.parallel.map(weigh, noise, chunk=loop.rows(CHUNK))
-        return self.replay.keep(q, torch.where(torch.isfinite(log_weights), log_weights, -math.inf))
+            return Drawn(
+                *loop.parallel.map(lambda part: self.target.weigh(*self.flow.sample_from(part)), noise, chunk=chunk)
+            )
 
     def step(
         self, loop: Loop, rate: float, loss: Callable[..., Tensor | tuple[Tensor, ...]], *rows: Tensor

@@ -5,13 +5,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
+from openmm_cgflow.compute import Parallel, seeded
 from openmm_cgflow.flows import JointFlow
 from openmm_cgflow.storage import fill
 from openmm_cgflow.training.budget import Budget
 from openmm_cgflow.training.loop import Loop
-from openmm_cgflow.training.parallel import Parallel
 from openmm_cgflow.training.reporter import Metrics, Reporter
 from openmm_cgflow.training.settings import TrainSettings
 from openmm_cgflow.training.stages import Refine, Soft, Stage, Start, Temper
@@ -36,7 +34,7 @@ class Trainer:
     ) -> None:
         settings = settings or TrainSettings()
         self.target = target
-        self.task = Task(flow, target, settings, torch.Generator().manual_seed(seed))
+        self.task = Task(flow, target, settings, seeded(seed))
         self.temper, self.refine = Temper(self.task), Refine(self.task)
         stages: dict[str, Stage] = {"tempering": self.temper, "refine": self.refine}
         stages |= {"laplace": Start(self.task), "soft": Soft(self.task)}

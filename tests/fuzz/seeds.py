@@ -4,10 +4,11 @@ import numpy as np
 import openmm
 from openmm import app
 
-import openmm_cgflow as cgf
 from openmm_cgflow import storage
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.flows import FlowSettings
+from openmm_cgflow.trained import TrainedFlow
+from openmm_cgflow.trained.stored import Molecule
 from openmm_cgflow.units import in_nm
 
 SMALL = FlowSettings(
@@ -70,17 +71,10 @@ def peroxide() -> tuple[app.Topology, openmm.System, np.ndarray]:
 def model(topology: app.Topology, system: openmm.System, positions: object) -> bytes:
     """The file of an untrained model with small networks."""
     x = in_nm(positions)
-    flow = cgf.CGFlow.__new__(cgf.CGFlow)
-    flow._assemble(topology, system, x, 300.0, InternalCoordinates.fromTopology(topology, system, x), SMALL)
+    molecule = Molecule(topology, system, x, InternalCoordinates.fromTopology(topology, system, x))
+    flow = TrainedFlow(molecule, 300.0, SMALL)
     flow.history = [{"stage": "laplace", "seconds": 1.0, "evaluations": 10, "beta": None, "loss": 0.5, "dropped": 0}]
-    header = {
-        "topology": storage.topology_to_json(topology),
-        "system": storage.system_to_xml(system),
-        "coordinates": flow.coordinates.state(),
-    }
-    import torch
-
-    return storage.pack("model", flow._tensors() | {"positions": torch.as_tensor(x)}, flow._header() | header)
+    return storage.pack("model", *flow._contents())
 
 
 def hostile_system() -> str:

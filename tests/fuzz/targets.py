@@ -14,7 +14,7 @@ from openmm_cgflow import storage
 from openmm_cgflow.errors import ModelFileError, UnsupportedForceError
 from openmm_cgflow.potentials.lepton import Expression
 from openmm_cgflow.storage.container import _header_length
-from openmm_cgflow.stored import StoredModel, check_network, molecule_of
+from openmm_cgflow.trained.stored import StoredModel, check_network, molecule_of
 
 
 @dataclass

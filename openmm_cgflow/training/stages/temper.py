@@ -57,19 +57,9 @@ class Temper:
 
     def _samples(self, loop: Loop) -> tuple[Tensor, Tensor]:
         """Reduced energies and log-densities of positions, `(n,)`, of own samples."""
-        task = self.task
-
-        def parts(noise: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.no_grad():  # each thread has its own gradient mode
-                q, log_prob = task.flow.sample_from(noise)
-                u, logdet = task.target.parts(q)
-            return u, log_prob - logdet
-
-        task.target.settle()
-        noise = task.flow.draw_noise(loop.rows(task.settings.batch), task.generator)
-        with loop.timed():
-            u, log_density = loop.parallel.map(parts, noise)
-        return u, log_density
+        noise = self.task.flow.draw_noise(loop.rows(self.task.settings.batch), self.task.generator)
+        drawn = self.task.draw(loop, noise)
+        return torch.where(torch.isfinite(drawn.u), drawn.u, torch.inf), drawn.log_q - drawn.log_measure
 
     def _learn(self, loop: Loop, schedule: Tempering, level: Level) -> None:
         """The steps at one temperature."""

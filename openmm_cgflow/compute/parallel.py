@@ -1,5 +1,6 @@
 """Parts of a batch in threads, one a core: for small tensors that beats threads inside each operation."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +10,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CHUNK", "Parallel", "available_cores"]
+__all__ = ["BATCH", "CHUNK", "Parallel", "available_cores"]
 
-CHUNK = 512  # rows that a thread gets at once
+BATCH = 20_000
+"""Rows that are drawn at a time: more take more memory and are no faster."""
+CHUNK = 512
+"""Rows that a thread gets at once."""
+_LEAST = 16  # rows, below which a chunk is not halved where memory is short
+_log = logging.getLogger("openmm_cgflow")
 Result = TypeVar("Result")
 
 
@@ -26,17 +32,23 @@ class Parallel:
     """A pool of threads over which batches are spread; while active, torch uses one thread for each operation.
 
     torch releases the interpreter in its operations, so that threads scale: 1.6 times on two cores for a gradient
-    with 512 rows a thread, where two threads inside each operation gave nothing. On a GPU one worker is right.
+    with 512 rows a thread, where two threads inside each operation gave nothing. A GPU is given one batch at a time.
 
     Batches are cut into the same parts, and results are added up in the same order, for any number of workers: it
-    decides how long something takes, and never what comes out.
+    decides how long something takes, and never what comes out. They may come from the CPU, and go to the device first,
+    whole. Where the memory of a GPU is too small for a part, parts are halved from then on, and a warning says so.
 
     Arguments:
-        workers: number of threads; the available cores, at most 8, by default.
+        workers: number of threads; by default the available cores, at most 8, and one for a GPU.
+        device: where the work is done.
     """
 
-    def __init__(self, workers: int | None = None) -> None:
-        self.workers = workers or min(8, available_cores())
+    def __init__(self, workers: int | None = None, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
+        on_cpu = self.device.type == "cpu"
+        self.workers = workers or (min(8, available_cores()) if on_cpu else 1)
+        self._rows = CHUNK if on_cpu else BATCH  # of a part, where they do not matter
+        self._most = BATCH
         self._pool = ThreadPoolExecutor(self.workers)
 
     def __enter__(self) -> "Parallel":
@@ -53,14 +65,19 @@ class Parallel:
     def map(
         self, function: Callable[..., tuple[Tensor, ...]], *batches: Tensor, chunk: int | None = None
     ) -> tuple[Tensor, ...]:
-        """`function` of row chunks of `batches`, joined along the rows again.
+        """`function` of row chunks of `batches`, without gradients, joined along the rows again.
 
         Arguments:
             function: takes as many tensors as there are batches and returns a tuple of tensors with the same rows.
             batches: tensors with equal numbers of rows.
-            chunk: largest number of rows in one call; 512 by default.
+            chunk: largest number of rows in one call; by default 512, and more on a GPU.
         """
-        results = self._each(function, batches, chunk or CHUNK)
+
+        def part(*piece: Tensor) -> tuple[Tensor, ...]:
+            with torch.no_grad():  # each thread has its own gradient mode
+                return function(*piece)
+
+        results = self._each(part, batches, chunk or self._rows)
         return tuple(torch.cat(column) for column in zip(*results, strict=True))
 
     def gradients(
@@ -93,5 +110,17 @@ class Parallel:
 
     def _each(self, function: Callable[..., Result], batches: Sequence[Tensor], chunk: int) -> list[Result]:
         """`function` of each chunk, in their order: in a thread of the pool even where there is but one."""
-        pieces = zip(*[torch.split(batch, chunk) for batch in batches], strict=True)
-        return list(self._pool.map(lambda piece: function(*piece), list(pieces)))
+        batches = [batch.to(self.device) for batch in batches]
+        while True:
+            rows = min(chunk, self._most)
+            pieces = list(zip(*[torch.split(batch, rows) for batch in batches], strict=True))
+            try:
+                return list(self._pool.map(lambda piece: function(*piece), pieces))
+            except torch.OutOfMemoryError:
+                largest = len(pieces[0][0])
+                if largest <= _LEAST:
+                    raise
+                self._most = largest // 2
+                where, now = self.device, self._most
+                _log.warning("the memory of %s is too small for %d rows at once: going on with %d", where, largest, now)
+                torch.cuda.empty_cache()

@@ -10,8 +10,8 @@ import torch
 from openmm import app
 from torch import Tensor
 
-from openmm_cgflow.audit import Coverage
 from openmm_cgflow.coordinates import InternalCoordinates, LinearCoordinates
+from openmm_cgflow.coverage import Coverage
 from openmm_cgflow.errors import InvalidInputError, ModelFileError
 from openmm_cgflow.flows import FlowSettings, JointFlow
 from openmm_cgflow.storage import (

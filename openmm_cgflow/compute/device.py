@@ -1,0 +1,67 @@
+"""The device on which a flow, its coordinates and its energies are, and random numbers that do not depend on it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openmm_cgflow.compute.parallel import Parallel
+from openmm_cgflow.errors import InvalidInputError
+
+__all__ = ["Compute", "Device", "seeded"]
+
+Device = str | torch.device
+"""A device as torch names it: `"cpu"`, `"cuda"`, `"cuda:1"`."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where a flow lives and works.
+
+    Attributes:
+        device: of flow, coordinates and energies, and of all that is computed with them.
+    """
+
+    device: torch.device
+
+    @classmethod
+    def on(cls, device: Device | None = None) -> "Compute":
+        """A device by its name; by default the GPU where there is one, else the CPU.
+
+        Raises:
+            InvalidInputError: there is no such device.
+
+        Example:
+            >>> Compute.on("cpu").device
+            device(type='cpu')
+        """
+        if device is None:
+            return cls(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            chosen = torch.device(device)
+            torch.empty(0, device=chosen)
+        except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+            reason = str(error).split("\n", maxsplit=1)[0]
+            raise InvalidInputError(
+                f'device is {str(device)!r}, which cannot be used here ({reason}); give "cpu", or "cuda" where there '
+                "is a GPU and a torch built for it"
+            ) from error
+        return cls(chosen)
+
+    def parallel(self) -> Parallel:
+        """Threads on a CPU, one stream on a GPU."""
+        return Parallel(device=self.device)
+
+    def tensor(self, values: Any) -> Tensor:  # noqa: ANN401
+        """An array as a tensor here."""
+        return torch.as_tensor(values).to(self.device)
+
+
+def seeded(seed: int | None = None) -> torch.Generator:
+    """A generator on the CPU: what it gives is moved to where it is needed, so that one seed gives one result anywhere.
+
+    Arguments:
+        seed: of its numbers; drawn from torch's global generator if None.
+    """
+    return torch.Generator().manual_seed(int(torch.randint(2**31, (1,))) if seed is None else seed)

@@ -1,0 +1,172 @@
+"""The trained flow of a molecule."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import openmm
+import torch
+from openmm import app, unit
+from torch import Tensor
+
+from openmm_cgflow.coordinates import InternalCoordinates
+from openmm_cgflow.coordinates.system_bonds import constraints_of
+from openmm_cgflow.copies import copied_system, copied_topology
+from openmm_cgflow.coverage import Coverage
+from openmm_cgflow.door import structure_reader
+from openmm_cgflow.errors import ModelFileError
+from openmm_cgflow.flows import FlowSettings
+from openmm_cgflow.potentials import make_potential
+from openmm_cgflow.storage import (
+    check_storable,
+    read_as,
+    read_file,
+    reading,
+    system_to_xml,
+    topology_to_json,
+    write_file,
+)
+from openmm_cgflow.structures import CONSTRAINT_TOLERANCE
+from openmm_cgflow.trained.base import Trained
+from openmm_cgflow.trained.stored import Molecule, StoredModel, check_network, molecule_of
+
+__all__ = ["TrainedFlow"]
+
+_log = logging.getLogger("openmm_cgflow")
+
+
+class TrainedFlow(Trained[InternalCoordinates]):
+    """A flow of one molecule.
+
+    Arguments:
+        molecule: what it is of; it is kept, not copied.
+        kelvin: temperature, K.
+        settings: sizes of the networks.
+
+    Attributes:
+        coverage: what the last audit found; None before one.
+
+    Example:
+        TrainedFlow.load("model.cgflow").sample(1000)
+    """
+
+    coverage: Coverage | None = None
+
+    def __init__(self, molecule: Molecule, kelvin: float, settings: FlowSettings) -> None:
+        self._topology, self._system, self._positions = molecule.topology, molecule.system, molecule.positions
+        self._structures = structure_reader(self._topology, self._system, self._positions)
+        potential = make_potential(self._system, self._positions, kelvin)
+        super().__init__(potential, molecule.coordinates, kelvin, settings)
+
+    @property
+    def topology(self) -> app.Topology:
+        """The molecule: a copy at each call; to change it does not change the flow."""
+        return copied_topology(self._topology)
+
+    @property
+    def system(self) -> openmm.System:
+        """The System that the flow is of: a copy at each call; forces added to it are not part of the flow."""
+        return copied_system(self._system)
+
+    @property
+    def constraints(self) -> dict[tuple[int, int], float]:
+        """Constrained distances, nm, by pairs of atoms."""
+        return constraints_of(self._system)
+
+    @property
+    def positions(self) -> unit.Quantity:
+        """The structure that the flow was made from, `(atoms, 3)`; a copy."""
+        return self._positions.copy() * unit.nanometer
+
+    @property
+    def slow_torsions(self) -> list[tuple[int, int, int, int]]:
+        """Atom indices of the slow torsions."""
+        return self.coordinates.slow_torsions
+
+    def _read(self, positions: Any) -> np.ndarray:  # noqa: ANN401
+        # a poor flow's samples may have open rings, but no atom is far from that on which it was placed
+        return self._structures.read(positions, only=self.coordinates.placing_pairs)
+
+    @torch.no_grad()
+    def logDensity(self, positions: Any) -> np.ndarray:  # noqa: ANN401
+        """Log-density of the flow at positions, per nm^(3 atoms - 6), rigid motion taken out.
+
+        Under constraints it is the density on the surface where they hold, per nm^(3 atoms - 6 - constraints).
+        Constrained distances may be off by 0.002 nm, as files with three decimals leave them.
+
+        Arguments:
+            positions: `(atoms, 3)` or `(n, atoms, 3)`, in any orientation: an mdtraj Trajectory (its atoms are put in
+                order by their names, and made whole by its box), an OpenMM State, a Quantity, or numbers in nm.
+
+        Returns:
+            `(n,)`; minus infinity for the other chirality, another isomer, or constraints that do not hold.
+
+        Raises:
+            MismatchError: for another molecule.
+            InvalidInputError: for broken bonds, atoms on one another, NaN or another unit; frames are named.
+
+        Example:
+            flow.logDensity(samples.positions)
+        """
+        x = self._read(positions)
+        log_density = self._log_density(torch.as_tensor(x)).numpy()
+        off = self._structures.off_constraints(x) > CONSTRAINT_TOLERANCE
+        if off.any():
+            first = int(off.argmax())
+            _log.warning(
+                "logDensity: constraints do not hold in %d of %d frames, which the flow never gives (frame %d: %s)",
+                off.sum(),
+                len(off),
+                first,
+                self._structures.worst_constraint(x[first]),
+            )
+        return np.where(off, -np.inf, log_density)
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to one file that holds everything: flow, coordinates, System, topology, history.
+
+        Raises:
+            ModelFileError: if it cannot be written, or the System has a force that `load` would refuse; an older file
+                there stays.
+        """
+        try:
+            check_storable(self._system)
+        except ModelFileError as error:
+            raise ModelFileError(
+                f"{path} is not written: {error} A checkpoint keeps what was learned, train(checkpoint=...): build the "
+                "flow again from the System in your script, and train goes on from there."
+            ) from error
+        write_file(path, "model", *self._contents())
+
+    def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What is written: tensors, and the description."""
+        header = {
+            "topology": topology_to_json(self._topology),
+            "system": system_to_xml(self._system),
+            "coordinates": self.coordinates.state(),
+            "coverage": None if self.coverage is None else asdict(self.coverage),
+        }
+        positions = torch.as_tensor(self._positions)
+        return self._tensors() | {"positions": positions}, self._header() | header
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a model that `save` wrote. Nothing in the file is run: forces that are programs are refused.
+
+        Raises:
+            ModelFileError: for a missing, damaged, foreign or newer file.
+        """
+        with reading(path, "model"):
+            tensors, header = read_file(path, "model")
+            stored = read_as(StoredModel, header, "the description")
+            molecule = molecule_of(stored, tensors)
+            check_network(tensors, molecule.coordinates, stored.settings)
+            self = cls.__new__(cls)  # what the constructor looks at is known of what comes from a file
+            TrainedFlow.__init__(self, molecule, stored.temperature, stored.settings)
+            self._restore(tensors, header)
+            self.coverage = stored.coverage
+        return self
