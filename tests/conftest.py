@@ -3,21 +3,9 @@
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from molecules import Molecule, load
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-    np.random.seed(0)
 
 
 @pytest.fixture
