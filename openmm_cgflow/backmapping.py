@@ -1,5 +1,6 @@
 """From beads to atoms: structures around given beads, drawn from the flow's conditional density, with weights."""
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -141,13 +142,13 @@ def backmap(flow: TrainedFlow, cg: Any, n: int = 1, relax: bool | int = False, s
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n <= 0:
         raise InvalidInputError(f"backmap: n is {n!r}; give a positive number of structures for each frame.")
     beads = _read_beads(flow, cg)
-    mapper = _Backmapper(flow, torch.as_tensor(beads))
+    mapper = _Backmapper(flow, flow.compute.tensor(beads))
     _warn(mapper)
     generator = seeded(seed)
     with flow.compute.parallel() as parallel, torch.no_grad():
         rows = torch.arange(len(beads)).split(max(1, BATCH // n))
         chunks = [mapper.place(part.repeat_interleave(n), generator, parallel) for part in rows]
-    x, log_density, u = (torch.cat(column).numpy() for column in zip(*chunks, strict=True))
+    x, log_density, u = (torch.cat(column).cpu().numpy() for column in zip(*chunks, strict=True))
     shape = (len(beads), n)
     x = x.reshape(*shape, *x.shape[1:])
     if relax:
@@ -156,7 +157,7 @@ def backmap(flow: TrainedFlow, cg: Any, n: int = 1, relax: bool | int = False, s
         positions=x,
         log_densities=log_density.reshape(shape),
         reduced_energies=u.reshape(shape),
-        outside=mapper.outside.numpy(),
+        outside=mapper.outside.cpu().numpy(),
         relaxed=bool(relax),
         temperature=flow.temperature.value_in_unit(unit.kelvin),
         topology=flow.topology,
@@ -241,18 +242,20 @@ class _Backmapper:
     def __init__(self, flow: TrainedFlow, beads: Tensor) -> None:
         self.flow, self.beads = flow, beads
         self.coordinates = flow.coordinates
-        self.bead_coordinates: InternalCoordinates = flow.coordinates.bead_coordinates()
+        self.bead_coordinates: InternalCoordinates = flow.coordinates.bead_coordinates().to(beads.device)
         q, log_measure = self.bead_coordinates.to_internal(beads)
         self.q, self.log_measure = q.float(), log_measure
         placed = list(flow.coordinates.bead_atoms)
         self.gauge = torch.tensor([placed.index(atom) for atom in flow.coordinates.layout.order[:3]])
         self.atoms = torch.tensor(placed)
         with torch.no_grad():
-            self.known = flow.flow.bead_flow.sample(BATCH, seeded(0))[0]
+            self.known = copy.deepcopy(flow.flow.bead_flow).cpu().sample(BATCH, seeded(0))[0].to(self.q)
             least = flow.flow.bead_flow.log_prob(self.known).min() - _BEYOND
             likely = flow.flow.bead_flow.log_prob(self.q) >= least
         refitted, _ = self.bead_coordinates.to_cartesian(q)
-        misfit = _pair_misfit(refitted, beads) if self.coordinates.layout.constants else torch.zeros(len(beads))
+        misfit = (
+            _pair_misfit(refitted, beads) if self.coordinates.layout.constants else log_measure.new_zeros(len(beads))
+        )
         self.outside = ~likely | ~self.bead_coordinates.in_domain(q) | (misfit > _MISFIT)
 
     def reason(self, frame: int) -> str:

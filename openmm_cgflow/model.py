@@ -13,6 +13,7 @@ from openmm import app, unit
 from openmm_cgflow.audit import LEAST
 from openmm_cgflow.audit import audit as run_audit
 from openmm_cgflow.backmapping import Backmapped, backmap
+from openmm_cgflow.compute import Device
 from openmm_cgflow.coordinates import InternalCoordinates, kept_isomers
 from openmm_cgflow.coverage import Coverage
 from openmm_cgflow.door import Bonds, admit
@@ -52,6 +53,8 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         seed: of everything random.
         bonds: `"topology"`: the bonds of the Topology, which must be those of the System; `"system"`: take them from
             the System's terms and constraints.
+        device: where flow, coordinates and energies live and work, such as `"cpu"` or `"cuda"`; by default the GPU
+            where there is one. With one seed the results are the same anywhere, but for rounding.
 
     Raises:
         InvalidInputError: for a System, Topology or positions that cannot be used; the message says why and the mend.
@@ -70,6 +73,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         beads: Sequence[int] | None = None,
         seed: int = 0,
         bonds: Bonds = "topology",
+        device: Device | None = None,
     ) -> None:
         kelvin = in_kelvin(temperature)
         topology, system, x = admit(topology, system, positions, kelvin, bonds)
@@ -78,7 +82,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
             _log.info("slow='auto': %s", scan)
             slow = scan.slow
         coordinates = InternalCoordinates.fromTopology(topology, system, x, beads=beads, slow=slow)
-        super().__init__(Molecule(topology, system, x, coordinates), kelvin, FlowSettings(seed=seed))
+        super().__init__(Molecule(topology, system, x, coordinates), kelvin, FlowSettings(seed=seed), device)
         try:
             check_storable(system)
         except ModelFileError as error:

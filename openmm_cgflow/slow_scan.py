@@ -145,7 +145,7 @@ class _Scanner:
         soft, stiff = soft_and_stiff(coordinates.sizes)
         scale = coordinates.scale.float()
         start, factor = curvature_factor(target, coordinates.reference.float()[None], stiff, scale, parallel)
-        self.factor = torch.zeros(coordinates.dof, coordinates.dof)
+        self.factor = scale.new_zeros(coordinates.dof, coordinates.dof)
         self.factor[soft, soft] = _SOFT_WIDTH
         self.factor[stiff[:, None], stiff] = factor
         points = start.repeat(_WALKERS, 1)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from openmm import unit
 from torch import Tensor
 
@@ -210,7 +209,7 @@ class Trainable(Trained[Coordinates]):
 
     def _frames(self, frames: Any) -> Tensor:  # noqa: ANN401
         """Rows `(n, dof)` of frames, without those that the flow cannot give."""
-        q, _ = self.coordinates.to_internal(torch.as_tensor(self._read_frames(frames)))
+        q, _ = self.coordinates.to_internal(self.compute.tensor(self._read_frames(frames)))
         inside = self.coordinates.in_domain(q)
         outside = int((~inside).sum())
         if outside == len(q):

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from openmm_cgflow.compute import Device
 from openmm_cgflow.coordinates import LinearCoordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import FlowSettings
@@ -34,6 +35,7 @@ class VectorFlow(Trainable[LinearCoordinates]):
         width: half the extent of the region that holds the modes.
         settings: sizes of the networks.
         seed: of everything random.
+        device: where flow and energies live and work; by default the GPU where there is one, else the CPU.
 
     Raises:
         InvalidInputError: for an impossible choice of slow variables, or a width that is not positive.
@@ -48,9 +50,10 @@ class VectorFlow(Trainable[LinearCoordinates]):
         width: float = 1.0,
         settings: FlowSettings | None = None,
         seed: int = 0,
+        device: Device | None = None,
     ) -> None:
         coordinates = LinearCoordinates(potential.n_atoms, slow, width, seed)
-        super().__init__(copy.deepcopy(potential), coordinates, 1 / KB, settings or FlowSettings(seed=seed))
+        super().__init__(copy.deepcopy(potential), coordinates, 1 / KB, settings or FlowSettings(seed=seed), device)
         self.seed = seed
 
     def _described(self) -> list[Any]:
@@ -81,8 +84,13 @@ class VectorFlow(Trainable[LinearCoordinates]):
         write_file(path, "vector model", self._tensors(), self._header() | {"layout": self._layout()})
 
     @classmethod
-    def load(cls, path: str | Path, potential: Potential) -> Self:
+    def load(cls, path: str | Path, potential: Potential, device: Device | None = None) -> Self:
         """Read a model that `save` wrote, for the potential that it was trained on.
+
+        Arguments:
+            path: of the file.
+            potential: of vectors of the same length.
+            device: where they are to work; by default the GPU where there is one.
 
         Raises:
             ModelFileError: for a missing, damaged, foreign or newer file.
@@ -99,6 +107,6 @@ class VectorFlow(Trainable[LinearCoordinates]):
         with reading(path, "vector model"):
             coordinates = LinearCoordinates(layout.dim, layout.slow, layout.width)
             check_network(tensors, coordinates, stored.settings)
-            self = cls(potential, layout.slow, layout.width, settings=stored.settings)
+            self = cls(potential, layout.slow, layout.width, stored.settings, device=device)
             self._restore(tensors, header)
         return self

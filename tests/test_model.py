@@ -210,7 +210,8 @@ def test_ctrl_c_keeps_what_was_learned_and_the_training_goes_on(tmp_path, stage)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert float(output.split()[-1]) > 0.005
+    if stage != "fit":  # 9 % without training, 43 % after 3,000 evaluations
+        assert float(output.split()[-1]) > 0.2
     assert cgf.VectorFlow.load(tmp_path / "c.checkpoint.model", DoubleWell()).sample(10).n == 10
     _, header = read_file(tmp_path / "c.checkpoint", "checkpoint")
     assert header["stage"] == {"fit": "laplace"}.get(stage, stage)

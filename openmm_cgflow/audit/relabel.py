@@ -47,9 +47,9 @@ class Relabel:
         return best
 
     def _outside(self, x: np.ndarray) -> np.ndarray:
-        q, _ = self.coordinates.to_internal(torch.as_tensor(x, dtype=torch.float64))
+        q, _ = self.coordinates.to_internal(torch.as_tensor(x).to(self.coordinates.low))
         excess: Tensor = (self.coordinates.low - q).clamp(min=0) + (q - self.coordinates.high).clamp(min=0)
-        return excess.sum(1).numpy()
+        return excess.sum(1).cpu().numpy()
 
 
 def _exchange(molecule: Molecule, classes: np.ndarray, centre: int, i: int, j: int) -> np.ndarray | None:

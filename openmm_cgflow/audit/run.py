@@ -96,7 +96,7 @@ class _Auditor:
         self.relabel = Relabel(self.molecule, flow.coordinates)
         self.walkers = int(np.clip(evaluations // 800, 8, _MOST_WALKERS))
         self.samples = flow.sample(max(500, 4 * self.walkers), seed=flow.seed)
-        self.reference = torch.as_tensor(x, dtype=torch.float32)[None]
+        self.reference = flow.compute.tensor(x.astype(np.float32))[None]
         self.rounds = 0
         self.steps = 0
         self.found = _Minima(np.empty((0, *x.shape)), np.empty(0))
@@ -105,12 +105,12 @@ class _Auditor:
 
     def explore(self) -> None:
         """Quench samples of the flow and the forms of stiff torsions; then walk while that can be paid."""
-        x = torch.as_tensor(self.samples.positions[self._chosen()])
+        x = self.flow.compute.tensor(self.samples.positions[self._chosen()])
         self.reference = quench(self.surface, self.reference, _LONG_DESCENT)[0]
         self.known = self._descend(x)  # one for each sample
         forms = [form.positions for axis in self.perceived.axes for form in axis.others]
         if forms:
-            self.found = self._distinct(self._descend(torch.as_tensor(np.stack(forms), dtype=torch.float32)))
+            self.found = self._distinct(self._descend(self.flow.compute.tensor(np.stack(forms).astype(np.float32))))
         hot = self.kT * torch.linspace(_COOLEST, _HOTTEST, self.walkers)
         round_ = len(x) * (_STEPS + _DESCENT)
         reserved = (2 * _LONG_DESCENT + cost(self.flow.coordinates)) * 2
@@ -136,7 +136,7 @@ class _Auditor:
     def _descend(self, x: torch.Tensor) -> _Minima:
         """Minima next to `x` that are still this molecule."""
         minima, energy = quench(self.surface, x, _DESCENT)
-        return self._sound(_Minima(minima.double().numpy(), energy.double().numpy()))
+        return self._sound(_Minima(minima.double().cpu().numpy(), energy.double().cpu().numpy()))
 
     def _sound(self, minima: _Minima) -> _Minima:
         """Those with the input's stereocentres, whole bonds, and no atoms that fell into one another."""
@@ -144,7 +144,7 @@ class _Auditor:
         for i in range(self.molecule.n_atoms):
             near[i, [j for j, far in enumerate(self.molecule.distances_from(i)) if far <= 2]] = False
         first, second = np.nonzero(np.triu(near, 1))
-        reference = self.reference[0].double().numpy()
+        reference = self.reference[0].double().cpu().numpy()
         fine = np.isfinite(minima.energy) & (
             np.linalg.norm(minima.x[:, first] - minima.x[:, second], axis=2) > _TOUCHING
         ).all(1)
@@ -217,8 +217,8 @@ class _Auditor:
         x = self.relabel(minima.x)
         if not len(x):
             return x, np.empty(0)
-        q, _ = self.flow.coordinates.to_internal(torch.as_tensor(x))
-        x_exact = self.flow.coordinates.to_cartesian(q)[0].numpy()  # constrained bonds as long as they are
+        q, _ = self.flow.coordinates.to_internal(self.flow.compute.tensor(x))
+        x_exact = self.flow.coordinates.to_cartesian(q)[0].cpu().numpy()  # constrained bonds as long as they are
         return x, -minima.energy / self.kT - self.flow.logDensity(x_exact) - self.samples.logZ
 
     def _weighed(self, minima: _Minima, known: _Minima) -> tuple[list[Form], list[Form]]:

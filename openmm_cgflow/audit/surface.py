@@ -43,8 +43,9 @@ class Surface:
         self.potential, self._parallel, self._over = potential, parallel, over
         self._end = potential.evaluations + limit
         bonds = [system.getConstraintParameters(k) for k in range(system.getNumConstraints())]
-        self._pairs = torch.tensor([[i, j] for i, j, _ in bonds], dtype=torch.int64).reshape(-1, 2)
-        self._lengths = torch.tensor([length._value for _, _, length in bonds], dtype=torch.float32)
+        where = parallel.device
+        self._pairs = torch.tensor([[i, j] for i, j, _ in bonds], dtype=torch.int64, device=where).reshape(-1, 2)
+        self._lengths = torch.tensor([length._value for _, _, length in bonds], dtype=torch.float32, device=where)
 
     def affords(self, evaluations: int) -> bool:
         """Whether so many more may be spent."""
@@ -89,7 +90,7 @@ def langevin(surface: Surface, x: Tensor, kT: Tensor, steps: int, cold: float, g
     """
     first = x
     hot = kT.to(x)[:, None, None]
-    velocity = (hot / _MASS).sqrt() * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    velocity = (hot / _MASS).sqrt() * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x)
     decay = torch.exp(torch.tensor(-_FRICTION * _STEP)).item()
     forces = _cut(surface(x)[1])
     for step in range(steps):
@@ -98,7 +99,7 @@ def langevin(surface: Surface, x: Tensor, kT: Tensor, steps: int, cold: float, g
         cooled = min(1.0, max(0.0, (step / steps - 0.6) / 0.4))
         velocity = velocity + 0.5 * _STEP / _MASS * forces
         x = x + 0.5 * _STEP * velocity
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x)
         now = hot + (cold - hot) * cooled
         velocity = decay * velocity + (now / _MASS * (1 - decay**2)).sqrt() * noise
         x = x + 0.5 * _STEP * velocity
@@ -129,7 +130,7 @@ def quench(surface: Surface, x: Tensor, iterations: int) -> tuple[Tensor, Tensor
     shape = x.shape
     energy, forces = surface(x)
     done_x, done_energy = x.clone(), energy.clone()
-    rows = torch.arange(len(x))
+    rows = torch.arange(len(x), device=x.device)
     descent = _Descent(x.flatten(1), energy, -forces.flatten(1))
     for _ in range(iterations):
         steep = descent.gradient.reshape(len(rows), -1, 3).norm(dim=2).amax(1) if len(rows) else descent.energy

@@ -34,7 +34,7 @@ def log_partition(
         kT: thermal energy, kJ/mol.
         parallel: over which evaluations are spread.
     """
-    q, _ = coordinates.to_internal(torch.as_tensor(x, dtype=torch.float64)[None])
+    q, _ = coordinates.to_internal(torch.as_tensor(x, dtype=torch.float64, device=parallel.device)[None])
     scale = coordinates.scale.clamp(max=_WIDEST)
     moves = _STEP * torch.diag(scale)
     _, gradient = _action(potential, coordinates, kT, parallel, torch.cat([q + moves, q - moves]))

@@ -4,7 +4,7 @@
 to the device with the batches.
 """
 
-from openmm_cgflow.compute.device import Compute, Device, seeded
+from openmm_cgflow.compute.device import Compute, Device, choose, seeded
 from openmm_cgflow.compute.parallel import BATCH, CHUNK, Parallel, available_cores
 
-__all__ = ["BATCH", "CHUNK", "Compute", "Device", "Parallel", "available_cores", "seeded"]
+__all__ = ["BATCH", "CHUNK", "Compute", "Device", "Parallel", "available_cores", "choose", "seeded"]

@@ -1,15 +1,15 @@
 """The device on which a flow, its coordinates and its energies are, and random numbers that do not depend on it."""
 
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from openmm_cgflow.compute.parallel import Parallel
 from openmm_cgflow.errors import InvalidInputError
 
-__all__ = ["Compute", "Device", "seeded"]
+__all__ = ["Compute", "Device", "choose", "seeded"]
 
 Device = str | torch.device
 """A device as torch names it: `"cpu"`, `"cuda"`, `"cuda:1"`."""
@@ -37,25 +37,28 @@ class Compute:
             device(type='cpu')
         """
         if device is None:
-            return cls(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            chosen = torch.device(device)
-            torch.empty(0, device=chosen)
+            return cls(torch.empty(0, device=device).device)  # with its index
         except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
             reason = str(error).split("\n", maxsplit=1)[0]
             raise InvalidInputError(
                 f'device is {str(device)!r}, which cannot be used here ({reason}); give "cpu", or "cuda" where there '
                 "is a GPU and a torch built for it"
             ) from error
-        return cls(chosen)
 
     def parallel(self) -> Parallel:
         """Threads on a CPU, one stream on a GPU."""
         return Parallel(device=self.device)
 
-    def tensor(self, values: Any) -> Tensor:  # noqa: ANN401
+    def tensor(self, values: np.ndarray) -> Tensor:
         """An array as a tensor here."""
         return torch.as_tensor(values).to(self.device)
+
+
+def choose(weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """`n` indices drawn by `weights`, with replacement; on the CPU, with which a GPU may be indexed."""
+    return torch.multinomial(weights.cpu(), n, replacement=True, generator=generator)
 
 
 def seeded(seed: int | None = None) -> torch.Generator:

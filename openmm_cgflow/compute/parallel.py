@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import TracebackType
 from typing import TypeVar
 
@@ -109,13 +110,16 @@ class Parallel:
         return float(sum(share for share, _, _ in parts)), total, kept
 
     def _each(self, function: Callable[..., Result], batches: Sequence[Tensor], chunk: int) -> list[Result]:
-        """`function` of each chunk, in their order: in a thread of the pool even where there is but one."""
+        """`function` of each chunk, in their order: on the CPU in a thread of the pool even where there is but one."""
+        on_cpu = self.device.type == "cpu"
+        over = self._pool.map if on_cpu else map
         batches = [batch.to(self.device) for batch in batches]
         while True:
             rows = min(chunk, self._most)
             pieces = list(zip(*[torch.split(batch, rows) for batch in batches], strict=True))
             try:
-                return list(self._pool.map(lambda piece: function(*piece), pieces))
+                with nullcontext() if on_cpu else self.device:  # where tensors are made as well
+                    return list(over(lambda piece: function(*piece), pieces))
             except torch.OutOfMemoryError:
                 largest = len(pieces[0][0])
                 if largest <= _LEAST:

@@ -36,7 +36,7 @@ class BeadFreeEnergy(nn.Module):
     def __init__(self, flow: TrainedFlow, atoms: list[int] | None = None) -> None:
         super().__init__()
         self.coordinates = flow.coordinates.bead_coordinates()
-        self.bead_flow = copy.deepcopy(flow.flow.bead_flow).double().requires_grad_(False)
+        self.bead_flow = copy.deepcopy(flow.flow.bead_flow).cpu().double().requires_grad_(False)
         self.kT = flow.target.kT
         self.register_buffer("atoms", torch.arange(self.coordinates.n_atoms) if atoms is None else torch.tensor(atoms))
         beads, context = self.bead_flow.sample(BATCH, seeded(0))  # their extent is the region that it knows

@@ -28,7 +28,7 @@ class SlowFreeEnergy(nn.Module):
         if slow.n != slow.n_circular or slow.n != len(torsions):
             raise ValueError("only a density of torsions is a function of positions")
         self.register_buffer("atoms", torch.tensor(torsions).reshape(-1, 4).T.reshape(-1).contiguous())
-        self.slow = copy.deepcopy(slow).double().requires_grad_(False)
+        self.slow = copy.deepcopy(slow).cpu().double().requires_grad_(False)
         self.kT = kT
 
     def forward(self, positions: Tensor, scale: Tensor) -> Tensor:

@@ -29,8 +29,9 @@ class StructureDensity:
     """
 
     def __init__(self, flow: TrainedFlow) -> None:
-        self.coordinates = flow.coordinates
-        self.flow = copy.deepcopy(flow.flow).requires_grad_(False)
+        # one structure at a time, which takes longer to bring to a GPU than to compute
+        self.coordinates = copy.deepcopy(flow.coordinates).cpu()
+        self.flow = copy.deepcopy(flow.flow).cpu().requires_grad_(False)
         self._versions = _versions(flow.flow)
         with torch.no_grad():
             recorded = make_fx(lambda x: self._log_prob(x))(torch.as_tensor(flow.positions._value)[None])

@@ -9,7 +9,7 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
-from openmm_cgflow.compute import BATCH, Compute, Parallel, seeded
+from openmm_cgflow.compute import BATCH, Compute, Device, Parallel, seeded
 from openmm_cgflow.coordinates import InternalCoordinates, LinearCoordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import FlowSettings, JointFlow
@@ -33,16 +33,24 @@ class Trained(Generic[Coordinates]):
         coordinates: slow and fast variables.
         kelvin: temperature, K.
         settings: sizes of the networks.
+        device: where they live and work; by default the GPU where there is one, else the CPU.
     """
 
-    def __init__(self, potential: Potential, coordinates: Coordinates, kelvin: float, settings: FlowSettings) -> None:
-        self.compute = Compute.on("cpu")
+    def __init__(
+        self,
+        potential: Potential,
+        coordinates: Coordinates,
+        kelvin: float,
+        settings: FlowSettings,
+        device: Device | None = None,
+    ) -> None:
+        self.compute = Compute.on(device)
         self.potential, self._kelvin, self._settings = potential, kelvin, settings
         self.coordinates: Coordinates = coordinates
-        self.target = BoltzmannTarget(potential, coordinates, KB * kelvin)
         self.flow = JointFlow.build(
             coordinates.sizes, coordinates.centre, coordinates.scale, coordinates.period, settings
-        )
+        ).to(self.compute.device)
+        self.target = BoltzmannTarget(potential, coordinates, KB * kelvin).to(self.compute.device)
         self.seed = settings.seed
         self.history: list[dict[str, Any]] = []
         self._seconds = 0.0
@@ -172,7 +180,7 @@ class Trained(Generic[Coordinates]):
 
     def _internal(self, positions: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         """Internal coordinates and log-determinants of positions, after checking that they can be this molecule's."""
-        return self.coordinates.to_internal(torch.as_tensor(self._read(positions)))
+        return self.coordinates.to_internal(self.compute.tensor(self._read(positions)))
 
     def _read(self, positions: Any) -> np.ndarray:  # noqa: ANN401
         """Structures or vectors `(n, ...)` that may be this flow's, checked."""
@@ -189,19 +197,19 @@ class Trained(Generic[Coordinates]):
             `(n,)`; minus infinity for the other chirality or another isomer, and where the density is too small to be
             told from zero.
         """
-        return self._log_density(torch.as_tensor(self._read(positions))).numpy()
+        return self._log_density(self._read(positions))
 
-    def _log_density(self, x: Tensor) -> Tensor:
+    def _log_density(self, x: np.ndarray) -> np.ndarray:
         """Log-density `(n,)` at structures or vectors `(n, ...)` that need no check."""
-        q, logdet = self.coordinates.to_internal(x)
+        q, logdet = self.coordinates.to_internal(self.compute.tensor(x))
         log_prob = self.flow.log_prob(q.float()).double() - logdet
         fine = self.coordinates.in_domain(q) & ~torch.isnan(log_prob)
-        return torch.where(fine, log_prob, -torch.inf)
+        return torch.where(fine, log_prob, -torch.inf).cpu().numpy()
 
     @torch.no_grad()
     def slowVariables(self, positions: Any) -> np.ndarray:  # noqa: ANN401
         """The slow variables `(n, n_slow)` of positions: torsions in radians."""
-        return self._internal(positions)[0][:, : self.coordinates.sizes[0]].numpy()
+        return self._internal(positions)[0][:, : self.coordinates.sizes[0]].cpu().numpy()
 
     @torch.no_grad()
     def freeEnergy(self, slow: Any) -> unit.Quantity:  # noqa: ANN401
@@ -214,9 +222,9 @@ class Trained(Generic[Coordinates]):
             Quantity `(n,)`, normalised: `exp(-F / kT)` integrates to one over the torsions.
         """
         values = slow.value_in_unit(unit.radian) if unit.is_quantity(slow) else slow
-        s = torch.as_tensor(np.atleast_2d(np.asarray(values, dtype=np.float64)))
+        s = np.atleast_2d(np.asarray(values, dtype=np.float64))
         n_slow = self.coordinates.sizes[0]
         if s.shape[1] != n_slow:
-            raise MismatchError(f"freeEnergy: slow has shape {tuple(s.shape)}; give (n, {n_slow}): {self.slow_names}.")
-        log_prob = self.flow.bead_flow.log_prob_slow(s.float()).double()
-        return (-self.target.kT * log_prob).numpy() * unit.kilojoule_per_mole
+            raise MismatchError(f"freeEnergy: slow has shape {s.shape}; give (n, {n_slow}): {self.slow_names}.")
+        log_prob = self.flow.bead_flow.log_prob_slow(self.compute.tensor(s).float()).double()
+        return (-self.target.kT * log_prob).cpu().numpy() * unit.kilojoule_per_mole

@@ -11,6 +11,7 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
+from openmm_cgflow.compute import Device
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.coordinates.system_bonds import constraints_of
 from openmm_cgflow.copies import copied_system, copied_topology
@@ -44,6 +45,7 @@ class TrainedFlow(Trained[InternalCoordinates]):
         molecule: what it is of; it is kept, not copied.
         kelvin: temperature, K.
         settings: sizes of the networks.
+        device: where it lives and works; by default the GPU where there is one, else the CPU.
 
     Attributes:
         coverage: what the last audit found; None before one.
@@ -54,11 +56,11 @@ class TrainedFlow(Trained[InternalCoordinates]):
 
     coverage: Coverage | None = None
 
-    def __init__(self, molecule: Molecule, kelvin: float, settings: FlowSettings) -> None:
+    def __init__(self, molecule: Molecule, kelvin: float, settings: FlowSettings, device: Device | None = None) -> None:
         self._topology, self._system, self._positions = molecule.topology, molecule.system, molecule.positions
         self._structures = structure_reader(self._topology, self._system, self._positions)
         potential = make_potential(self._system, self._positions, kelvin)
-        super().__init__(potential, molecule.coordinates, kelvin, settings)
+        super().__init__(potential, molecule.coordinates, kelvin, settings, device)
 
     @property
     def topology(self) -> app.Topology:
@@ -111,7 +113,7 @@ class TrainedFlow(Trained[InternalCoordinates]):
             flow.logDensity(samples.positions)
         """
         x = self._read(positions)
-        log_density = self._log_density(torch.as_tensor(x)).numpy()
+        log_density = self._log_density(x)
         off = self._structures.off_constraints(x) > CONSTRAINT_TOLERANCE
         if off.any():
             first = int(off.argmax())
@@ -154,11 +156,16 @@ class TrainedFlow(Trained[InternalCoordinates]):
         return self._tensors() | {"positions": positions}, self._header() | header
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path, device: Device | None = None) -> Self:
         """Read a model that `save` wrote. Nothing in the file is run: forces that are programs are refused.
+
+        Arguments:
+            path: of the file.
+            device: where the flow is to work, such as `"cpu"` or `"cuda"`; by default the GPU where there is one.
 
         Raises:
             ModelFileError: for a missing, damaged, foreign or newer file.
+            InvalidInputError: for a device that is not there.
         """
         with reading(path, "model"):
             tensors, header = read_file(path, "model")
@@ -166,7 +173,7 @@ class TrainedFlow(Trained[InternalCoordinates]):
             molecule = molecule_of(stored, tensors)
             check_network(tensors, molecule.coordinates, stored.settings)
             self = cls.__new__(cls)  # what the constructor looks at is known of what comes from a file
-            TrainedFlow.__init__(self, molecule, stored.temperature, stored.settings)
+            TrainedFlow.__init__(self, molecule, stored.temperature, stored.settings, device)
             self._restore(tensors, header)
             self.coverage = stored.coverage
         return self

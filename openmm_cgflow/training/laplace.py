@@ -116,8 +116,8 @@ def laplace(
 def _nearest(target: BoltzmannTarget, minima: Tensor, some: Tensor, stiff: Tensor) -> Tensor:
     """For each of the minima the index of the nearest of `some`, by all but the stiff coordinates."""
     if len(some) == len(minima):
-        return torch.arange(len(minima))
-    others = torch.ones(minima.shape[1], dtype=torch.bool)
+        return torch.arange(len(minima), device=minima.device)
+    others = torch.ones(minima.shape[1], dtype=torch.bool, device=minima.device)
     others[stiff] = False
     period = target.coordinates.period[others].to(minima)
     apart = minima[:, None, others] - some[None, :, others]

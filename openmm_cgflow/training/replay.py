@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from openmm_cgflow.compute import choose
 from openmm_cgflow.errors import TrainingError
 from openmm_cgflow.sampling import effective_sample_size, log_mean_exp, soften_log_weights
 from openmm_cgflow.training.settings import TrainSettings
@@ -50,7 +51,8 @@ class Replay:
         softened, power = soften_log_weights(log_weights, self.settings.least_ess, self.settings.clip)
         # adding up to the effective share, by which buffers of different quality are best joined
         weights = torch.softmax(softened, 0) * effective_sample_size(softened)
-        self.buffers = [*self.buffers, (q, weights)][-self.settings.kept :]
+        # on the CPU, where rows are chosen by them
+        self.buffers = [*self.buffers, (q, weights.cpu())][-self.settings.kept :]
         own = log_weights if own is None else own[~own.isnan()]
         return {"ess": effective_sample_size(own), "logZ": log_mean_exp(own)[0], "beta": power}
 
@@ -61,15 +63,18 @@ class Replay:
 
     def rows(self, q: Tensor, weights: Tensor, n: int, blurred: float | None = None) -> Tensor:
         """Samples `(n, dof)` of the pool drawn by their weights, a share of them with a blurred soft variable."""
-        chosen = torch.multinomial(weights, n, replacement=True, generator=self.generator)
-        return self.blurred(q[chosen], self.settings.blur, self.settings.blurred if blurred is None else blurred)
+        return self.blurred(
+            q[choose(weights, n, self.generator)],
+            self.settings.blur,
+            self.settings.blurred if blurred is None else blurred,
+        )
 
     def blurred(self, q: Tensor, width: float, share: float | None = None) -> Tensor:
         """Rows with normal noise on their soft variables: on all of them, or on one of them in a share of the rows."""
         n, noise = self.soft.numel(), torch.zeros(len(q), self.soft.numel())
         if n:
-            noise = width / (2 * math.pi) * torch.randn(len(q), n, generator=self.generator) * self.span
+            noise = width / (2 * math.pi) * torch.randn(len(q), n, generator=self.generator)
         if n and share is not None:
             one = torch.nn.functional.one_hot(torch.randint(n, (len(q),), generator=self.generator), n)
             noise = noise * one * (torch.rand(len(q), 1, generator=self.generator) < share)
-        return q.index_add(1, self.soft, noise.to(q))
+        return q.index_add(1, self.soft, noise.to(q) * self.span)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from openmm_cgflow.compute import Parallel
+from openmm_cgflow.compute import Parallel, choose
 from openmm_cgflow.sampling import BoltzmannTarget, effective_sample_size
 from openmm_cgflow.training.laplace import curvature_factor, minimise
 
@@ -16,9 +16,9 @@ DESCENT = 60  # iterations in search of the slow directions of vectors
 FIRST, MOVED = 15, 6  # iterations of each walker at the start, and after a move
 
 
-def soft_and_stiff(sizes: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+def soft_and_stiff(sizes: tuple[int, int, int, int], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Indices of the soft (slow, rotors) and of the stiff coordinates, in blocks of slow, bead, rotor and atom."""
-    slow, bead, rotor, atom = torch.arange(sum(sizes)).split(list(sizes))
+    slow, bead, rotor, atom = torch.arange(sum(sizes), device=device).split(list(sizes))
     return torch.cat([slow, rotor]), torch.cat([bead, atom])
 
 
@@ -58,12 +58,12 @@ def anneal_soft(
     for sweep in range(sweeps):
         hot = highest * (temperature / highest) ** min(1.0, 1.5 * sweep / max(1, sweeps))
         if sweep == 0:
-            chosen = torch.multinomial(torch.softmax(-action / hot, 0), len(q), replacement=True, generator=generator)
+            chosen = choose(torch.softmax(-action / hot, 0), len(q), generator)
             q, action = q[chosen], action[chosen]
         trial = q.clone()
         trial[:, soft] += _moves(len(q), span, generator)
         trial, trial_action = minimise(target, trial, stiff, factor, parallel, MOVED)
-        accepted = torch.rand(len(q), generator=generator) < torch.exp((action - trial_action) / hot)
+        accepted = torch.rand(len(q), generator=generator).to(q) < torch.exp((action - trial_action) / hot)
         q = torch.where(accepted.unsqueeze(1), trial, q)
         action = torch.where(accepted, trial_action, action)
     return q
@@ -80,10 +80,10 @@ def _first_temperature(action: Tensor, lowest: float) -> float:
 def _moves(walkers: int, span: Tensor, generator: torch.Generator) -> Tensor:
     """Half of the walkers turn one variable to anywhere, the others all variables by a fifteenth of a turn or so."""
     n = span.numel()
-    anywhere = span * (torch.rand(walkers, n, generator=generator) - 0.5)
-    one = torch.nn.functional.one_hot(torch.randint(n, (walkers,), generator=generator), n)
-    little = span * torch.randn(walkers, n, generator=generator) / (15 * math.sqrt(n))
-    return torch.where(torch.rand(walkers, 1, generator=generator) < 0.5, anywhere * one, little)
+    anywhere = span * (torch.rand(walkers, n, generator=generator).to(span) - 0.5)
+    one = torch.nn.functional.one_hot(torch.randint(n, (walkers,), generator=generator), n).to(span.device)
+    little = span * torch.randn(walkers, n, generator=generator).to(span) / (15 * math.sqrt(n))
+    return torch.where(torch.rand(walkers, 1, generator=generator).to(span) < 0.5, anywhere * one, little)
 
 
 def separating_directions(
@@ -110,8 +110,9 @@ def separating_directions(
         orthonormal rows `(k, dof)`, the most important first; `k` below `dof` where fewer separate the minima.
     """
     coordinates = target.coordinates
-    everything, scale = torch.arange(coordinates.dof), coordinates.scale.float()
-    q = (torch.rand(starts, coordinates.dof, generator=generator) - 0.5) * coordinates.span.float()
+    scale = coordinates.scale.float()
+    everything = torch.arange(coordinates.dof, device=scale.device)
+    q = (torch.rand(starts, coordinates.dof, generator=generator).to(scale) - 0.5) * coordinates.span.float()
     q, action = minimise(target, q, everything, torch.diag(0.1 * scale), parallel, descent)
     lowest = q[action.argmin()].unsqueeze(0)
     lowest, factor = curvature_factor(target, lowest, everything, 0.1 * scale, parallel, descents)

@@ -51,7 +51,7 @@ class Task:
     replay: Replay = field(init=False)
 
     def __post_init__(self) -> None:
-        self.soft, self.stiff = soft_and_stiff(self.flow.sizes)
+        self.soft, self.stiff = soft_and_stiff(self.flow.sizes, self.target.coordinates.reference.device)
         self.replay = Replay(self.settings, self.soft, self.target.coordinates.span, self.generator)
 
     def follow(self, settings: TrainSettings) -> None:

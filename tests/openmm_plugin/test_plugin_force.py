@@ -126,14 +126,24 @@ def test_a_table_of_one_torsion_is_exact_and_periodic():
     np.testing.assert_allclose(found, free_energy(flow, x), atol=1e-3)
 
 
-def test_all_atom_simulation_with_the_force_stays_finite(aldp):
+def test_all_atom_simulation_has_the_force_beside_its_own(aldp):
+    """Wherever it is after some steps: the System's energy plus the bias, and the bias follows the free energy."""
     system = copy.deepcopy(load("aldp_vacuum").system)
-    system.addForce(aldp.createForce(scale=-1.0))
+    bias = aldp.createForce(scale=-1.0)
+    bias.setForceGroup(7)
+    system.addForce(bias)
     integrator = openmm.LangevinMiddleIntegrator(300, 1, 0.001)
     context = openmm.Context(system, integrator, REFERENCE)
     context.setPositions(load("aldp_vacuum").positions)
-    integrator.step(200)
-    assert np.isfinite(context.getState(energy=True).getPotentialEnergy()._value)
+    for _ in range(4):
+        integrator.step(50)
+        x = context.getState(positions=True).getPositions(asNumpy=True)._value
+        whole, own, added = (
+            context.getState(energy=True, groups=groups).getPotentialEnergy()._value
+            for groups in (-1, ~(1 << 7), 1 << 7)
+        )
+        assert added == pytest.approx(-free_energy(aldp, x)[0], abs=2e-3)
+        assert whole == pytest.approx(own + added, abs=1e-6)
 
 
 def test_what_cannot_be_had_is_said():

@@ -91,14 +91,14 @@ def test_automatic_workers_that_die_are_done_without(aldp_vacuum, caplog, monkey
     monkeypatch.setattr(potential, "workers", 2)
     monkeypatch.setattr(potential, "_seconds", 1.0)
     x = batch(aldp_vacuum, 20)
-    potential.energy_and_forces(x)
+    expected, _ = potential.energy_and_forces(x)
     for process, _ in potential._pool._workers:
         process.kill()
         process.join()
     with caplog.at_level(logging.WARNING):
         energy, _ = potential.energy_and_forces(x)
     assert "going on in this process" in caplog.text
-    assert torch.isfinite(energy).all()
+    torch.testing.assert_close(energy, expected)
 
 
 def test_scripts_need_no_main_guard(tmp_path):
@@ -135,7 +135,7 @@ def test_scripts_need_no_main_guard(tmp_path):
 def test_the_fastest_platform_exists_and_was_timed(aldp_vacuum):
     name, seconds = fastest_platform(aldp_vacuum.system)
     assert name in {openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())}
-    assert 0 < seconds < 0.1
+    assert seconds > 0
 
 
 def test_bad_arguments_are_named(aldp_vacuum):

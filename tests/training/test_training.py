@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from molecules import load
@@ -204,4 +203,4 @@ def test_a_molecule_without_slow_torsions_can_be_trained():
     assert flow.slow_names == []
     samples = flow.sample(500, seed=0)
     assert samples.slow.shape == (500, 0)
-    assert np.isfinite(samples.log_weights).mean() > 0.9
+    assert samples.ess > 0.1  # 0.2 % without training, some 30 % with it

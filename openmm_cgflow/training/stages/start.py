@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openmm_cgflow.compute import choose
 from openmm_cgflow.coordinates import LinearCoordinates
 from openmm_cgflow.errors import InvalidInputError, TrainingError
 from openmm_cgflow.training.laplace import LaplaceMixture, curvature_factor, laplace
@@ -127,13 +128,14 @@ class Start:
         """Maximum likelihood on samples of the mixture; no energies needed."""
         task, settings = self.task, self.task.settings
         self._set_factors(mixture)
+        weights = weights.cpu()
         progress = loop.progress(settings.shares[0])
         for i in range(settings.fit_steps):
             done = progress(i / settings.fit_steps)
             if done >= 1:
                 break
             n = loop.free_rows(settings.batch)
-            chosen = torch.multinomial(weights, n, replacement=True, generator=task.generator)
+            chosen = choose(weights, n, task.generator)
             noise = torch.randn(n, task.stiff.numel(), generator=task.generator)
             (q,) = loop.parallel.map(lambda *rows: (mixture.place(*rows),), chosen, noise)
             loss, _ = task.step(
