@@ -125,7 +125,7 @@ def test_resume_of_a_killed_call_spends_what_was_left_of_it(tmp_path, after, mon
 def test_resume_of_a_call_that_was_killed_in_the_start_does_it_again(tmp_path):
     flow = well()
     killed(flow, 300, evaluations=3000, checkpoint=tmp_path / "c", settings=QUICK)
-    assert np.isfinite(flow.flow.state_dict()["bead_flow.slow.centre"]).all()
+    assert torch.isfinite(flow.flow.state_dict()["bead_flow.slow.centre"]).all()
     again = well().train(evaluations=3000, progress=False, checkpoint=tmp_path / "c", settings=QUICK)
     assert again.history[0]["stage"] == "laplace"
     assert again.evaluations <= 3000
