@@ -13,7 +13,8 @@ import torch  # noqa: F401  isort: skip  (before openmm, whose torch plugin need
 import openmm as mm
 from openmm import app, unit
 
-DATA = Path(__file__).resolve().parent / "data"
+TESTS = Path(__file__).resolve().parent
+DATA, MODELS = TESTS / "data", TESTS.parent / "examples" / "models"
 
 AMINO_ACIDS = [
     *("ALA", "ARG", "ASN", "ASP", "CYS", "GLN", "GLU", "GLY", "HIS", "ILE"),

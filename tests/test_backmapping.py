@@ -1,13 +1,12 @@
 """From beads to atoms: what is kept, the weights, the warnings, and bad input."""
 
 import importlib.util
-from pathlib import Path
 
 import mdtraj
 import numpy as np
 import pytest
 import torch
-from molecules import load
+from molecules import MODELS, load
 from openmm import unit
 from typer.testing import CliRunner
 
@@ -15,7 +14,7 @@ import openmm_cgflow as cgf
 from openmm_cgflow import cli
 from openmm_cgflow.openmm_plugin.cg_system import bead_topology
 
-MODEL = Path(__file__).parent.parent / "examples" / "models" / "alanine_dipeptide.cgflow"
+MODEL = MODELS / "alanine_dipeptide.cgflow"
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,11 @@
 """The door: structures and trajectories whose names, units, box, bonds or constraints are not the flow's."""
 
-from pathlib import Path
-
 import mdtraj
 import networkx
 import numpy as np
 import pytest
 import torch
-from molecules import load, thermal
+from molecules import DATA, MODELS, load, thermal
 
 import openmm_cgflow as cgf
 from openmm_cgflow import cli
@@ -19,8 +17,7 @@ from openmm import app, unit
 
 # isort: on
 
-MODEL = Path(__file__).parent.parent / "examples" / "models" / "alanine_dipeptide.cgflow"
-DATA = Path(__file__).parent / "data"
+MODEL = MODELS / "alanine_dipeptide.cgflow"
 BOX = 2.5  # nm
 
 

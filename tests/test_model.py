@@ -191,7 +191,7 @@ def test_training_goes_on_after_being_killed(tmp_path):
     process = start(tmp_path, 10**9)
     wait_for(tmp_path, "refine")
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     _, header = read_file(tmp_path / "c.checkpoint", "checkpoint")
     assert header["stage"] == "refine"
     again = start(tmp_path, header["evaluations"] + 5000)

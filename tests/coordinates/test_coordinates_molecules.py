@@ -4,9 +4,9 @@ from functools import cache
 
 import pytest
 import torch
+from coordinate_tools import coordinates, draw, rigid_rmsd
 from molecules import ALL, AMINO_ACIDS, PEPTIDES, load, thermal
 from test_coordinates import difference, gauge_log_det
-from test_coordinates_tools import coordinates, draw, rigid_rmsd
 
 BACKBONE = {"phi", "psi"}
 SIDE_CHAIN = {

@@ -2,11 +2,11 @@
 
 import logging
 import re
-from pathlib import Path
 
 import numpy as np
 import parmed
 import pytest
+from molecules import DATA
 
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.inputs import load_system
@@ -17,7 +17,6 @@ from openmm_cgflow.slow_scan import scanTorsions
 import openmm  # isort: skip
 from openmm import app, unit  # isort: skip
 
-DATA = Path(__file__).parent / "data"
 pytestmark = pytest.mark.filterwarnings("ignore")  # parmed, about its own files
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_coordinates_tools import (
+from coordinate_tools import (
     butane,
     butynol,
     butyronitrile,

@@ -5,13 +5,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors
 import torch
-from molecules import load
+from molecules import MODELS, TESTS, load
 
 import openmm_cgflow as cgf
 from openmm_cgflow.flows import FlowSettings
@@ -21,7 +20,6 @@ from openmm_cgflow.training import AdaptiveTempering, GeometricTempering, Parall
 
 SMALL = FlowSettings(components=8, slow_hidden=16, hidden=16, atom_couplings=2, rank=2)
 QUICK = TrainSettings(points=64, sweeps=4, fit_steps=20, buffer=1000, buffer_steps=4, soft_buffers=3, batch=256)
-MODELS = Path(__file__).resolve().parents[1] / "examples" / "models"
 
 
 def well(seed: int = 0) -> cgf.VectorFlow:
@@ -127,7 +125,7 @@ def test_resume_of_a_killed_call_spends_what_was_left_of_it(tmp_path, after, mon
 def test_resume_of_a_call_that_was_killed_in_the_start_does_it_again(tmp_path):
     flow = well()
     killed(flow, 300, evaluations=3000, checkpoint=tmp_path / "c", settings=QUICK)
-    assert np.isfinite(flow.flow.state_dict()["bead_flow.slow.centre"]).all()
+    assert torch.isfinite(flow.flow.state_dict()["bead_flow.slow.centre"]).all()
     again = well().train(evaluations=3000, progress=False, checkpoint=tmp_path / "c", settings=QUICK)
     assert again.history[0]["stage"] == "laplace"
     assert again.evaluations <= 3000
@@ -277,7 +275,7 @@ def test_one_seed_gives_one_result_for_any_number_of_threads():
     results = set()
     for threads in ("1", "2"):
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(Path(__file__).parent)],
+            [sys.executable, "-c", SCRIPT, str(TESTS)],
             env=os.environ | {"OMP_NUM_THREADS": threads}, capture_output=True, text=True, check=True,
         )  # fmt: skip
         results.add(tuple(done.stdout.split()[-2:]))

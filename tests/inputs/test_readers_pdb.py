@@ -2,10 +2,9 @@
 
 import logging
 import re
-from pathlib import Path
 
 import pytest
-from molecules import load
+from molecules import DATA, load
 
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.inputs import load_system
@@ -14,7 +13,6 @@ from openmm_cgflow.inputs.readings import term_energies
 import openmm  # isort: skip
 from openmm import app, unit  # isort: skip
 
-DATA = Path(__file__).parent / "data"
 ALA = (DATA / "ALA.pdb").read_text().splitlines()
 BUTANE = (DATA / "readers/baro.pdb").read_text().splitlines()
 

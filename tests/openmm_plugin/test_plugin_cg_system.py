@@ -4,13 +4,12 @@ import copy
 import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import openmm
 import pytest
 import torch
-from molecules import load
+from molecules import MODELS, load
 from openmm import unit
 
 import openmm_cgflow as cgf
@@ -20,7 +19,7 @@ from openmm_cgflow.openmm_plugin.cg_system import bead_topology
 from openmm_cgflow.openmm_plugin.compiled_forces import compile_forces
 from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
 
-MODEL = Path(__file__).parent.parent / "examples" / "models" / "alanine_dipeptide.cgflow"
+MODEL = MODELS / "alanine_dipeptide.cgflow"
 NO_TORCH = torch_force.why_no_torch_force()
 needs_torch_force = pytest.mark.skipif(NO_TORCH is not None, reason=str(NO_TORCH))
 BACKENDS = [pytest.param("torch", marks=needs_torch_force), "python"]

@@ -3,13 +3,13 @@
 import logging
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import mdtraj
 import numpy as np
 import openmm
 import pytest
 import torch
+from molecules import MODELS
 from openmm import app
 
 from openmm_cgflow import CGFlow, VectorFlow, analysis
@@ -27,7 +27,7 @@ from openmm_cgflow.sampling import (
 )
 from openmm_cgflow.units import KB
 
-MODEL = Path(__file__).parent.parent / "examples" / "models" / "aldp_vacuum.cgflow"
+MODEL = MODELS / "aldp_vacuum.cgflow"
 
 
 def samples(log_weights) -> Samples:

@@ -7,6 +7,7 @@ import openmm
 import pytest
 from fuzz.seeds import model, peroxide
 from hostile import RUN_BY_OPENMM, attacks
+from molecules import MODELS
 from openmm import app
 from typer.testing import CliRunner
 
@@ -237,7 +238,7 @@ def test_hostile_python_force_in_a_script_is_the_users_own(tmp_path):
 
 def test_hostile_checks_let_models_of_before_pass():
     """Files that were written before there was a schema."""
-    for path in sorted((Path(__file__).parents[1] / "examples" / "models").glob("*.cgflow")):
+    for path in sorted(MODELS.glob("*.cgflow")):
         _, header = storage.read_file(path, "model")
         flow = cgf.CGFlow.load(path)
         assert flow.history == header["history"]

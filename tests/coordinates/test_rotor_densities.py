@@ -7,8 +7,8 @@ import numpy as np
 import openmm
 import pytest
 import torch
+from coordinate_tools import butane, butyronitrile, cyclohexanol, trifluoroethanol
 from molecules import load
-from test_coordinates_tools import butane, butyronitrile, cyclohexanol, trifluoroethanol
 
 import openmm_cgflow as cgf
 from openmm_cgflow.coordinates import InternalCoordinates

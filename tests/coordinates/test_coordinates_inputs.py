@@ -4,7 +4,7 @@ import mdtraj
 import numpy as np
 import pytest
 import torch
-from test_coordinates_tools import butane, coordinates
+from coordinate_tools import butane, coordinates
 
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError
@@ -124,7 +124,7 @@ def test_constraints_that_are_no_bonds():
 
 
 def test_a_constraint_that_closes_a_ring():
-    from test_coordinates_tools import cyclohexanol
+    from coordinate_tools import cyclohexanol
 
     topology, system, x = cyclohexanol()
     for bond in topology.bonds():

@@ -8,7 +8,7 @@ import openmm
 import pytest
 from openmm import app
 
-REFERENCES = Path(__file__).resolve().parents[1] / "examples" / "references"
+REFERENCES = Path(__file__).resolve().parents[2] / "examples" / "references"
 
 
 @pytest.fixture(scope="module")

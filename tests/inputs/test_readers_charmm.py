@@ -2,8 +2,8 @@
 
 import itertools
 import re
-from pathlib import Path
 
+import molecules
 import numpy as np
 import pytest
 
@@ -13,7 +13,7 @@ from openmm_cgflow.inputs.readings import term_energies
 
 from openmm import unit  # isort: skip
 
-DATA = Path(__file__).parent / "data" / "readers"
+DATA = molecules.DATA / "readers"
 KE, KCAL = 332.0637 * 4.184, 4.184  # kJ/mol Angstrom
 PSF, CRD, PRM = ((DATA / name).read_text() for name in ("mol.psf", "mol.crd", "par.prm"))
 CHARGES = [0.418, -0.648, 0.05, 0.09, 0.09, 0.05, 0.09, 0.09, -0.648, 0.418]

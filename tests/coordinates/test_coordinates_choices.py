@@ -7,8 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from molecules import load
-from test_coordinates_tools import (
+from coordinate_tools import (
     build,
     butane,
     butynol,
@@ -21,6 +20,7 @@ from test_coordinates_tools import (
     system_for,
     trifluoroethanol,
 )
+from molecules import load
 
 from openmm_cgflow.coordinates import InternalCoordinates, find_kept_back
 from openmm_cgflow.errors import InvalidInputError

@@ -2,8 +2,8 @@
 
 import itertools
 import re
-from pathlib import Path
 
+import molecules
 import numpy as np
 import parmed
 import pytest
@@ -15,7 +15,7 @@ from openmm_cgflow.inputs.readings import term_energies
 import openmm  # isort: skip
 from openmm import unit  # isort: skip
 
-DATA = Path(__file__).parent / "data" / "readers"
+DATA = molecules.DATA / "readers"
 KE = 138.935458
 GLYCOL = (DATA / "excl.top").read_text()
 """Combination rule 3 (geometric), gen-pairs yes, fudgeLJ and fudgeQQ 0.5, [ exclusions ] of 1-10 and 1-9."""
