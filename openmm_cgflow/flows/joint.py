@@ -145,6 +145,12 @@ class JointFlow(nn.Module):
         rotors = self.atom_flow.rotors.draw_noise(n, generator)
         return torch.cat([slow, rotors, *self.draw_latents(slow, generator)], dim=1)
 
+    def split_noise(self, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What is in noise: that of the slow variables and of the rotors, and the latents of beads and atoms."""
+        n_slow, n_bead, n_rotor, n_atom = self.sizes
+        slow, rotor, bead, atom = torch.split(noise, [2 * n_slow, 2 * n_rotor, n_bead, n_atom], dim=1)
+        return slow, rotor, bead, atom
+
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """`n` independent samples `(n, dof)` and their log-densities `(n,)`."""
@@ -158,18 +164,15 @@ class JointFlow(nn.Module):
             noise: from `draw_noise`.
             slow: `(batch, n_slow)`, if they are given.
         """
-        n_slow, n_bead, n_rotor, _ = self.sizes
-        slow_noise, rotor_noise, latent = noise.tensor_split([2 * n_slow, 2 * (n_slow + n_rotor)], dim=1)
+        slow_noise, rotor_noise, bead_latent, atom_latent = self.split_noise(noise)
         slow = self.bead_flow.sample_slow(slow_noise) if slow is None else slow
-        _, _, context = self.bead_flow.place(slow, latent[:, :n_bead])
-        return torch.cat([slow, self.atom_flow.rotors.sample(rotor_noise, context)], dim=1), latent
+        _, _, context = self.bead_flow.place(slow, bead_latent)
+        rotors = self.atom_flow.rotors.sample(rotor_noise, context)
+        return torch.cat([slow, rotors], dim=1), torch.cat([bead_latent, atom_latent], dim=1)
 
     def sample_from(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Samples `(batch, dof)` made of noise, and their log-densities `(batch,)`, differentiable."""
-        n_slow, n_bead, n_rotor, n_atom = self.sizes
-        slow_noise, rotor_noise, bead_latent, atom_latent = torch.split(
-            noise, [2 * n_slow, 2 * n_rotor, n_bead, n_atom], dim=1
-        )
+        slow_noise, rotor_noise, bead_latent, atom_latent = self.split_noise(noise)
         slow = self.bead_flow.sample_slow(slow_noise)
         beads, log_prob, context = self.bead_flow.place(slow, bead_latent)
         atoms, log_prob_atoms = self.atom_flow.sample_from(rotor_noise, atom_latent, context)

@@ -79,10 +79,9 @@ class Refine:
 
         def loss(noise: Tensor, rows: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
             slow, log_ratio, own = self.defended(noise)
-            soft, latent = task.flow.sample_soft(noise, slow)
             # with weights as if all were the flow's own: nearly those of the stiff variables at given slow ones
             divergence, q, log_weights = stiff_divergence(
-                task.flow, task.target, soft, latent, task.settings.least_path_ess
+                task.flow, task.target, noise, slow, task.settings.least_path_ess
             )
             drawn = (q, log_weights - log_ratio, torch.where(own, log_weights, torch.nan))
             total = divergence + negative_log_soft(task.flow, rows)
