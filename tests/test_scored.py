@@ -1,14 +1,16 @@
 """Scores and gradients by hand, beside autograd of the plain densities, in double precision."""
 
+import math
+
 import pytest
 import torch
+from test_flows import joint, shake
 from torch import Tensor, nn
 
-from openmm_cgflow.flows import JointFlow, draw_with_score
+from openmm_cgflow.flows import JointFlow, MixtureDensity, draw_with_score
 from openmm_cgflow.flows.by_hand import asinh, tanh
 from openmm_cgflow.sampling import soften_log_weights
 from openmm_cgflow.training.objectives import clip_action, stiff_divergence
-from test_flows import joint
 
 SIZES = [(2, 3, 2, 6), (1, 0, 0, 4), (1, 0, 1, 1), (3, 5, 0, 2), (0, 3, 0, 3), (0, 1, 0, 0), (2, 1, 1, 2), (0, 0, 0, 5)]
 """Also blocks of one variable or none, and densities without a context."""
@@ -84,9 +86,31 @@ def test_samples_with_a_score_are_those_without(sizes):
     torch.testing.assert_close(drawn.score[:, ~soft], score[:, ~soft], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("n_context", [0, 3])
+@pytest.mark.parametrize(("n_circular", "n_linear"), [(3, 0), (0, 2), (2, 3), (1, 0), (0, 1), (0, 0)])
+def test_learned_log_densities_are_the_plain_ones(n_circular, n_linear, n_context):
+    density = shake(MixtureDensity(n_circular, n_linear, n_context, components=5, hidden=8), size=1.5)
+    generator = torch.Generator().manual_seed(3)
+    y = 3 * torch.rand(200, n_circular + n_linear, dtype=torch.float64, generator=generator) - 1.5
+    y[:, :n_circular] *= 2 * math.pi / 3
+    context = torch.randn(200, n_context, dtype=torch.float64, generator=generator)
+    upstream = torch.randn(200, dtype=torch.float64, generator=generator)
+    if density.n:  # logits and scales beyond their bounds too
+        density.conditioners[0].head.bias.data[-1] = -13.0
+        density.conditioners[-1].head.bias.data[-4:-1] += 5.0
+    found = []
+    for log_prob in (density.log_prob, density.learned_log_prob):
+        value = log_prob(y, context)
+        parameters = list(density.parameters())
+        gradients = torch.autograd.grad((value * upstream).sum(), parameters) if density.n else ()
+        found.append((value.detach(), *gradients))
+    for plain, learned in zip(*found, strict=True):
+        torch.testing.assert_close(learned, plain, rtol=1e-9, atol=1e-11)
+
+
 def test_fast_functions_are_accurate_in_single_precision():
     x = torch.cat([torch.logspace(-30, 15, 5000), torch.zeros(1)])
     x = torch.cat([x, -x])
-    ours = asinh(x, torch.sqrt(x * x + 1)).double()
+    ours = asinh(x, x * x, torch.sqrt(x * x + 1)).double()
     torch.testing.assert_close(ours, torch.asinh(x.double()), rtol=5e-7, atol=0)
     torch.testing.assert_close(tanh(x).double(), torch.tanh(x.double()), rtol=0, atol=2e-7)

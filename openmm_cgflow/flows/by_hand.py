@@ -33,7 +33,7 @@ class _ByHand(torch.autograd.Function):
     """Values that are there already, with their way back."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,  # noqa: ANN401
         back: Callable[..., tuple[Tensor | None, ...]],
         values: Sequence[Tensor],
@@ -68,10 +68,9 @@ def differentiable(
     return result
 
 
-def asinh(x: Tensor, root: Tensor) -> Tensor:
-    """`asinh(x)`, given `root = sqrt(1 + x^2)`: five times faster than torch's own (2.9.1, CPU), as accurate near 0."""
-    size = x.abs()
-    return torch.log1p(size + size * size / (1 + root)).copysign(x)
+def asinh(x: Tensor, square: Tensor, root: Tensor) -> Tensor:
+    """`asinh(x)`, given `x^2` and `sqrt(1 + x^2)`: five times faster than torch's own (2.9.1, CPU), as accurate."""
+    return torch.log1p(torch.addcdiv(x.abs(), square, root + 1)).copysign(x)
 
 
 def tanh(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from openmm_cgflow.flows.by_hand import Gradients, asinh, tanh
+from openmm_cgflow.flows.by_hand import Gradients, asinh
 from openmm_cgflow.flows.networks import MLP, MLPTape
 
 __all__ = ["CouplingTape", "SinhArcsinhCoupling"]
@@ -18,11 +18,13 @@ class CouplingTape(NamedTuple):
 
     Attributes:
         network: the same of its network.
+        seen: indices of those inputs of the network by which cotangents are wanted.
         slope: `dy/dx` of the moved variables, `(n_moved, batch)`.
         effect: `dy` of each by the network's outputs but the shift, `(3, n_moved, batch)`.
     """
 
     network: MLPTape
+    seen: Tensor
     slope: Tensor
     effect: Tensor
 
@@ -42,6 +44,7 @@ class SinhArcsinhCoupling(nn.Module):
     moved: Tensor
     kept: Tensor
     back: Tensor
+    width: Tensor
 
     def __init__(self, mask: Tensor, n_context: int, hidden: int) -> None:
         super().__init__()
@@ -49,6 +52,8 @@ class SinhArcsinhCoupling(nn.Module):
         self.register_buffer("moved", moved, persistent=False)
         self.register_buffer("kept", kept, persistent=False)
         self.register_buffer("back", torch.argsort(torch.cat([kept, moved])), persistent=False)
+        width = 2 * torch.tensor([_LOG_SCALE, 1.0, _LOG_TAIL])
+        self.register_buffer("width", width.reshape(3, 1, 1), persistent=False)
         self.network = MLP(kept.numel() + n_context, 4 * moved.numel(), hidden)
 
     def _shape(self, kept: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -104,47 +109,41 @@ class SinhArcsinhCoupling(nn.Module):
             the tape.
         """
         (kept, moved), (score_kept, score) = self._split(x, 0), self._split(score, 0)
-        n = moved.shape[0]
+        split = kept.shape[0]
+        seen = torch.cat([torch.arange(split, device=rows.device), rows + split])
         raw, network = self.network.push(torch.cat([kept, context]))
-        bounded = tanh(raw[n:])
-        scale = torch.exp(_LOG_SCALE * bounded[:n])
-        tail = torch.exp(_LOG_TAIL * bounded[2 * n :])
-        root = torch.sqrt(moved * moved + 1)
-        u = (asinh(moved, root) + bounded[n : 2 * n]) * tail
+        shift, *_ = raw = raw.unflatten(0, (4, moved.shape[0]))
+        gate, one = torch.sigmoid(2 * raw[1:]), raw.new_ones(())  # tanh(w) = 2 sigmoid(2 w) - 1, but for a digit of 1
+        log_scale, skew, log_tail = ((gate - 0.5) * self.width).unbind()
+        scale, tail = torch.exp(log_scale), torch.exp(log_tail)
+        square = moved * moved
+        root = torch.sqrt(square + 1)
+        u = (asinh(moved, square, root) + skew) * tail
         up = torch.exp(u)
         down = up.reciprocal()
-        sinh, cosh = up - down, up.add_(down)  # twice these
-        half, lean = 0.5 * scale, sinh / cosh
-        bent, rise, lean_tail = half * sinh, half * cosh, lean * tail
-        rise_tail = rise * tail
+        sinh, cosh, half = up - down, up.add_(down), 0.5 * scale  # twice these, and half that
+        lean, bent, rise = sinh / cosh, half * sinh, half * cosh
+        lean_tail, rise_tail = lean * tail, rise * tail
         slope = rise_tail / root
         score = (score - (lean_tail - moved / root) / root) / slope
-        inner = 1 - bounded * bounded  # what is within the bounds changes by so much
-        inner[:n] *= _LOG_SCALE
-        inner[2 * n :] *= _LOG_TAIL
-        effect = torch.cat([bent, rise_tail, rise * u]).mul_(inner).unflatten(0, (3, n))
-        inner[n : 2 * n] *= lean_tail
-        inner[2 * n :] *= lean * u + 1
-        towards = torch.addcmul(inner.unflatten(0, (3, n)), effect, score).flatten(0, 1)
-        change = self.network.pull(network, torch.cat([score, towards]), self._seen(rows))
-        split = kept.shape[0]
+        inner = torch.addcmul(gate, gate, gate, value=-1).mul_(2 * self.width)  # by what is within the tanh
+        effect = torch.stack([bent, rise_tail, rise * u]).mul_(inner)
+        inner[1].mul_(lean_tail)
+        inner[2].mul_(torch.addcmul(one, lean, u))
+        towards = torch.cat([score, torch.addcmul(inner, effect, score).flatten(0, 1)])
+        change = self.network.pull(network, towards, seen)
         return (
-            self._join(kept, raw[:n] + bent, 0),
+            self._join(kept, shift + bent, 0),
             torch.log(slope).sum(0),
             self._join(score_kept - change[:split], score, 0),
-            -change[split:],
-            CouplingTape(network, slope, effect),
+            change[split:].neg_(),
+            CouplingTape(network, seen, slope, effect),
         )
 
-    def pull(self, tape: CouplingTape, cotangent: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Gradients]:
+    def pull(self, tape: CouplingTape, cotangent: Tensor) -> tuple[Tensor, Tensor, Gradients]:
         """The cotangents of `x` and of some rows of the context for that of `y`, and the parameters' gradients."""
         kept, moved = self._split(cotangent, 0)
         towards = torch.cat([moved, (tape.effect * moved).flatten(0, 1)])
-        change, gradients = self.network.gradients(tape.network, towards, self._seen(rows))
+        change, gradients = self.network.gradients(tape.network, towards, tape.seen)
         split = kept.shape[0]
         return self._join(kept + change[:split], moved * tape.slope, 0), change[split:], gradients
-
-    def _seen(self, rows: Tensor) -> Tensor:
-        """The network's inputs that are variables, or those rows of the context."""
-        n = self.kept.numel()
-        return torch.cat([torch.arange(n, device=rows.device), rows + n])

@@ -131,13 +131,14 @@ class JointFlow(nn.Module):
         return log_prob + self.atom_flow.log_prob_stiff(atoms, context, gaussian)
 
     def log_prob_soft(self, q: Tensor) -> Tensor:
-        """`log q(slow) + log q(rotors | beads)`, `(batch,)`, of `q (batch, dof)`."""
+        """`log q(slow) + log q(rotors | beads)`, `(batch,)`, of `q (batch, dof)`; only parameters have gradients."""
         beads, atoms = self.split(q)
         slow, stiff = self.bead_flow.split(beads)
         with torch.no_grad():
             _, context = self.bead_flow.log_prob_stiff(slow, stiff, gaussian=True)
         rotors, _ = self.atom_flow.split(atoms)
-        return self.bead_flow.log_prob_slow(slow) + self.atom_flow.rotors.log_prob(rotors, context)
+        log_prob = self.bead_flow.slow.learned_log_prob(slow, slow[:, :0])
+        return log_prob + self.atom_flow.rotors.learned_log_prob(rotors, context)
 
     def draw_noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """What `sample_from` makes `n` samples of: `(n, 2 n_slow + 2 n_rotor + n_bead + n_atom)`."""

@@ -64,7 +64,7 @@ class MLP(nn.Module):
         """`forward` by hand (see `by_hand`): outputs `(n_out, batch)` for inputs `(n_in, batch)`, and the tape."""
         x = x if self.n_in else x.new_ones(1, x.shape[1])
         inputs, slopes, one = [x], [], x.new_ones(())
-        for linear in self._linear()[:-1]:
+        for linear in self.linear()[:-1]:
             h = torch.addmm(linear.bias.unsqueeze(1), linear.weight, x)
             gate = torch.sigmoid(h)
             x = h.mul_(gate)
@@ -80,14 +80,14 @@ class MLP(nn.Module):
             cotangent: of the outputs.
             rows: indices of the inputs.
         """
-        first, *others = self._linear()
+        first, *others = self.linear()
         for linear, slope in zip(reversed(others), reversed(tape.slopes), strict=True):
             cotangent = (linear.weight.T @ cotangent).mul_(slope)
         return first.weight.index_select(1, rows).T @ cotangent
 
     def gradients(self, tape: MLPTape, cotangent: Tensor, rows: Tensor) -> tuple[Tensor, Gradients]:
         """The same, and the gradients of the parameters."""
-        first, *others = self._linear()
+        first, *others = self.linear()
         found: Gradients = {}
         for k, linear in reversed(list(enumerate(others, 1))):
             found[linear.weight], found[linear.bias] = cotangent @ tape.inputs[k].T, cotangent.sum(1)
@@ -95,7 +95,8 @@ class MLP(nn.Module):
         found[first.weight], found[first.bias] = cotangent @ tape.inputs[0].T, cotangent.sum(1)
         return first.weight.index_select(1, rows).T @ cotangent, found
 
-    def _linear(self) -> list[nn.Linear]:
+    def linear(self) -> list[nn.Linear]:
+        """Its linear maps, in their order."""
         return [layer for layer in (*self.body, self.head) if isinstance(layer, nn.Linear)]
 
 

@@ -51,7 +51,8 @@ def draw_with_score(flow: JointFlow, noise: Tensor, slow: Tensor | None = None) 
         atom_score, change = atoms.colour_score(atom.tape, atom.score)
         bead_score, _ = beads.colour_score(bead.tape, bead.score + atom.context_score + change)
         score = torch.cat([torch.zeros_like(slow), bead_score, torch.zeros_like(rotor), atom_score], dim=1)
-        log_prob_soft = flow.bead_flow.log_prob_slow(slow) + rotors.log_prob(rotor, context)
+        log_prob_soft = flow.bead_flow.slow.learned_log_prob(slow, slow[:, :0])
+        log_prob_soft = log_prob_soft + rotors.learned_log_prob(rotor, context)
 
     def pull_beads(values: Tensor, whitened: Tensor) -> tuple[list[Tensor], Gradients]:
         return [], beads.pull(bead.tape, values, whitened)[1]

@@ -292,7 +292,8 @@ class StiffDensity(nn.Module):
         gradients[self.strictly_lower] = torch.tril(by_factor, -1)
         towards = towards @ tape.factor
         if self.n:
-            towards = torch.linalg.solve_triangular(tape.mixed, towards.unsqueeze(1), upper=False, left=False).squeeze(1)
+            towards = torch.linalg.solve_triangular(tape.mixed, towards.unsqueeze(1), upper=False, left=False)
+            towards = towards.squeeze(1)
         by_diagonal = -towards * tape.y * torch.exp(tape.log_diagonal)
         outer = (tape.shares.unsqueeze(2) * -towards.unsqueeze(1)).flatten(1)
         mixed = torch.tril((outer.T @ tape.y).reshape(tape.matrices.shape), -1)
@@ -303,7 +304,7 @@ class StiffDensity(nn.Module):
         cotangent = (towards if whitened is None else whitened + towards).T.contiguous()
         for coupling, memory in zip(reversed(self.couplings), reversed(tape.couplings), strict=True):
             assert isinstance(coupling, SinhArcsinhCoupling)
-            cotangent, seen, found = coupling.pull(memory, cotangent, tape.rows)
+            cotangent, seen, found = coupling.pull(memory, cotangent)
             change, gradients = change + seen, gradients | found
         return change.T, gradients
 

@@ -111,7 +111,7 @@ class Refine:
         own[:n] = False
         slow[:n] = broad.sample(noise[:n, : 2 * density.n], noise[:n, :0])
         nothing = slow[:, :0]
-        difference = broad.log_prob(slow, nothing) - density.log_prob(slow, nothing)
+        difference = broad.learned_log_prob(slow, nothing) - density.learned_log_prob(slow, nothing)
         return slow, torch.logaddexp(torch.full_like(difference, math.log1p(-share)), math.log(share) + difference), own
 
     def state_dict(self) -> dict[str, Any]:
