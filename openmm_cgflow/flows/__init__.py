@@ -2,9 +2,11 @@
 
 from openmm_cgflow.flows.atom_flow import AtomFlow
 from openmm_cgflow.flows.bead_flow import BeadFlow, SoftVariables
+from openmm_cgflow.flows.coupling import SinhArcsinhCoupling
 from openmm_cgflow.flows.joint import FlowSettings, JointFlow
 from openmm_cgflow.flows.mixture import MixtureDensity
-from openmm_cgflow.flows.stiff import SinhArcsinhCoupling, StiffDensity
+from openmm_cgflow.flows.scored import ScoredSamples, draw_with_score
+from openmm_cgflow.flows.stiff import StiffDensity
 
 __all__ = [
     "AtomFlow",
@@ -12,7 +14,9 @@ __all__ = [
     "FlowSettings",
     "JointFlow",
     "MixtureDensity",
+    "ScoredSamples",
     "SinhArcsinhCoupling",
     "SoftVariables",
     "StiffDensity",
+    "draw_with_score",
 ]

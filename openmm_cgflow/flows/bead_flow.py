@@ -70,6 +70,10 @@ class SoftVariables(nn.Module):
         """Log-density `(batch,)` of `q (batch, n)` in its own units."""
         return self.density.log_prob(self.scaled(q), context) + torch.log(self.factor).sum()
 
+    def learned_log_prob(self, q: Tensor, context: Tensor) -> Tensor:
+        """The same, differentiable by the parameters alone, and faster."""
+        return self.density.learned_log_prob(self.scaled(q), context) + torch.log(self.factor).sum()
+
     def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """What `sample` makes samples of, `(batch, 2 n)`."""
         return self.density.draw_noise(batch, generator, self.centre)

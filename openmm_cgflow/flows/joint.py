@@ -131,19 +131,26 @@ class JointFlow(nn.Module):
         return log_prob + self.atom_flow.log_prob_stiff(atoms, context, gaussian)
 
     def log_prob_soft(self, q: Tensor) -> Tensor:
-        """`log q(slow) + log q(rotors | beads)`, `(batch,)`, of `q (batch, dof)`."""
+        """`log q(slow) + log q(rotors | beads)`, `(batch,)`, of `q (batch, dof)`; only parameters have gradients."""
         beads, atoms = self.split(q)
         slow, stiff = self.bead_flow.split(beads)
         with torch.no_grad():
             _, context = self.bead_flow.log_prob_stiff(slow, stiff, gaussian=True)
         rotors, _ = self.atom_flow.split(atoms)
-        return self.bead_flow.log_prob_slow(slow) + self.atom_flow.rotors.log_prob(rotors, context)
+        log_prob = self.bead_flow.slow.learned_log_prob(slow, slow[:, :0])
+        return log_prob + self.atom_flow.rotors.learned_log_prob(rotors, context)
 
     def draw_noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """What `sample_from` makes `n` samples of: `(n, 2 n_slow + 2 n_rotor + n_bead + n_atom)`."""
         slow = self.bead_flow.slow.draw_noise(n, generator)
         rotors = self.atom_flow.rotors.draw_noise(n, generator)
         return torch.cat([slow, rotors, *self.draw_latents(slow, generator)], dim=1)
+
+    def split_noise(self, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What is in noise: that of the slow variables and of the rotors, and the latents of beads and atoms."""
+        n_slow, n_bead, n_rotor, n_atom = self.sizes
+        slow, rotor, bead, atom = torch.split(noise, [2 * n_slow, 2 * n_rotor, n_bead, n_atom], dim=1)
+        return slow, rotor, bead, atom
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -158,18 +165,15 @@ class JointFlow(nn.Module):
             noise: from `draw_noise`.
             slow: `(batch, n_slow)`, if they are given.
         """
-        n_slow, n_bead, n_rotor, _ = self.sizes
-        slow_noise, rotor_noise, latent = noise.tensor_split([2 * n_slow, 2 * (n_slow + n_rotor)], dim=1)
+        slow_noise, rotor_noise, bead_latent, atom_latent = self.split_noise(noise)
         slow = self.bead_flow.sample_slow(slow_noise) if slow is None else slow
-        _, _, context = self.bead_flow.place(slow, latent[:, :n_bead])
-        return torch.cat([slow, self.atom_flow.rotors.sample(rotor_noise, context)], dim=1), latent
+        _, _, context = self.bead_flow.place(slow, bead_latent)
+        rotors = self.atom_flow.rotors.sample(rotor_noise, context)
+        return torch.cat([slow, rotors], dim=1), torch.cat([bead_latent, atom_latent], dim=1)
 
     def sample_from(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Samples `(batch, dof)` made of noise, and their log-densities `(batch,)`, differentiable."""
-        n_slow, n_bead, n_rotor, n_atom = self.sizes
-        slow_noise, rotor_noise, bead_latent, atom_latent = torch.split(
-            noise, [2 * n_slow, 2 * n_rotor, n_bead, n_atom], dim=1
-        )
+        slow_noise, rotor_noise, bead_latent, atom_latent = self.split_noise(noise)
         slow = self.bead_flow.sample_slow(slow_noise)
         beads, log_prob, context = self.bead_flow.place(slow, bead_latent)
         atoms, log_prob_atoms = self.atom_flow.sample_from(rotor_noise, atom_latent, context)

@@ -10,7 +10,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from openmm_cgflow.flows.by_hand import Gradients, differentiable
 from openmm_cgflow.flows.networks import MLP, fourier_features
+from openmm_cgflow.flows.side_by_side import gradients_side_by_side, push_side_by_side
 
 __all__ = ["MixtureDensity"]
 
@@ -117,6 +119,28 @@ class MixtureDensity(nn.Module):
             total = total + self._log_prob_of(k, y[:, k], self._parameters_of(k, y[:, :k], context))
         return total
 
+    def learned_log_prob(self, y: Tensor, context: Tensor) -> Tensor:
+        """The same, differentiable by the parameters alone: all factors at once, with their gradient by hand."""
+        networks = [network for network in self.conditioners if isinstance(network, MLP)]
+        if not networks:
+            return self.log_prob(y, context)
+        learning = torch.is_grad_enabled()
+        with torch.no_grad():
+            raw, tape = push_side_by_side(networks, self._inputs(y, context))
+            log_prob, slopes = _learn(raw, y.T, self.n_circular, self.min_scale, learning)
+
+        def pull(cotangent: Tensor) -> tuple[list[Tensor], Gradients]:
+            return [], gradients_side_by_side(networks, tape, slopes * cotangent)
+
+        return differentiable(pull, (log_prob.sum(0),), (), list(self.parameters()))[0]
+
+    def _inputs(self, y: Tensor, context: Tensor) -> list[Tensor]:
+        """What each network sees, `(n_in, batch)`."""
+        n = self.harmonics * self.n_circular
+        sine, cosine, linear = fourier_features(y, self.n_circular, self.harmonics).T.tensor_split([n, 2 * n])
+        before = [(self.harmonics * min(k, self.n_circular), max(0, k - self.n_circular)) for k in range(self.n)]
+        return [torch.cat([sine[:c], cosine[:c], linear[:m], context.T]) for c, m in before]
+
     def draw_noise(self, batch: int, generator: torch.Generator | None = None, like: Tensor | None = None) -> Tensor:
         """What `sample` makes `batch` samples of: `(batch, 2 n)`, uniform and normal halves."""
         dtype = torch.float32 if like is None else like.dtype
@@ -189,3 +213,72 @@ class MixtureDensity(nn.Module):
             below = self._cdf_of(k, middle, parameters) < target
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return 0.5 * (low + high)
+
+
+def _learn(raw: Tensor, y: Tensor, n_circular: int, min_scale: float, learning: bool = True) -> tuple[Tensor, Tensor]:
+    """Log-densities of factors, and their gradient by what the networks gave.
+
+    A component of weight `p`, mean `m` and scale `s` gives `t = log p - v^2 / 2 s^2 - log s` with `v = y - m`; in its
+    share `r` of the density, `dt/dm = v / s^2` and `dt/ds = v^2 / s^3 - 1 / s`, and `log p` has the gradient `r - p`.
+    Where it is wrapped, `v` is that of the nearest image, the two beside it have `exp(-(2 pi^2 +- 2 pi v) / s^2)` of
+    its density, and the means of `v` and of `v^2` over the three stand above.
+
+    Arguments:
+        raw: logits, means, raw scales, and the logit of the uniform component, `(factors, 3 components + 1, batch)`.
+        y: the variables, `(factors, batch)`, circular ones first.
+        n_circular: how many of them are circular.
+        min_scale: smallest scale.
+        learning: whether the gradient is wanted.
+
+    Returns:
+        `(factors, batch)`, and the gradient shaped as `raw`, or something else if it is not wanted.
+    """
+    parts = zip((raw[:n_circular], raw[n_circular:]), (y[:n_circular], y[n_circular:]), (True, False), strict=True)
+    found = [
+        _learn_kind(part, values, circular, min_scale, learning) for part, values, circular in parts if len(values)
+    ]
+    log_prob, slopes = zip(*found, strict=True)
+    return torch.cat(log_prob), torch.cat(slopes)
+
+
+def _learn_kind(raw: Tensor, y: Tensor, circular: bool, min_scale: float, learning: bool) -> tuple[Tensor, Tensor]:
+    """The same for factors that are all circular, or all on the real line."""
+    n = raw.shape[1] // 3
+    logits, means, raw_scales, uniform = raw.split([n, n, n, 1], dim=1)
+    v = y.unsqueeze(1) - means
+    if circular:
+        gate = torch.sigmoid(raw_scales)
+        scales = min_scale + (MAX_CIRCULAR_SCALE - min_scale) * gate
+        slope = (MAX_CIRCULAR_SCALE - min_scale) * gate * (1 - gate)
+        v = torch.remainder(v + math.pi, 2 * math.pi) - math.pi
+    else:
+        slope = torch.exp(raw_scales.clamp(max=4.0))
+        scales = min_scale + slope
+        slope = torch.where(raw_scales <= 4.0, slope, 0.0)
+    precision = scales.reciprocal().square_()
+    terms = logits - 0.5 * v * v * precision - torch.log(scales) - _LOG_SQRT_2PI
+    first, second = v, v * v
+    if circular:
+        above = torch.exp((-2 * math.pi) * (math.pi + v) * precision)
+        below = torch.exp((-2 * math.pi) * (math.pi - v) * precision)
+        total = 1 + above + below
+        terms = terms + torch.log(total)
+        odd, even = (above - below) / total, (above + below) / total
+        first = v + 2 * math.pi * odd
+        second = second + 4 * math.pi * (v * odd + math.pi * even)
+    terms = torch.cat([terms, uniform.clamp(min=-12.0) - math.log(2 * math.pi)], dim=1)
+    weights = torch.cat([logits, uniform.clamp(min=-12.0)], dim=1)
+    if not circular:
+        terms[:, -1], weights[:, -1] = -math.inf, -math.inf
+    log_prob = torch.logsumexp(terms, dim=1)
+    normalised = log_prob - torch.logsumexp(weights, dim=1)
+    if not learning:
+        return normalised, normalised
+    shares = torch.exp(terms - log_prob.unsqueeze(1))
+    by_logit = shares - torch.softmax(weights, dim=1)
+    shares = shares[:, :-1]
+    by_mean = shares * first * precision
+    by_scale = shares * (second * precision - 1) / scales * slope
+    by_uniform = by_logit[:, -1:] * (uniform >= -12.0)
+    slopes = torch.cat([by_logit[:, :-1], by_mean, by_scale, by_uniform], dim=1)
+    return normalised, slopes

@@ -1,11 +1,26 @@
 """The small networks that condition the flow, and what they are fed with."""
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "fourier_features"]
+from openmm_cgflow.flows.by_hand import Gradients
+
+__all__ = ["MLP", "MLPTape", "fourier_features"]
+
+
+class MLPTape(NamedTuple):
+    """What a network remembers of a pass.
+
+    Attributes:
+        inputs: of each linear map, `(width, batch)`.
+        slopes: of each activation, `(hidden, batch)`.
+    """
+
+    inputs: list[Tensor]
+    slopes: list[Tensor]
 
 
 class MLP(nn.Module):
@@ -44,6 +59,45 @@ class MLP(nn.Module):
         if self.n_in:
             return self.head(self.body(x))
         return self.head(self.body(self.one)).expand(x.shape[0], -1)
+
+    def push(self, x: Tensor) -> tuple[Tensor, MLPTape]:
+        """`forward` by hand (see `by_hand`): outputs `(n_out, batch)` for inputs `(n_in, batch)`, and the tape."""
+        x = x if self.n_in else x.new_ones(1, x.shape[1])
+        inputs, slopes, one = [x], [], x.new_ones(())
+        for linear in self.linear()[:-1]:
+            h = torch.addmm(linear.bias.unsqueeze(1), linear.weight, x)
+            gate = torch.sigmoid(h)
+            x = h.mul_(gate)
+            slopes.append(torch.lerp(x, one, gate))  # of h s(h) with the sigmoid s: s + h s (1 - s)
+            inputs.append(x)
+        return torch.addmm(self.head.bias.unsqueeze(1), self.head.weight, x), MLPTape(inputs, slopes)
+
+    def pull(self, tape: MLPTape, cotangent: Tensor, rows: Tensor) -> Tensor:
+        """The cotangent of some inputs for that of the outputs, `(n_out, batch)`.
+
+        Arguments:
+            tape: from `push`.
+            cotangent: of the outputs.
+            rows: indices of the inputs.
+        """
+        first, *others = self.linear()
+        for linear, slope in zip(reversed(others), reversed(tape.slopes), strict=True):
+            cotangent = (linear.weight.T @ cotangent).mul_(slope)
+        return first.weight.index_select(1, rows).T @ cotangent
+
+    def gradients(self, tape: MLPTape, cotangent: Tensor, rows: Tensor) -> tuple[Tensor, Gradients]:
+        """The same, and the gradients of the parameters."""
+        first, *others = self.linear()
+        found: Gradients = {}
+        for k, linear in reversed(list(enumerate(others, 1))):
+            found[linear.weight], found[linear.bias] = cotangent @ tape.inputs[k].T, cotangent.sum(1)
+            cotangent = (linear.weight.T @ cotangent).mul_(tape.slopes[k - 1])
+        found[first.weight], found[first.bias] = cotangent @ tape.inputs[0].T, cotangent.sum(1)
+        return first.weight.index_select(1, rows).T @ cotangent, found
+
+    def linear(self) -> list[nn.Linear]:
+        """Its linear maps, in their order."""
+        return [layer for layer in (*self.body, self.head) if isinstance(layer, nn.Linear)]
 
 
 def fourier_features(y: Tensor, n_circular: int, harmonics: int) -> Tensor:

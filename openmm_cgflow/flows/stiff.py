@@ -1,65 +1,70 @@
 """The unimodal density of stiff variables given their context: a conditional Gaussian under smooth couplings."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from openmm_cgflow.flows.networks import MLP
+from openmm_cgflow.flows.by_hand import Gradients, tanh
+from openmm_cgflow.flows.coupling import CouplingTape, SinhArcsinhCoupling
+from openmm_cgflow.flows.networks import MLP, MLPTape
 
-__all__ = ["SinhArcsinhCoupling", "StiffDensity"]
+__all__ = ["Pushed", "StiffDensity", "StiffTape"]
 
 _LOG_2PI = math.log(2 * math.pi)
 
 
-class SinhArcsinhCoupling(nn.Module):
-    """Shift, scale, skew and tails of one half of the variables, as told by the other half and the context.
+class StiffTape(NamedTuple):
+    """What `StiffDensity` remembers of a pass.
 
-    `y = m + a sinh((asinh(x) + e) d)` (Jones and Pewsey 2009, doi:10.1093/biomet/asp053), elementwise, with `m, log a,
-    e, log d` from a network: smooth to all orders, analytic both ways, the identity at the start.
-
-    Arguments:
-        mask: `(n,)` bool, the variables that are transformed.
-        n_context: width of the context.
-        hidden: width of the network.
+    Attributes:
+        context: `(n_context, batch)`.
+        rows: indices of those rows of the context by which scores and cotangents are wanted.
+        couplings: tapes of the couplings.
+        bend, mixing: tapes of the networks.
+        shares: `(batch, rank)` of the matrices in `B`.
+        matrices, diagonals: these, `(rank, n, n)` strictly lower triangular, and `(rank, n)`.
+        factor: `L (n, n)`.
+        mixed: `B (batch, n, n)`.
+        log_diagonal: of `B`, `(batch, n)`.
+        y: `(batch, n)`, with `B y = w`.
+        applied: each of the matrices applied to `y`, `(batch, rank, n)`.
     """
 
-    moved: Tensor
-    kept: Tensor
-    back: Tensor
+    context: Tensor
+    rows: Tensor
+    couplings: list[CouplingTape]
+    bend: MLPTape
+    mixing: MLPTape
+    shares: Tensor
+    matrices: Tensor
+    diagonals: Tensor
+    factor: Tensor
+    mixed: Tensor
+    log_diagonal: Tensor
+    y: Tensor
+    applied: Tensor
 
-    def __init__(self, mask: Tensor, n_context: int, hidden: int) -> None:
-        super().__init__()
-        moved, kept = mask.nonzero().flatten(), (~mask).nonzero().flatten()
-        self.register_buffer("moved", moved, persistent=False)
-        self.register_buffer("kept", kept, persistent=False)
-        self.register_buffer("back", torch.argsort(torch.cat([kept, moved])), persistent=False)
-        self.network = MLP(kept.numel() + n_context, 4 * moved.numel(), hidden)
 
-    def _shape(self, kept: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        shift, scale, skew, tail = self.network(torch.cat([kept, context], dim=1)).chunk(4, dim=1)
-        return shift, 1.5 * torch.tanh(scale), torch.tanh(skew), 0.5 * torch.tanh(tail)
+class Pushed(NamedTuple):
+    """What `StiffDensity.push` makes of a latent.
 
-    def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
-        return torch.cat([kept, moved], dim=1).index_select(1, self.back)
+    Attributes:
+        values: `(batch, n)`.
+        whitened: the same, whitened.
+        log_prob: log-density `(batch,)` of the values.
+        score: gradient `(n, batch)` of the log-density of the whitened variables with respect to them.
+        context_score: and with respect to rows of the context, `(rows, batch)`.
+        tape: of the pass.
+    """
 
-    def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """`y` and `log |det dy/dx|` of `x (batch, n)`."""
-        kept, moved = x.index_select(1, self.kept), x.index_select(1, self.moved)
-        shift, log_scale, skew, log_tail = self._shape(kept, context)
-        bent = torch.sinh((torch.asinh(moved) + skew) * torch.exp(log_tail))
-        y = shift + torch.exp(log_scale) * bent
-        log_slope = log_scale + log_tail + 0.5 * (torch.log1p(bent * bent) - torch.log1p(moved * moved))
-        return self._join(kept, y), log_slope.sum(1)
-
-    def inverse(self, y: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """`x` and `log |det dx/dy|` of `y (batch, n)`."""
-        kept, moved = y.index_select(1, self.kept), y.index_select(1, self.moved)
-        shift, log_scale, skew, log_tail = self._shape(kept, context)
-        bent = (moved - shift) * torch.exp(-log_scale)
-        x = torch.sinh(torch.asinh(bent) * torch.exp(-log_tail) - skew)
-        log_slope = 0.5 * (torch.log1p(x * x) - torch.log1p(bent * bent)) - log_scale - log_tail
-        return self._join(kept, x), log_slope.sum(1)
+    values: Tensor
+    whitened: Tensor
+    log_prob: Tensor
+    score: Tensor
+    context_score: Tensor
+    tape: StiffTape
 
 
 class StiffDensity(nn.Module):
@@ -128,12 +133,16 @@ class StiffDensity(nn.Module):
         """The mean `(batch, n)`, from `reference` in units of `scale`: a network plus a linear term."""
         return self.bend(context) + self.linear(context)
 
+    def _matrices(self) -> tuple[Tensor, Tensor]:
+        """What `B` is mixed of: strictly lower triangular matrices `(rank, n, n)`, and diagonals `(rank, n)`."""
+        matrices = self.mixed.reshape(self.mixed.shape[0], self.n, self.n)
+        return torch.tril(matrices, -1), torch.diagonal(matrices, dim1=1, dim2=2)
+
     def _bends(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What makes `B`: shares `(batch, rank)` of the matrices, the matrices `(rank, n, n)`, and the log-diagonal."""
         shares = torch.tanh(self.mixing(context))
-        matrices = self.mixed.reshape(self.mixed.shape[0], self.n, self.n)
-        log_diagonal = shares @ torch.diagonal(matrices, dim1=1, dim2=2)
-        return shares, torch.tril(matrices, -1), 2 * torch.tanh(0.5 * log_diagonal)
+        matrices, diagonals = self._matrices()
+        return shares, matrices, 2 * torch.tanh(0.5 * (shares @ diagonals))
 
     def _log_scale(self) -> Tensor:
         return self.log_diagonal.sum() + torch.log(self.scale).sum()
@@ -205,6 +214,110 @@ class StiffDensity(nn.Module):
             logdet = logdet + change
         f, change = self.colour(whitened, context)
         return f, whitened, logdet + change
+
+    def push(self, latent: Tensor, context: Tensor, columns: Tensor) -> Pushed:
+        """`place` with the score of the whitened variables, by hand (see `by_hand`); the rest is `colour_score`.
+
+        Arguments:
+            latent: `(batch, n)` standard normal.
+            context: what the values are conditioned on, `(batch, n_context)`.
+            columns: indices of those columns of the context by which scores and cotangents are wanted.
+        """
+        log_prob, seen = self.log_prob_latent(latent), context.T.contiguous()
+        x = latent.T.contiguous()
+        score, context_score = -x, seen.index_select(0, columns).zero_()
+        tapes = []
+        for coupling in self.couplings:
+            assert isinstance(coupling, SinhArcsinhCoupling)
+            x, logdet, score, change, tape = coupling.push(x, seen, score, columns)
+            log_prob, context_score = log_prob - logdet, context_score + change
+            tapes.append(tape)
+        raw, mixing = self.mixing.push(seen)
+        shares, (matrices, diagonals) = tanh(raw.T), self._matrices()
+        log_diagonal = 2 * tanh(0.5 * (shares @ diagonals))
+        mixed = (shares @ matrices.flatten(1)).unflatten(1, (self.n, self.n))
+        torch.diagonal(mixed, dim1=1, dim2=2).copy_(torch.exp(log_diagonal))
+        whitened = x.T.contiguous()
+        y = torch.linalg.solve_triangular(mixed, whitened.unsqueeze(2), upper=False).squeeze(2) if self.n else whitened
+        applied = (y @ matrices.flatten(0, 1).T).unflatten(1, (shares.shape[1], self.n))
+        bent, bend = self.bend.push(seen)
+        factor = self.factor
+        mean = bent.T + context @ self.linear.weight.T
+        values = self.reference + self.scale * torch.addmm(mean, y, factor.T)
+        log_prob = log_prob + log_diagonal.sum(1) - self._log_scale()
+        memory = StiffTape(
+            seen, columns, tapes, bend, mixing, shares, matrices, diagonals, factor, mixed, log_diagonal, y, applied
+        )
+        return Pushed(values, whitened, log_prob, score, context_score, memory)
+
+    def colour_score(self, tape: StiffTape, score: Tensor) -> tuple[Tensor, Tensor]:
+        """The score of the values for that of their whitened variables.
+
+        With `f = reference + scale * v`, `v = mean + L y` and `B y = w`: `G_y = B^T G_w`, `G_v = L^-T G_y`, and by the
+        context `H -= (dmean/dc)^T G_v`, `H += (dB/dc)^T : (G_w y^T) + dlogdet B/dc`.
+
+        Arguments:
+            tape: from `push`.
+            score: of the whitened variables, `(n, batch)`.
+
+        Returns:
+            the score of the values `(batch, n)`, and what is to be added to that by the context, `(rows, batch)`.
+        """
+        score = score.T.contiguous()
+        score_y = torch.bmm(score.unsqueeze(1), tape.mixed).squeeze(1)
+        score_v = torch.linalg.solve_triangular(tape.factor, score_y, upper=False, left=False) if self.n else score_y
+        if not tape.rows.numel():
+            return score_v / self.scale, tape.context[:0]
+        towards = self._to_mixing(tape, score, 1 + score * tape.y * torch.exp(tape.log_diagonal))
+        change = self.mixing.pull(tape.mixing, towards, tape.rows)
+        change = change - self.bend.pull(tape.bend, score_v.T, tape.rows)
+        change = change - self.linear.weight.index_select(1, tape.rows).T @ score_v.T
+        return score_v / self.scale, change
+
+    def pull(self, tape: StiffTape, values: Tensor, whitened: Tensor | None = None) -> tuple[Tensor, Gradients]:
+        """The way back from cotangents `(batch, n)` of the values, and of the whitened variables.
+
+        With `g_v = scale * g_f`: `g_y = L^T g_v` and `g_w += B^-T g_y`; the matrices get `-shares g_w y^T` of each row,
+        which is of rank one, so that no gradient `(batch, n, n)` is made.
+
+        Returns:
+            the cotangent of the context's columns, `(batch, columns)`, and the gradients of all parameters.
+        """
+        towards = values * self.scale
+        change, gradients = self.bend.gradients(tape.bend, towards.T, tape.rows)
+        change = change + self.linear.weight.index_select(1, tape.rows).T @ towards.T
+        gradients[self.linear.weight] = towards.T @ tape.context.T
+        by_factor = torch.tril(towards.T @ tape.y)
+        gradients[self.log_diagonal] = torch.diagonal(by_factor) * torch.diagonal(tape.factor)
+        gradients[self.strictly_lower] = torch.tril(by_factor, -1)
+        towards = towards @ tape.factor
+        if self.n:
+            towards = torch.linalg.solve_triangular(tape.mixed, towards.unsqueeze(1), upper=False, left=False)
+            towards = towards.squeeze(1)
+        by_diagonal = -towards * tape.y * torch.exp(tape.log_diagonal)
+        outer = (tape.shares.unsqueeze(2) * -towards.unsqueeze(1)).flatten(1)
+        mixed = torch.tril((outer.T @ tape.y).reshape(tape.matrices.shape), -1)
+        torch.diagonal(mixed, dim1=1, dim2=2).copy_(tape.shares.T @ self._inside(tape, by_diagonal))
+        gradients[self.mixed] = mixed.flatten(1)
+        seen, found = self.mixing.gradients(tape.mixing, self._to_mixing(tape, -towards, by_diagonal), tape.rows)
+        change, gradients = change + seen, gradients | found
+        cotangent = (towards if whitened is None else whitened + towards).T.contiguous()
+        for coupling, memory in zip(reversed(self.couplings), reversed(tape.couplings), strict=True):
+            assert isinstance(coupling, SinhArcsinhCoupling)
+            cotangent, seen, found = coupling.pull(memory, cotangent)
+            change, gradients = change + seen, gradients | found
+        return change.T, gradients
+
+    def _to_mixing(self, tape: StiffTape, left: Tensor, by_diagonal: Tensor) -> Tensor:
+        """The cotangent `(rank, batch)` of the mixing network for `left y^T` of `B`, and one of its log-diagonal."""
+        towards = torch.bmm(tape.applied, left.unsqueeze(2)).squeeze(2)
+        towards = towards + self._inside(tape, by_diagonal) @ tape.diagonals.T
+        return (towards * (1 - tape.shares * tape.shares)).T.contiguous()
+
+    @staticmethod
+    def _inside(tape: StiffTape, by_diagonal: Tensor) -> Tensor:
+        """The cotangent of what the bounded log-diagonal is made of."""
+        return by_diagonal * (1 - 0.25 * tape.log_diagonal * tape.log_diagonal)
 
 
 def _masks(n: int, layers: int, seed: int) -> list[Tensor]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from openmm_cgflow.flows import JointFlow
+from openmm_cgflow.flows import JointFlow, draw_with_score
 from openmm_cgflow.sampling import soften_log_weights
 from openmm_cgflow.training.target import BoltzmannTarget
 
@@ -28,9 +28,8 @@ def clip_action(action: Tensor, ceiling: Tensor) -> Tensor:
     return torch.where(finite, bounded, bounded.detach())
 
 
-def _bounded_divergence(log_prob: Tensor, action: Tensor) -> Tensor:
+def _bounded(divergence: Tensor) -> Tensor:
     """`log q + action` of each row, bounded above the median plus 30 kT."""
-    divergence = log_prob + action
     finite = torch.isfinite(divergence)
     values = torch.where(finite, divergence, 0.0)
     with torch.no_grad():
@@ -39,7 +38,7 @@ def _bounded_divergence(log_prob: Tensor, action: Tensor) -> Tensor:
 
 
 def stiff_divergence(
-    flow: JointFlow, target: BoltzmannTarget, soft: Tensor, latent: Tensor, least_ess: float
+    flow: JointFlow, target: BoltzmannTarget, noise: Tensor, slow: Tensor | None, least_ess: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A divergence between `q(stiff | soft)` and `p(stiff | soft)`, on own samples.
 
@@ -55,27 +54,27 @@ def stiff_divergence(
     Arguments:
         flow: whose stiff densities are trained.
         target: gives the action.
-        soft: `(batch, n_slow + n_rotor)` slow torsions and rotors, drawn from the flow.
-        latent: `(batch, n_stiff)` standard normal.
+        noise: from `flow.draw_noise`.
+        slow: `(batch, n_slow)` slow torsions; the flow's own, made of the noise, if there are none.
         least_ess: share of the samples that is to be effective, in (0, 1].
 
     Returns:
         the reverse divergence up to a constant, with the gradient as above; the samples `(batch, dof)`; and their
         log-weights `(batch,)`.
     """
-    n_slow, n_bead = flow.sizes[:2]
-    slow, rotors = soft[:, :n_slow], soft[:, n_slow:]
-    q, _ = flow.place_stiff(slow, rotors, latent[:, :n_bead], latent[:, n_bead:])
-    leaf = q.detach().requires_grad_(True)
-    log_prob, action = flow.log_prob_stiff(leaf), target.action(leaf)
-    with torch.no_grad():
-        log_weights = -action - log_prob - flow.log_prob_soft(leaf)
-        log_weights = torch.where(torch.isfinite(log_weights), log_weights, -torch.inf)
-        softened, _ = soften_log_weights(log_weights, least_ess, 5 / len(q))
-        weights = torch.softmax(softened, 0)
-    divergence = _bounded_divergence(log_prob, action)
-    (force,) = torch.autograd.grad((weights * divergence).sum(), leaf)
-    path = (torch.where(torch.isfinite(force), force, 0.0) * q).sum()
+    drawn = draw_with_score(flow, noise, slow)
+    leaf = drawn.q.detach().requires_grad_(True)
+    action = target.action(leaf)
+    (slope,) = torch.autograd.grad(action.sum(), leaf)
+    action = action.detach()
+    log_weights = -action - drawn.log_prob_stiff - drawn.log_prob_soft
+    log_weights = torch.where(torch.isfinite(log_weights), log_weights, -torch.inf)
+    softened, _ = soften_log_weights(log_weights, least_ess, 5 / len(leaf))
+    raw = (drawn.log_prob_stiff + action).requires_grad_(True)
+    divergence = _bounded(raw)
+    (weights,) = torch.autograd.grad((torch.softmax(softened, 0) * divergence).sum(), raw)
+    force = weights.unsqueeze(1) * (drawn.score + slope)
+    path = (torch.where(torch.isfinite(force), force, 0.0) * drawn.q).sum()
     return divergence.mean().detach() + path - path.detach(), leaf.detach(), log_weights
 
 
@@ -89,7 +88,7 @@ def joint_reverse_kl(flow: JointFlow, target: BoltzmannTarget, beta: float, nois
         noise: from `flow.draw_noise`.
     """
     q, log_prob = flow.sample_from(noise)
-    return _bounded_divergence(log_prob, target.action(q, beta)).mean()
+    return _bounded(log_prob + target.action(q, beta)).mean()
 
 
 def stiff_reverse_kl(flow: JointFlow, target: BoltzmannTarget, beta: float, noise: Tensor) -> Tensor:
@@ -97,7 +96,7 @@ def stiff_reverse_kl(flow: JointFlow, target: BoltzmannTarget, beta: float, nois
     n_slow, n_bead = flow.sizes[:2]
     soft, latent = flow.sample_soft(noise)
     q, log_prob = flow.place_stiff(soft[:, :n_slow], soft[:, n_slow:], latent[:, :n_bead], latent[:, n_bead:])
-    return _bounded_divergence(log_prob, target.action(q, beta)).mean()
+    return _bounded(log_prob + target.action(q, beta)).mean()
 
 
 def negative_log_likelihood(flow: JointFlow, q: Tensor, blurred: Tensor, gaussian: bool = False) -> Tensor:

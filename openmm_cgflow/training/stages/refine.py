@@ -79,10 +79,9 @@ class Refine:
 
         def loss(noise: Tensor, rows: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
             slow, log_ratio, own = self.defended(noise)
-            soft, latent = task.flow.sample_soft(noise, slow)
             # with weights as if all were the flow's own: nearly those of the stiff variables at given slow ones
             divergence, q, log_weights = stiff_divergence(
-                task.flow, task.target, soft, latent, task.settings.least_path_ess
+                task.flow, task.target, noise, slow, task.settings.least_path_ess
             )
             drawn = (q, log_weights - log_ratio, torch.where(own, log_weights, torch.nan))
             total = divergence + negative_log_soft(task.flow, rows)
@@ -112,7 +111,7 @@ class Refine:
         own[:n] = False
         slow[:n] = broad.sample(noise[:n, : 2 * density.n], noise[:n, :0])
         nothing = slow[:, :0]
-        difference = broad.log_prob(slow, nothing) - density.log_prob(slow, nothing)
+        difference = broad.learned_log_prob(slow, nothing) - density.learned_log_prob(slow, nothing)
         return slow, torch.logaddexp(torch.full_like(difference, math.log1p(-share)), math.log(share) + difference), own
 
     def state_dict(self) -> dict[str, Any]:
