@@ -19,6 +19,7 @@ from openmm_cgflow.version import __version__
 if TYPE_CHECKING:
     from openmm_cgflow.coverage import Coverage
     from openmm_cgflow.model import CGFlow
+    from openmm_cgflow.openmm_plugin.force import force_from_energy
     from openmm_cgflow.openmm_plugin.mcmc_move import FlowMove
     from openmm_cgflow.openmm_plugin.monte_carlo import FlowMonteCarlo
     from openmm_cgflow.openmm_plugin.replica_exchange import FlowReplicaExchangeSampler
@@ -44,6 +45,7 @@ __all__ = [
     "UnsupportedForceError",
     "VectorFlow",
     "__version__",
+    "force_from_energy",
     "scanTorsions",
 ]
 
@@ -57,6 +59,7 @@ _HOMES = {
     "SlowScan": "slow_scan",
     "TrainSettings": "training",
     "VectorFlow": "vector_flow",
+    "force_from_energy": "openmm_plugin.force",
     "scanTorsions": "slow_scan",
 }
 

@@ -82,6 +82,10 @@ app = typer.Typer(
 Model = Annotated[Path, typer.Argument(help="Model file that train or demo wrote.", show_default=False)]
 Number = Annotated[int, typer.Option("-n", help="Number of samples.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda or cuda:1; the GPU where there is one if left out.", show_default=False),
+]
 DrawSeed = Annotated[int | None, typer.Option("--seed", help="Seed of the draw; a new one each time if left out.")]
 
 
@@ -114,6 +118,7 @@ def demo(
     ] = None,
     evaluations: Annotated[int | None, typer.Option(help="Limit of energy evaluations.")] = None,
     seed: Seed = 0,
+    device: Device = None,
 ) -> None:
     """Train on alanine dipeptide in implicit solvent, sample 10,000 structures and draw their free energies."""
     start = time.monotonic()
@@ -129,7 +134,7 @@ def demo(
     ctx.with_resource(locked(out / "model.cgflow"))
     pdb = Path(__file__).parent / "data" / "alanine_dipeptide.pdb"
     # ff96 and OBC1: the same energies as openmmtools' AlanineDipeptideImplicit, which published results are for
-    flow = CGFlow(*load_system(pdb, forcefield=["amber96.xml"], implicit_solvent="OBC1"), seed=seed)
+    flow = CGFlow(*load_system(pdb, forcefield=["amber96.xml"], implicit_solvent="OBC1"), seed=seed, device=device)
     if seconds is None and evaluations is None:
         seconds = DEMO_SECONDS
     flow.train(time=seconds, evaluations=evaluations)
@@ -179,6 +184,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint if there is one.")] = True,
     metrics: Annotated[Path | None, typer.Option(help="CSV file for the training curves.")] = None,
+    device: Device = None,
 ) -> None:
     """Train a flow on the energies of a molecule. Ctrl-C ends the training early and keeps what was learned.
 
@@ -199,7 +205,7 @@ def train(
 
     ctx.with_resource(locked(output))
     molecule = load_system(*files, forcefield=forcefield, implicit_solvent=implicit_solvent, constraints=constraints)
-    flow = CGFlow(*molecule, temperature=temperature, slow=_slow(slow), seed=seed, bonds=bonds)  # type: ignore[arg-type]
+    flow = CGFlow(*molecule, temperature=temperature, slow=_slow(slow), seed=seed, bonds=bonds, device=device)  # type: ignore[arg-type]
     try:
         with Interruptible() as interrupted:
             flow.train(time=seconds, evaluations=evaluations, checkpoint=state, resume=resume, metrics=metrics)
@@ -232,6 +238,7 @@ def sample(
     ],
     n: Number = 10_000,
     seed: DrawSeed = None,
+    device: Device = None,
 ) -> None:
     """Draw independent structures from a model, with their weights (in an .npz file beside the frames)."""
     _positive("-n", n)
@@ -241,7 +248,7 @@ def sample(
     _start()
     from openmm_cgflow.model import CGFlow
 
-    flow = CGFlow.load(model)
+    flow = CGFlow.load(model, device)
     samples = flow.sample(n, seed=seed)
     _summarise(flow, samples, [("written", ", ".join(str(path) for path in _save(samples, output)))])
 
@@ -254,6 +261,7 @@ def audit(
     ] = None,
     seconds: Annotated[float | None, typer.Option("--time", help="Limit, seconds.")] = None,
     save: Annotated[bool, typer.Option(help="Write what was found into the model file.")] = True,
+    device: Device = None,
 ) -> None:
     """Look for forms of the molecule that a model does not reach, by hot dynamics from its samples, quenched."""
     for name, value in (("--time", seconds), ("--evaluations", evaluations)):
@@ -261,7 +269,7 @@ def audit(
     _start()
     from openmm_cgflow.model import CGFlow
 
-    flow = CGFlow.load(model)
+    flow = CGFlow.load(model, device)
     coverage = flow.audit(evaluations, seconds)
     if save and coverage.audited:
         flow.save(model)
@@ -281,6 +289,7 @@ def backmap(
     resample: Annotated[bool, typer.Option("--resample", help="Keep one of them, drawn by its weight.")] = False,
     relax: Annotated[int, typer.Option(help="Iterations of minimisation with the beads held.")] = 0,
     seed: DrawSeed = None,
+    device: Device = None,
 ) -> None:
     """Put atoms around the beads of a CG trajectory; weights and checks go into an .npz file beside the frames."""
     _positive("-n", n)
@@ -291,7 +300,7 @@ def backmap(
     from openmm_cgflow.analysis import duration
     from openmm_cgflow.model import CGFlow
 
-    flow = CGFlow.load(model)
+    flow = CGFlow.load(model, device)
     start = time.monotonic()
     result = flow.backmap(beads, n=n, relax=relax, seed=seed)
     taken = time.monotonic() - start
@@ -324,6 +333,7 @@ def simulate(
     timestep: Annotated[float, typer.Option(help="Time step, fs.")] = 2.0,
     interval: Annotated[float, typer.Option(help="Between frames, ps.")] = 0.1,
     seed: Seed = 0,
+    device: Device = None,
 ) -> None:
     """Run Langevin dynamics of the beads in the free energy that the flow learned, at its temperature."""
     for name, value in (("--time", picoseconds), ("--timestep", timestep), ("--interval", interval)):
@@ -334,7 +344,7 @@ def simulate(
     from openmm_cgflow.model import CGFlow
     from openmm_cgflow.openmm_plugin.cg_system import langevin_frames
 
-    flow = CGFlow.load(model)
+    flow = CGFlow.load(model, device)
     start = time.monotonic()
     trajectory = langevin_frames(flow, picoseconds, timestep, interval, seed)
     taken = time.monotonic() - start
@@ -358,6 +368,7 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder for the pictures and report.html.")] = Path("report"),
     n: Number = 10_000,
     seed: DrawSeed = None,
+    device: Device = None,
 ) -> None:
     """Draw free energies, energies, weights and training curves of a model, on one page."""
     if _positive("-n", n) < 2:
@@ -367,7 +378,7 @@ def report(
     from openmm_cgflow.analysis import report as write_report
     from openmm_cgflow.model import CGFlow
 
-    flow = CGFlow.load(model)
+    flow = CGFlow.load(model, device)
     samples = flow.sample(n, seed=seed)
     page = write_report(flow, samples, out, command=ctx.obj)
     _summarise(flow, samples, [("report", str(page))])

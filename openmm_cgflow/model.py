@@ -14,13 +14,14 @@ from openmm_cgflow.audit import LEAST
 from openmm_cgflow.audit import audit as run_audit
 from openmm_cgflow.backmapping import Backmapped, backmap
 from openmm_cgflow.compute import Device
-from openmm_cgflow.coordinates import InternalCoordinates, kept_isomers
+from openmm_cgflow.coordinates import InternalCoordinates, kept_isomers, perceive
 from openmm_cgflow.coverage import Coverage
 from openmm_cgflow.door import Bonds, admit
 from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError, ModelFileError
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.openmm_plugin.cg_system import CGSystem, create_cg_system
 from openmm_cgflow.openmm_plugin.force import Backend, BeadBackend, create_force
+from openmm_cgflow.potentials import make_potential
 from openmm_cgflow.slow_scan import scan_torsions
 from openmm_cgflow.storage import check_storable, system_to_xml
 from openmm_cgflow.structures import CONSTRAINT_TOLERANCE, OVERLAP
@@ -77,17 +78,19 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
     ) -> None:
         kelvin = in_kelvin(temperature)
         topology, system, x = admit(topology, system, positions, kelvin, bonds)
+        perceived, potential = perceive(topology, system, x), None
         if isinstance(slow, str) and slow == "auto":
-            scan = scan_torsions(topology, system, x, kelvin, seed)
+            potential = make_potential(system, x, kelvin)
+            scan = scan_torsions(perceived, system, potential, kelvin, seed)
             _log.info("slow='auto': %s", scan)
             slow = scan.slow
-        coordinates = InternalCoordinates.fromTopology(topology, system, x, beads=beads, slow=slow)
-        super().__init__(Molecule(topology, system, x, coordinates), kelvin, FlowSettings(seed=seed), device)
+        coordinates = InternalCoordinates.of(perceived, system, beads, slow)
+        super().__init__(Molecule(topology, system, x, coordinates), kelvin, FlowSettings(seed=seed), device, potential)
         try:
             check_storable(system)
         except ModelFileError as error:
             _log.warning("this flow can be trained and used, but not saved: %s", error)
-        for kept in kept_isomers(topology, system, x, coordinates.layout.turning_bonds):
+        for kept in kept_isomers(perceived, coordinates.layout.turning_bonds):
             _log.info("kept as in the input: %s; name it in slow= to have both forms", kept)
 
     def _described(self) -> list[Any]:

@@ -8,9 +8,9 @@ import torch
 from openmm import app, unit
 
 from openmm_cgflow.compute import Parallel, seeded
-from openmm_cgflow.coordinates import InternalCoordinates, KeptBack, find_kept_back
+from openmm_cgflow.coordinates import InternalCoordinates, KeptBack, Perceived, find_kept_back, perceive
 from openmm_cgflow.door import Bonds, admit
-from openmm_cgflow.potentials import make_potential
+from openmm_cgflow.potentials import Potential, make_potential
 from openmm_cgflow.sampling import BoltzmannTarget
 from openmm_cgflow.training import (
     anneal_soft,
@@ -120,14 +120,18 @@ def scanTorsions(
         InvalidInputError: for what `CGFlow` refuses.
     """
     kelvin = in_kelvin(temperature)
-    return scan_torsions(*admit(topology, system, positions, kelvin, bonds), kelvin, seed)
+    admitted = admit(topology, system, positions, kelvin, bonds)
+    perceived, potential = perceive(*admitted), make_potential(admitted.system, admitted.x, kelvin)
+    return scan_torsions(perceived, admitted.system, potential, kelvin, seed)
 
 
-def scan_torsions(topology: app.Topology, system: openmm.System, x: np.ndarray, kelvin: float, seed: int) -> SlowScan:
-    """The same as `scanTorsions` for what came through the door: positions in nm, the temperature in K."""
-    coordinates = InternalCoordinates.fromTopology(topology, system, x)
-    target = BoltzmannTarget(make_potential(system, x, kelvin), coordinates, KB * kelvin)
-    kept_back = find_kept_back(topology, system, x)
+def scan_torsions(
+    perceived: Perceived, system: openmm.System, potential: Potential, kelvin: float, seed: int
+) -> SlowScan:
+    """The same as `scanTorsions` of a molecule that was perceived already, with its energies; K."""
+    coordinates = InternalCoordinates.of(perceived, system)
+    target = BoltzmannTarget(potential, coordinates, KB * kelvin)
+    kept_back = find_kept_back(perceived, system)
     held = {axis for kept in kept_back for axis in kept.axes}
     free = [k for k, (_, i, j, _) in enumerate(coordinates.slow_torsions) if (min(i, j), max(i, j)) not in held]
     with Parallel() as parallel:

@@ -235,9 +235,9 @@ def _readable(what: str | Path, mend: str) -> Iterator[None]:
     """
     try:
         yield
-    except CGFlowError:
+    except (InvalidInputError, MismatchError):
         raise
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, ModelFileError, RuntimeError, TypeError, ValueError) as error:
         raise ModelFileError(
             f"{what} is damaged, or of another version of openmm_cgflow "
             f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); {mend}."

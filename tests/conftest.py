@@ -1,11 +1,29 @@
 """Fixtures that every test can use; `tests/molecules.py` has the molecules."""
 
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from fake_cuda import fake_cuda
 from molecules import Molecule, load
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--device`: where the tests that ask for a device run."""
+    parser.addoption("--device", default="fake-cuda", choices=["cpu", "cuda", "fake-cuda"], help="of contract tests")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A device by its name: with `--device fake-cuda`, the default, a GPU that is not there (see `fake_cuda.py`)."""
+    name = request.config.getoption("--device")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    with fake_cuda() if name == "fake-cuda" else nullcontext():
+        yield "cpu" if name == "cpu" else "cuda:0"
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 Every operation is asked of torch's own `FakeTensorMode` first, which raises where devices are mixed as a GPU would, and
 says on which device the result is; then it is done with the numbers, so that what depends on these (`if loss > 0`,
-`x[mask]`) goes its way, and results can be compared with those of the CPU bit for bit.
+`x[mask]`) goes its way, and results can be compared with those of the CPU. `FakeTensorMode` alone cannot do it: without
+a CUDA driver, Python cannot even slice its tensors, and autograd ends the process.
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 _DEPENDS_ON_DATA = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException)
 _aten = torch.ops.aten
+_TAKES_ANY = (_aten.index_add.default, _aten.index_add_.default)  # if asked of FakeTensorMode, not on a GPU
 _PLACES: dict[Any, torch.device] = {}
 
 
@@ -105,6 +107,8 @@ def _place(func: Any, args: Any, kwargs: dict[str, Any]) -> torch.device:
     flat, _ = tree_flatten((args, {k: v for k, v in kwargs.items() if k != "generator"}))
     known = [(str(t.device), t.dim() == 0) if isinstance(t, torch.Tensor) else type(t) for t in flat]
     key = (func, str(kwargs.get("device")), *known)
+    if func in _TAKES_ANY and len({place[0] for place in known if isinstance(place, tuple)}) > 1:
+        raise RuntimeError(f"{func}: expected all tensors to be on the same device")
     if key not in _PLACES:
         _PLACES[key] = _judged(func, args, kwargs)
     return _PLACES[key]

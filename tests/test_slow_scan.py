@@ -6,7 +6,7 @@ from molecules import load
 
 import openmm_cgflow as cgf
 from openmm_cgflow import cli
-from openmm_cgflow.coordinates import find_kept_back
+from openmm_cgflow.coordinates import find_kept_back, perceive
 from openmm_cgflow.slow_scan import basins_on_circle
 
 
@@ -61,8 +61,33 @@ def test_biphenyl_has_the_torsion_between_its_rings():
 
 
 def test_what_is_left_out_is_said():
-    kept = find_kept_back(*load("PRO"))
+    molecule = load("PRO")
+    kept = find_kept_back(perceive(*molecule), molecule.system)
     reasons = {entry.name: entry.reason for entry in kept}
     assert "isomer of the input" in reasons["PRO2:omega"]
     assert any(name.startswith("ring bonds") and "puckers" in reason for name, reason in reasons.items())
     assert all(i < j for entry in kept for i, j in entry.axes)
+
+
+def test_automatic_choice_perceives_once_and_builds_its_energies_once(monkeypatch):
+    from openmm_cgflow import model
+    from openmm_cgflow.coordinates import perception
+    from openmm_cgflow.trained import molecule as trained
+
+    calls = {"checks": 0, "potential": 0}
+
+    def counted(name, function):
+        def call(*arguments):
+            calls[name] += 1
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(perception, "check_inputs", counted("checks", perception.check_inputs))
+    make = counted("potential", model.make_potential)
+    monkeypatch.setattr(model, "make_potential", make)
+    monkeypatch.setattr(trained, "make_potential", make)
+    flow = cgf.CGFlow(*load("butane"), slow="auto")
+    assert calls == {"checks": 1, "potential": 1}
+    assert flow.evaluations == 0  # those of the scan are no part of the flow's
+    assert flow.slow_names == ["LIG1:C1-C2-C3-C4"]

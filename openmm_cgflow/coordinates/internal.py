@@ -17,7 +17,7 @@ from openmm_cgflow.coordinates.constraints import fixed_bonds
 from openmm_cgflow.coordinates.geometry import cos_of_square, cross, dot, length, sinc_of_square
 from openmm_cgflow.coordinates.layout import ATOM, BEAD, ROTOR, SLOW, TWO_PI, Layout, build_layout
 from openmm_cgflow.coordinates.layout_check import check_layout
-from openmm_cgflow.coordinates.perception import perceive
+from openmm_cgflow.coordinates.perception import Perceived, perceive
 from openmm_cgflow.coordinates.puckers import flipping_bonds
 from openmm_cgflow.coordinates.rotors import Relabelling
 from openmm_cgflow.coordinates.zmatrix import build_zmatrix
@@ -145,7 +145,17 @@ class InternalCoordinates(torch.nn.Module):
         Raises:
             InvalidInputError: for what cannot be described, see `check_inputs`, `plan_beads` and `fixed_bonds`.
         """
-        perceived = perceive(topology, system, positions)
+        return cls.of(perceive(topology, system, positions), system, beads, slow)
+
+    @classmethod
+    def of(
+        cls,
+        perceived: Perceived,
+        system: openmm.System,
+        beads: Sequence[int] | None = None,
+        slow: Sequence[SlowTorsion] | None = None,
+    ) -> InternalCoordinates:
+        """The same as `fromTopology` of a molecule that was perceived already."""
         molecule, centres = perceived.molecule, perceived.centres
         plan = plan_beads(perceived, beads, slow)
         plan.soft.update(flipping_bonds(molecule, system, plan.beads))

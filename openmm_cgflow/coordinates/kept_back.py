@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import openmm
@@ -11,9 +10,8 @@ import openmm
 from openmm_cgflow.coordinates.axes import Axis
 from openmm_cgflow.coordinates.barriers import STIFF_BARRIER
 from openmm_cgflow.coordinates.molecule import bond_key
-from openmm_cgflow.coordinates.perception import perceive
+from openmm_cgflow.coordinates.perception import Perceived
 from openmm_cgflow.coordinates.puckers import flipping_bonds
-from openmm_cgflow.units import PositionsLike
 
 __all__ = ["KeptBack", "find_kept_back", "kept_isomers"]
 
@@ -45,13 +43,8 @@ def _other(axis: Axis) -> str:
     return f" (another form, {where}, behind a barrier of {form.barrier:.0f} kJ/mol)"
 
 
-def find_kept_back(topology: Any, system: openmm.System, positions: PositionsLike) -> list[KeptBack]:  # noqa: ANN401
-    """Stiff torsions, symmetric rotors and flipping rings of a molecule.
-
-    Raises:
-        InvalidInputError: see `check_inputs`.
-    """
-    perceived = perceive(topology, system, positions)
+def find_kept_back(perceived: Perceived, system: openmm.System) -> list[KeptBack]:
+    """Stiff torsions, symmetric rotors and flipping rings of a molecule."""
     molecule = perceived.molecule
     found = []
     for axis in perceived.axes:
@@ -68,18 +61,9 @@ def find_kept_back(topology: Any, system: openmm.System, positions: PositionsLik
     return found
 
 
-def kept_isomers(
-    topology: Any,  # noqa: ANN401
-    system: openmm.System,
-    positions: PositionsLike,
-    turning: set[tuple[int, int]],
-) -> list[KeptBack]:
-    """Stiff torsions that have another form, and are in none of the bonds that turn.
-
-    Raises:
-        InvalidInputError: see `check_inputs`.
-    """
-    axes = [axis for axis in perceive(topology, system, positions).axes if axis.kept_from is not None]
+def kept_isomers(perceived: Perceived, turning: set[tuple[int, int]]) -> list[KeptBack]:
+    """Stiff torsions that have another form, and are in none of the bonds that turn."""
+    axes = [axis for axis in perceived.axes if axis.kept_from is not None]
     return [
         KeptBack(axis.name, f"stiff{_other(axis)}", (bond_key(axis.chain[0], axis.chain[-1]),))
         for axis in axes

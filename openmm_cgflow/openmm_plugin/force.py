@@ -1,6 +1,8 @@
 """Free energies as forces: that of the slow torsions of the atoms, and that of the beads."""
 
+import copy
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,8 +21,9 @@ from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
 from openmm_cgflow.openmm_plugin.torch_force import make_torch_force, why_no_torch_force
 from openmm_cgflow.potentials.compiled import compiler_available
 from openmm_cgflow.trained import TrainedFlow
+from openmm_cgflow.units import PositionsLike, in_nm
 
-__all__ = ["Backend", "BeadBackend", "create_bead_force", "create_force"]
+__all__ = ["Backend", "BeadBackend", "create_bead_force", "create_force", "force_from_energy"]
 
 Backend = Literal["torch", "python", "compiled", "tabulated"]
 BeadBackend = Literal["torch", "python", "compiled"]
@@ -102,6 +105,79 @@ def create_bead_force(
     start = torch.zeros(particles or len(module.atoms), 3, dtype=torch.float64)
     start[module.atoms] = torch.as_tensor(flow.positions._value[flow.coordinates.bead_atoms])
     return _force(module, start, backend, scale, parameter)
+
+
+class _Scaled(torch.nn.Module):
+    """An energy of some particles, as a function of all positions and of the scale."""
+
+    atoms: torch.Tensor
+
+    def __init__(self, energy: torch.nn.Module, atoms: Sequence[int]) -> None:
+        super().__init__()
+        self.energy = copy.deepcopy(energy).cpu().double().eval().requires_grad_(False)
+        self.register_buffer("atoms", torch.tensor(list(atoms), dtype=torch.int64))
+
+    def forward(self, positions: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        energy = self.energy(positions.to(torch.float64).index_select(0, self.atoms))
+        return energy.to(torch.float64).sum() * scale.to(torch.float64)
+
+
+def force_from_energy(
+    module: torch.nn.Module,
+    start: PositionsLike,
+    backend: BeadBackend | None = None,
+    atoms: Sequence[int] | None = None,
+    scale: float = 1.0,
+    parameter: str = "cgflow_scale",
+) -> openmm.Force:
+    """Any torch energy of particles as an OpenMM force: a TorchForce, a PythonForce, or machine code.
+
+    The operations of energy and gradient are recorded once, at `start`, in double precision, and replayed from then on:
+    the module must do the same whatever the positions are (`torch.where`, no `if`). It is copied.
+
+    Arguments:
+        module: the energy, kJ/mol, one number, of positions `(particles, 3)` in nm.
+        start: positions of all particles of the System, Quantity or nm; how many there are is what counts.
+        backend: `"torch"`, a `TorchForce`; `"python"`, a `PythonForce`, whose XML holds a pickle of the module;
+            `"compiled"`, the same as machine code. By default a TorchForce where it works, else a PythonForce.
+        atoms: the particles that the energy is of, in the order that it takes them; all by default.
+        scale: default value of the factor of the energy.
+        parameter: its name, a global parameter.
+
+    Raises:
+        InvalidInputError: for positions of another shape, particles that are not there, another backend, or an energy
+            that is not one finite number at `start`.
+        UnsupportedForceError: if a TorchForce is asked for and cannot be had; for `"compiled"` without a compiler.
+
+    Example:
+        >>> class Spring(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return 50.0 * (x * x).sum()
+        >>> force = force_from_energy(Spring(), [[0.1, 0.0, 0.0]], backend="python")
+        >>> type(force).__name__
+        'PythonForce'
+    """
+    if backend not in (None, "torch", "python", "compiled"):
+        raise InvalidInputError(
+            f'force_from_energy: backend is {backend!r}; give None, "torch", "python" or "compiled".'
+        )
+    x = torch.as_tensor(in_nm(start))
+    if x.dim() != 2 or x.shape[1] != 3:
+        raise InvalidInputError(f"force_from_energy: start has shape {tuple(x.shape)}; give (particles, 3), in nm.")
+    chosen = range(len(x)) if atoms is None else atoms
+    missing = [k for k in chosen if not 0 <= k < len(x)]
+    if missing:
+        raise InvalidInputError(
+            f"force_from_energy: atoms has {missing[0]}, but there are {len(x)} particles in start."
+        )
+    scaled = _Scaled(module, chosen)
+    with torch.no_grad():
+        energy = scaled.energy(x[scaled.atoms])
+    if energy.numel() != 1 or not bool(torch.isfinite(energy).all()):
+        raise InvalidInputError(
+            f"force_from_energy: at start the energy is {energy.tolist()}; it must be one finite number, kJ/mol."
+        )
+    return _force(scaled, x, backend, scale, parameter)
 
 
 def _force(

@@ -54,7 +54,7 @@ class Trained(Generic[Coordinates]):
         self.seed = settings.seed
         self.history: list[dict[str, Any]] = []
         self._seconds = 0.0
-        self._evaluations_before = 0
+        self._count(0)
         self._training: dict[str, Any] = {}  # what one that goes on from here needs beside the flow
 
     # -- description ------------------------------------------------------------------------------------------------

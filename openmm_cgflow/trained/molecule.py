@@ -19,7 +19,7 @@ from openmm_cgflow.coverage import Coverage
 from openmm_cgflow.door import structure_reader
 from openmm_cgflow.errors import ModelFileError
 from openmm_cgflow.flows import FlowSettings
-from openmm_cgflow.potentials import make_potential
+from openmm_cgflow.potentials import Potential, make_potential
 from openmm_cgflow.storage import (
     check_storable,
     read_as,
@@ -46,6 +46,7 @@ class TrainedFlow(Trained[InternalCoordinates]):
         kelvin: temperature, K.
         settings: sizes of the networks.
         device: where it lives and works; by default the GPU where there is one, else the CPU.
+        potential: energies of the System, if they are there already.
 
     Attributes:
         coverage: what the last audit found; None before one.
@@ -56,10 +57,17 @@ class TrainedFlow(Trained[InternalCoordinates]):
 
     coverage: Coverage | None = None
 
-    def __init__(self, molecule: Molecule, kelvin: float, settings: FlowSettings, device: Device | None = None) -> None:
+    def __init__(
+        self,
+        molecule: Molecule,
+        kelvin: float,
+        settings: FlowSettings,
+        device: Device | None = None,
+        potential: Potential | None = None,
+    ) -> None:
         self._topology, self._system, self._positions = molecule.topology, molecule.system, molecule.positions
         self._structures = structure_reader(self._topology, self._system, self._positions)
-        potential = make_potential(self._system, self._positions, kelvin)
+        potential = potential or make_potential(self._system, self._positions, kelvin)
         super().__init__(potential, molecule.coordinates, kelvin, settings, device)
 
     @property

@@ -1,0 +1,91 @@
+"""Any torch energy as a force, beside the same energy as OpenMM has it."""
+
+import copy
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from openmm import unit
+
+import openmm_cgflow as cgf
+from openmm_cgflow.openmm_plugin.torch_force import why_no_torch_force
+
+ATOMS = [3, 0, 2]
+X = np.random.default_rng(0).normal(0.0, 0.2, (5, 3))
+
+
+class Chain(torch.nn.Module):
+    """A network's kind of energy: two stretched bonds, with a parameter in single precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k = torch.nn.Parameter(torch.tensor([800.0, 300.0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (0.5 * self.k * ((x[1:] - x[:-1]).norm(dim=1) - 0.25) ** 2).sum()
+
+
+def reference() -> tuple[float, np.ndarray]:
+    bonds = openmm.HarmonicBondForce()
+    for (i, j), k in zip(((3, 0), (0, 2)), (800.0, 300.0), strict=True):
+        bonds.addBond(i, j, 0.25, k)
+    return evaluated(bonds)
+
+
+def evaluated(force: openmm.Force, scale: float | None = None) -> tuple[float, np.ndarray]:
+    system = openmm.System()
+    for _ in X:
+        system.addParticle(1.0)
+    system.addForce(copy.deepcopy(force))
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(X)
+    if scale is not None:
+        context.setParameter("cgflow_scale", scale)
+    state = context.getState(energy=True, forces=True)
+    return (
+        state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole),
+        state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer),
+    )
+
+
+@pytest.mark.parametrize("backend", ["python", "torch"])
+def test_force_from_energy_is_that_of_openmm(backend):
+    if backend == "torch" and why_no_torch_force():
+        pytest.skip(why_no_torch_force())
+    module = Chain()
+    force = cgf.force_from_energy(module, X * unit.nanometer, backend, atoms=ATOMS)
+    module.k.data.zero_()  # of no consequence: the module was copied
+    energy, forces = reference()
+    for scale in (None, -0.5):
+        got, its_forces = evaluated(force, scale)
+        assert got == pytest.approx((scale or 1.0) * energy, rel=1e-6)
+        assert np.allclose(its_forces, (scale or 1.0) * forces, rtol=1e-6, atol=1e-4)
+
+
+def test_force_from_energy_takes_all_particles_by_default():
+    energy, forces = evaluated(cgf.force_from_energy(Squares(), X, "python"))
+    assert energy == pytest.approx(float((X**2).sum()))
+    assert np.allclose(forces, -2 * X)
+
+
+class Squares(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * x).sum()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start": X[0]}, r"start has shape \(3,\)"),
+        ({"atoms": [0, 5]}, "atoms has 5, but there are 5"),
+        ({"atoms": [-1]}, "atoms has -1"),
+        ({"backend": "tabulated"}, "backend is 'tabulated'"),
+        ({"module": torch.nn.Identity()}, "one finite number"),
+        ({"start": np.full((5, 3), np.inf)}, "one finite number"),
+    ],
+)
+def test_force_from_energy_names_what_it_cannot_take(change, message):
+    arguments = {"module": Squares(), "start": X, "backend": "python"} | change
+    with pytest.raises(cgf.InvalidInputError, match=message):
+        cgf.force_from_energy(**arguments)
