@@ -25,6 +25,7 @@ def test_conda_recipe_agrees_with_pyproject():
     assert len(pip) >= 10
     assert conda == pip
     assert f'set version = "{cgf.__version__}"' in RECIPE
+    assert f"\nversion: {cgf.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     for command, entry in PROJECT["scripts"].items():
         assert f"- {command} = {entry}\n" in RECIPE
 

@@ -22,7 +22,7 @@ from openmm_cgflow.units import PositionsLike
 
 __all__ = ["Perceived", "perceive"]
 
-logger = logging.getLogger("openmm_cgflow")
+_log = logging.getLogger("openmm_cgflow")
 
 _KEPT = 4  # molecules whose turned torsions are remembered
 
@@ -75,7 +75,7 @@ def _turned(
     try:
         text = openmm.XmlSerializer.serialize(system)
     except Exception as error:  # a PythonForce whose function cannot be pickled
-        logger.info("torsions are judged by their terms alone: the System cannot be copied (%s)", error)
+        _log.info("torsions are judged by their terms alone: the System cannot be copied (%s)", error)
         return {}
     parts = [
         text.encode(),
