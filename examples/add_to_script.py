@@ -17,11 +17,17 @@ from openmm import app, unit
 
 import openmm_cgflow as cgf  # +
 
-from aldp_analysis import ALDP_BASINS, basin_labels, torsions  # isort: skip  (beside this file)
-
 HERE = Path(__file__).resolve().parent
 PDB = HERE.parent / "openmm_cgflow" / "data" / "alanine_dipeptide.pdb"
 MODEL = HERE / "models" / "alanine_dipeptide.cgflow"
+
+BASINS = ("C7eq/C5", "alpha_R", "alpha_L/C7ax")
+
+
+def basins(slow: np.ndarray) -> np.ndarray:
+    """Which of the `BASINS` phi and psi `(n, 2)`, rad, are in, `(n,)`: the ridges of ff96 with OBC1 lie between."""
+    phi, psi = (np.degrees(slow).T + 180) % 360 - 180
+    return np.where((phi >= 0) & (phi < 125), 2, np.where((psi >= -125) & (psi < 10), 1, 0))
 
 
 def main() -> None:
@@ -48,10 +54,10 @@ def main() -> None:
     print(
         f"{monte_carlo.accepted} of {monte_carlo.attempted} proposals accepted ({100 * monte_carlo.acceptance:.1f} %)"
     )  # +
-    labels = basin_labels(*torsions(np.array(frames)))
+    labels = basins(flow.slowVariables(np.array(frames)))
     moves = np.count_nonzero(np.diff(labels))
     print(f"{len(frames)} frames, {moves} moves between basins:")
-    for k, name in enumerate(ALDP_BASINS):
+    for k, name in enumerate(BASINS):
         share = np.mean(labels == k)
         error = (labels == k).reshape(10, -1).mean(1).std(ddof=1) / 10**0.5 if len(labels) % 10 == 0 else np.nan
         print(f"  {name:14s} {share:.4f} +- {error:.4f}")

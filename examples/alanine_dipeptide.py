@@ -4,7 +4,7 @@
     python examples/alanine_dipeptide.py --reference          # and compare with replica exchange
     python examples/alanine_dipeptide.py --model demo/model.cgflow --reference
 
-The reference is `references/aldp_obc1.json`, made by `batched_replica_exchange.py`: molecular dynamics of many
+The reference is `references/aldp_obc1.json`, made by `batched_replica_exchange.py` there: molecular dynamics of many
 independent ladders, whose scatter gives its errors. The comparison fails (exit code 1) if any population is more than
 three standard errors away.
 """
@@ -20,10 +20,16 @@ import numpy as np
 import openmm_cgflow as cgf
 from openmm_cgflow.inputs import load_system
 
-from aldp_analysis import ALDP_BASINS, basin_labels  # isort: skip  (beside this file)
-
 HERE = Path(__file__).resolve().parent
 PDB = HERE.parent / "openmm_cgflow" / "data" / "alanine_dipeptide.pdb"
+
+BASINS = ("C7eq/C5", "alpha_R", "alpha_L/C7ax")
+
+
+def basins(slow: np.ndarray) -> np.ndarray:
+    """Which of the `BASINS` phi and psi `(n, 2)`, rad, are in, `(n,)`: the ridges of ff96 with OBC1 lie between."""
+    phi, psi = (np.degrees(slow).T + 180) % 360 - 180
+    return np.where((phi >= 0) & (phi < 125), 2, np.where((psi >= -125) & (psi < 10), 1, 0))
 
 
 def trained(seconds: float, seed: int) -> cgf.CGFlow:
@@ -34,9 +40,9 @@ def trained(seconds: float, seed: int) -> cgf.CGFlow:
 
 def populations(samples: cgf.Samples) -> dict[str, tuple[float, float]]:
     """Reweighted population of each basin and its standard error."""
-    labels = basin_labels(*np.degrees(samples.slow).T)
-    mean, error = samples.reweight(np.stack([labels == k for k in range(len(ALDP_BASINS))], axis=1))
-    return {name: (mean[k], error[k]) for k, name in enumerate(ALDP_BASINS)}
+    labels = basins(samples.slow)
+    mean, error = samples.reweight(np.stack([labels == k for k in range(len(BASINS))], axis=1))
+    return {name: (mean[k], error[k]) for k, name in enumerate(BASINS)}
 
 
 def compare(ours: dict[str, tuple[float, float]]) -> dict[str, float]:

@@ -15,9 +15,8 @@ import openmm
 from openmm import unit
 
 import openmm_cgflow as cgf
-from openmm_cgflow.openmm_plugin.cg_system import langevin_frames
 
-from add_to_script import MODEL, fastest_platform  # isort: skip  (beside this file)
+MODEL = Path(__file__).resolve().parent / "models" / "alanine_dipeptide.cgflow"
 
 
 def main() -> None:
@@ -28,7 +27,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="all-atom runs of 1 ps")
     options = parser.parse_args()
     flow = cgf.CGFlow.load(MODEL)
-    cg = options.cg or langevin_frames(flow, picoseconds=2, timestep=1, interval=0.1)
+    cg = options.cg or dynamics_of_beads(flow)
 
     atoms = flow.backmap(cg, n=8, seed=0)
     frames = len(atoms.outside)
@@ -49,6 +48,29 @@ def main() -> None:
         integrator.step(1000)
         end = context.getState(energy=True).getPotentialEnergy()._value
         print(f"all atoms from frame {index}: {start:.0f} kJ/mol at the start, {end:.0f} after 1 ps, no minimisation")
+
+
+def dynamics_of_beads(flow: cgf.CGFlow, n: int = 20) -> np.ndarray:
+    """Frames of beads `(n, beads, 3)`, nm, every 0.1 ps of dynamics in the free energy that the flow learned."""
+    cg = flow.createCGSystem()
+    integrator = openmm.LangevinMiddleIntegrator(flow.temperature, 1 / unit.picosecond, 1 * unit.femtosecond)
+    context = openmm.Context(cg.system, integrator, openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(cg.positions)
+    context.setVelocitiesToTemperature(flow.temperature, 1)
+    frames = []
+    for _ in range(n):
+        integrator.step(100)
+        frames.append(context.getState(positions=True).getPositions(asNumpy=True)._value)
+    return np.array(frames)
+
+
+def fastest_platform() -> tuple[openmm.Platform, dict[str, str]]:
+    """A GPU where there is one, else OpenMM's CPU platform with one thread, which is best for 22 atoms."""
+    names = [openmm.Platform.getPlatform(k).getName() for k in range(openmm.Platform.getNumPlatforms())]
+    for name in ("CUDA", "HIP", "OpenCL"):
+        if name in names:
+            return openmm.Platform.getPlatformByName(name), {}
+    return openmm.Platform.getPlatformByName("CPU"), {"Threads": "1"}
 
 
 if __name__ == "__main__":

@@ -20,13 +20,17 @@ import torch
 from openmm import unit
 
 import openmm_cgflow as cgf
-from openmm_cgflow.openmm_plugin.cg_system import CGSystem
 
-from add_to_script import MODEL  # isort: skip  (beside this file)
-from aldp_analysis import ALDP_BASINS, basin_labels  # isort: skip
-
-
+MODEL = Path(__file__).resolve().parent / "models" / "alanine_dipeptide.cgflow"
 WALKERS = 50
+
+BASINS = ("C7eq/C5", "alpha_R", "alpha_L/C7ax")
+
+
+def basins(slow: np.ndarray) -> np.ndarray:
+    """Which of the `BASINS` phi and psi `(n, 2)`, rad, are in, `(n,)`: the ridges of ff96 with OBC1 lie between."""
+    phi, psi = (np.degrees(slow).T + 180) % 360 - 180
+    return np.where((phi >= 0) & (phi < 125), 2, np.where((psi >= -125) & (psi < 10), 1, 0))
 
 
 def main() -> None:
@@ -65,10 +69,7 @@ def compare(flow: cgf.CGFlow, frames: np.ndarray) -> None:
     expected = coordinates.to_internal(torch.as_tensor(own))[0].double().numpy()
     found = coordinates.to_internal(torch.as_tensor(frames.reshape(-1, *frames.shape[2:])))[0].numpy()
     print(f"{'':34s} {'dynamics of the beads':>22s} {'density of the flow':>20s}")
-    rows = [
-        (name, basin_labels(*np.degrees(found[:, :2]).T) == k, basin_labels(*np.degrees(expected[:, :2]).T) == k)
-        for k, name in enumerate(ALDP_BASINS)
-    ]
+    rows = [(name, basins(found[:, :2]) == k, basins(expected[:, :2]) == k) for k, name in enumerate(BASINS)]
     for k, name in enumerate(coordinates.names[2:], start=2):
         rows.append((f"{name}, mean", found[:, k], expected[:, k]))
         squares = [(values - expected[:, k].mean()) ** 2 for values in (found[:, k], expected[:, k])]
@@ -79,7 +80,7 @@ def compare(flow: cgf.CGFlow, frames: np.ndarray) -> None:
         print(f"{name:34s} {values.mean():11.6f} +- {error:8.6f} {wanted.mean():19.6f}")
 
 
-def context_of(flow: cgf.CGFlow, cg: CGSystem, integrator: openmm.Integrator) -> openmm.Context:
+def context_of(flow: cgf.CGFlow, cg, integrator: openmm.Integrator) -> openmm.Context:
     """The beads on OpenMM's Reference platform, which is the fastest for five particles."""
     context = openmm.Context(cg.system, integrator, openmm.Platform.getPlatformByName("Reference"))
     context.setPositions(cg.positions)
@@ -87,7 +88,7 @@ def context_of(flow: cgf.CGFlow, cg: CGSystem, integrator: openmm.Integrator) ->
     return context
 
 
-def nvt(flow: cgf.CGFlow, cg: CGSystem, picoseconds: float) -> tuple[np.ndarray, float]:
+def nvt(flow: cgf.CGFlow, cg, picoseconds: float) -> tuple[np.ndarray, float]:
     """Frames `(walkers, n, 5, 3)` every 0.1 ps of Langevin dynamics, `picoseconds` in all, and the seconds it took."""
     integrator = openmm.LangevinMiddleIntegrator(flow.temperature, 1 / unit.picosecond, 1 * unit.femtosecond)
     integrator.setRandomNumberSeed(1)
@@ -105,7 +106,7 @@ def nvt(flow: cgf.CGFlow, cg: CGSystem, picoseconds: float) -> tuple[np.ndarray,
     return frames - frames.mean(2, keepdims=True), time.monotonic() - begun
 
 
-def nve(flow: cgf.CGFlow, cg: CGSystem, picoseconds: float) -> tuple[float, float]:
+def nve(flow: cgf.CGFlow, cg, picoseconds: float) -> tuple[float, float]:
     """Slope of the total energy, in kT per degree of freedom per ps, and its spread in kT."""
     integrator = openmm.VerletIntegrator(1 * unit.femtosecond)
     context = context_of(flow, cg, integrator)

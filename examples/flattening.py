@@ -8,6 +8,7 @@ psi, and the frames are reweighted by the same free energy, known beforehand. No
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import openmm
@@ -15,8 +16,17 @@ from openmm import app, unit
 
 import openmm_cgflow as cgf
 
-from add_to_script import MODEL, PDB, fastest_platform  # isort: skip  (beside this file)
-from aldp_analysis import ALDP_BASINS, basin_labels, torsions  # isort: skip
+HERE = Path(__file__).resolve().parent
+PDB = HERE.parent / "openmm_cgflow" / "data" / "alanine_dipeptide.pdb"
+MODEL = HERE / "models" / "alanine_dipeptide.cgflow"
+
+BASINS = ("C7eq/C5", "alpha_R", "alpha_L/C7ax")
+
+
+def basins(slow: np.ndarray) -> np.ndarray:
+    """Which of the `BASINS` phi and psi `(n, 2)`, rad, are in, `(n,)`: the ridges of ff96 with OBC1 lie between."""
+    phi, psi = (np.degrees(slow).T + 180) % 360 - 180
+    return np.where((phi >= 0) & (phi < 125), 2, np.where((psi >= -125) & (psi < 10), 1, 0))
 
 
 def main() -> None:
@@ -27,14 +37,13 @@ def main() -> None:
     flow = cgf.CGFlow.load(MODEL)
     steps = max(20, round(options.picoseconds / 0.05))
     for scale in (0.0, -1.0):
-        x = frames(flow, scale, steps)
-        phi, psi = torsions(x)
-        cells = np.unique(np.floor(np.stack([phi, psi]) / 15), axis=1).shape[1]
+        slow = flow.slowVariables(frames(flow, scale, steps))
+        cells = len(np.unique(np.floor(np.degrees(slow) % 360 / 15), axis=0))
         print(f"scale {scale:4.1f}: {100 * cells / 24**2:.0f} % of the cells of 15 x 15 degrees were visited")
         # bias V = scale F: a frame has the weight exp(scale F / kT)
-        weights = np.exp(scale * flow.freeEnergy(np.radians(np.stack([phi, psi], 1)))._value / flow.target.kT)
-        labels = basin_labels(phi, psi)
-        for k, name in enumerate(ALDP_BASINS):
+        weights = np.exp(scale * flow.freeEnergy(slow) / (unit.MOLAR_GAS_CONSTANT_R * flow.temperature))
+        labels = basins(slow)
+        for k, name in enumerate(BASINS):
             share, error = blocks(weights, labels == k)
             print(f"    {name:14s} {share:.4f} +- {error:.4f}")
 
@@ -62,6 +71,15 @@ def blocks(weights: np.ndarray, inside: np.ndarray, n: int = 10) -> tuple[float,
     found = [block.sum() for block in np.array_split(weights * inside, n)]
     left_out = [(sum(found) - f) / (sum(total) - t) for f, t in zip(found, total, strict=True)]
     return sum(found) / sum(total), float(np.sqrt((n - 1) * np.var(left_out)))
+
+
+def fastest_platform() -> tuple[openmm.Platform, dict[str, str]]:
+    """A GPU where there is one, else OpenMM's CPU platform with one thread, which is best for 22 atoms."""
+    names = [openmm.Platform.getPlatform(k).getName() for k in range(openmm.Platform.getNumPlatforms())]
+    for name in ("CUDA", "HIP", "OpenCL"):
+        if name in names:
+            return openmm.Platform.getPlatformByName(name), {}
+    return openmm.Platform.getPlatformByName("CPU"), {"Threads": "1"}
 
 
 if __name__ == "__main__":

@@ -19,8 +19,15 @@ from openmmtools import mcmc, multistate, states
 
 import openmm_cgflow as cgf
 
-from add_to_script import MODEL  # isort: skip  (beside this file)
-from aldp_analysis import ALDP_BASINS, basin_labels, torsions  # isort: skip
+MODEL = Path(__file__).resolve().parent / "models" / "alanine_dipeptide.cgflow"
+
+BASINS = ("C7eq/C5", "alpha_R", "alpha_L/C7ax")
+
+
+def basins(slow: np.ndarray) -> np.ndarray:
+    """Which of the `BASINS` phi and psi `(n, 2)`, rad, are in, `(n,)`: the ridges of ff96 with OBC1 lie between."""
+    phi, psi = (np.degrees(slow).T + 180) % 360 - 180
+    return np.where((phi >= 0) & (phi < 125), 2, np.where((psi >= -125) & (psi < 10), 1, 0))
 
 
 def main() -> None:
@@ -50,11 +57,11 @@ def main() -> None:
             sampler.run(1)
             lowest = int(np.argmin(sampler._replica_thermodynamic_states))
             x = sampler.sampler_states[lowest].positions.value_in_unit(unit.nanometer)
-            labels.append(int(basin_labels(*torsions(np.array(x)[None]))[0]))
+            labels.append(int(basins(flow.slowVariables(x))[0]))
         moves = [moves.move_list[1] for moves in sampler.mcmc_moves]
         for temperature, moved in zip(temperatures, moves, strict=True):
             print(f"{temperature._value:.0f} K: {moved.n_accepted} of {moved.n_proposed} flow proposals accepted")
-    for k, name in enumerate(ALDP_BASINS):
+    for k, name in enumerate(BASINS):
         print(f"{name:14s} {np.mean(np.array(labels) == k):.3f} of the frames at 300 K")
 
 

@@ -14,18 +14,28 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import openmm_cgflow as cgf
+from openmm_cgflow.inputs import System, load_system
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from molecules import load  # isort: skip  (the tests' own)
-
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "tests" / "data"
 KNOWN = {
-    "aldp_obc1": ["ALA2:phi", "ALA2:psi"],
+    "alanine dipeptide": ["ALA2:phi", "ALA2:psi"],
     "butane": ["LIG1:C1-C2-C3-C4"],
-    "VAL": ["VAL2:phi", "VAL2:psi", "VAL2:chi1"],
+    "Ace-Val-Nme": ["VAL2:phi", "VAL2:psi", "VAL2:chi1"],
     "biphenyl": ["LIG1:C1-C6-C7-C8"],
     "nicotine": ["LIG1:N1-C5-C6-C10"],
 }
-"""Molecules of `tests/molecules.py`, and their slow torsions; nicotine's five-ring puckers as well."""
+"""Molecules, and their slow torsions; nicotine's five-ring puckers as well."""
+
+
+def load(name: str) -> System:
+    """A peptide in implicit solvent (ff96 and OBC1, or amber14 and OBC2), or a ligand with GAFF2 in vacuum."""
+    if name == "alanine dipeptide":
+        pdb = ROOT / "openmm_cgflow" / "data" / "alanine_dipeptide.pdb"
+        return load_system(pdb, forcefield=["amber96.xml"], implicit_solvent="OBC1")
+    if name == "Ace-Val-Nme":
+        return load_system(DATA / "VAL.pdb", forcefield=["amber14-all.xml"], implicit_solvent="OBC2")
+    return load_system(DATA / f"{name}.prmtop", DATA / f"{name}.inpcrd")
 
 
 def draw(scans: dict[str, cgf.SlowScan]) -> plt.Figure:

@@ -8,7 +8,6 @@ own temperature, so that a curve begins where the schedule has arrived; one that
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +15,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import openmm_cgflow as cgf
+from openmm_cgflow.inputs import load_system
 from openmm_cgflow.training import AdaptiveTempering, GeometricTempering, TrainSettings
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from molecules import load  # isort: skip  (the tests' own)
-
+ROOT = Path(__file__).resolve().parents[1]
+MOLECULES = {
+    "butane": [ROOT / "tests" / "data" / "butane.prmtop", ROOT / "tests" / "data" / "butane.inpcrd"],
+    "aldp_vacuum": [ROOT / "openmm_cgflow" / "data" / "alanine_dipeptide.pdb"],
+}
+"""Files, in vacuum: GAFF2, and ff96 for alanine dipeptide."""
 START, BATCH, LEVELS = 0.2, 512, 10
 """Inverse temperature to begin with: hotter, bonds and angles leave the molecule's isomer, and nothing is learned."""
 
@@ -52,12 +55,13 @@ def methods(evaluations: int) -> dict[str, Callable[[], TrainSettings]]:
 def main() -> None:
     """Train all, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--molecule", default="butane", help="one of tests/molecules.py")
+    parser.add_argument("--molecule", default="butane", choices=MOLECULES)
     parser.add_argument("--evaluations", type=int, default=400_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--figure", type=Path, default=Path("tempering.png"))
     options = parser.parse_args()
-    molecule = load(options.molecule)
+    forcefield = ["amber96.xml"] if options.molecule == "aldp_vacuum" else None
+    molecule = load_system(*MOLECULES[options.molecule], forcefield=forcefield)
     figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
     print(f"{options.molecule}, {options.evaluations:,} evaluations; ESS of 10,000 samples, unclipped, for each seed")
     for number, (name, settings) in enumerate(methods(options.evaluations).items()):

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from fake_cuda import fake_cuda
@@ -25,17 +24,6 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip("there is no GPU")
     with fake_cuda() if name == "fake-cuda" else nullcontext():
         yield "cpu" if name == "cpu" else "cuda:0"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-    np.random.seed(0)
 
 
 @pytest.fixture

@@ -8,16 +8,16 @@ import openmm
 import pytest
 from openmm import app
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+REFERENCES = Path(__file__).resolve().parents[1] / "examples" / "references"
 
 
 @pytest.fixture(scope="module")
 def chignolin():
-    sys.path.insert(0, str(EXAMPLES))  # the script's own neighbour is beside it
+    sys.path.insert(0, str(REFERENCES))  # the script's own neighbour is beside it
     try:
         import chignolin_reference
     finally:
-        sys.path.remove(str(EXAMPLES))
+        sys.path.remove(str(REFERENCES))
     return chignolin_reference
 
 

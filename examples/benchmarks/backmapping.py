@@ -19,7 +19,7 @@ from scipy.stats import ks_2samp
 
 import openmm_cgflow as cgf
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "references"))  # dynamics of its own, for comparison
 import batched_replica_exchange as batched
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "alanine_dipeptide.cgflow"

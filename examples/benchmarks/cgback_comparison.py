@@ -23,7 +23,6 @@ from openmm import app, unit
 
 import openmm_cgflow as cgf
 from openmm_cgflow.analysis.structure_checks import check_structures
-from openmm_cgflow.openmm_plugin.cg_system import bead_topology
 
 PDB = Path(__file__).resolve().parent / "ala4.pdb"
 SPACING = 10.0  # nm between the copies in cgback's input, so that they do not see one another
@@ -57,7 +56,7 @@ def dynamics(n: int) -> np.ndarray:
 def ours(model: Path, beads: np.ndarray, folder: Path, n: int) -> tuple[np.ndarray, float]:
     """Structures `(frames, 43, 3)` by `openmm-cgflow backmap`, each one of `n` drawn by weight, and its seconds."""
     flow = cgf.CGFlow.load(model)
-    trajectory = mdtraj.Trajectory(beads, mdtraj.Topology.from_openmm(bead_topology(flow)))
+    trajectory = mdtraj.Trajectory(beads, mdtraj.Topology.from_openmm(flow.createCGSystem().topology))
     trajectory.save(str(folder / "cg.dcd"))
     command = ["openmm-cgflow", "backmap", str(model), str(folder / "cg.dcd"), "-o", str(folder / "aa.dcd")]
     command += ["-n", str(n), "--resample"]

@@ -4,23 +4,32 @@
     python examples/benchmarks/molecules.py --time 60 butane
     python examples/benchmarks/molecules.py --all --evaluations 800000 --seeds 0 1 2 --json molecules.json
 
-Prints a row for each molecule and seed as it ends; the molecules are those of `tests/molecules.py`. A budget of
+Prints a row for each molecule and seed as it ends; the structures are those of `tests/data`. A budget of
 evaluations gives the same training on a slow machine as on a fast one. With `--json` each row is written as it is made,
 and the same command goes on where it stopped.
 """
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-
 import openmm_cgflow as cgf
+from openmm_cgflow.inputs import System, load_system
 
-from molecules import AMINO_ACIDS, LIGANDS, load  # isort: skip  (the tests' own)
-
+DATA = Path(__file__).resolve().parents[2] / "tests" / "data"
+AMINO_ACIDS = [
+    *("ALA", "ARG", "ASN", "ASP", "CYS", "GLN", "GLU", "GLY", "HIS", "ILE"),
+    *("LEU", "LYS", "MET", "PHE", "PRO", "SER", "THR", "TRP", "TYR", "VAL"),
+]
+LIGANDS = ["butane", "pentanenitrile", "biphenyl", "caffeine", "nicotine", "camphor", "ibuprofen", "lidocaine"]
 SAMPLES = 5000
+
+
+def load(name: str) -> System:
+    """Ace-X-Nme or a ligand, as above."""
+    if name in LIGANDS:
+        return load_system(DATA / f"{name}.prmtop", DATA / f"{name}.inpcrd")
+    return load_system(DATA / f"{name}.pdb", forcefield=["amber14-all.xml"], implicit_solvent="OBC2")
 
 
 def row_of(name: str, seed: int, budget: dict[str, float]) -> dict:

@@ -31,11 +31,11 @@ from openmm import app, unit
 import openmm_cgflow as cgf
 from openmm_cgflow.flows import JointFlow
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "references"))  # dynamics of its own, for comparison
 import batched_replica_exchange as batched
-from add_to_script import MODEL
 from aldp_analysis import ALDP_BASINS, basin_labels, torsions
 
+MODEL = Path(__file__).resolve().parent.parent / "models" / "alanine_dipeptide.cgflow"
 REFERENCE = Path(__file__).resolve().parent.parent / "references" / "aldp_obc1.json"
 BETWEEN = 5  # steps of 1 fs between moves; a move itself costs two energies
 RARE, TOLERANCE = 0.0023, 0.1  # the population of alpha_L, and the relative error wanted

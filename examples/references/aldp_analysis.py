@@ -1,6 +1,6 @@
 """Torsions and basins of alanine dipeptide, and the analysis of replica exchange.
 
-Shared by the replica-exchange references and by what is compared with them.
+Shared by the replica-exchange references beside it, and by the benchmarks that use these.
 """
 
 import numpy as np

@@ -4,8 +4,8 @@ Nothing of openmm_cgflow is used here. YYDPETGTWY with charged ends, ff14SBonlys
 constrained. One Context, one thread: replicas take turns in it, and neighbouring temperatures swap every 2 ps. Half of
 the replicas start folded (PDB 5AWL), half extended (`chignolin/leap.in` made the files).
 
-    python examples/chignolin_reference.py --hours 8      # goes on where an earlier run stopped
-    python examples/chignolin_reference.py --summary      # figures, and OUT.npz and OUT.json, from the checkpoint
+    python examples/references/chignolin_reference.py --hours 8    # goes on where an earlier run stopped
+    python examples/references/chignolin_reference.py --summary    # OUT.npz and OUT.json from the checkpoint
 
 The checkpoint is written every five minutes and when the run is stopped by Ctrl-C or SIGTERM, whole or not at all. A
 run that goes on draws new random numbers, so it is not bit for bit what one long run would have been.
@@ -33,7 +33,7 @@ from aldp_analysis import KB, Array, round_trips
 from openmm import app, unit
 
 HERE = Path(__file__).resolve().parent
-DATA = HERE / "chignolin"
+DATA = HERE.parent / "chignolin"
 
 STEP = 0.004  # ps
 FRICTION = 1.0  # 1/ps
@@ -324,7 +324,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=8, help="temperatures from 300 K to the hottest, geometric")
     parser.add_argument("--hottest", type=float, default=500.0, help="K")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=HERE / "references" / "chignolin", help="without ending")
+    parser.add_argument("--out", type=Path, default=HERE / "chignolin", help="without ending")
     args = parser.parse_args()
     checkpoint = args.out.with_suffix(".checkpoint.npz")
     if not args.summary:

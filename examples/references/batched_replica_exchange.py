@@ -1,12 +1,12 @@
 """The replica-exchange reference of alanine dipeptide: many independent ladders, advanced as one batch.
 
-The flow's samples are compared with it (`alanine_dipeptide.py --reference`). The target is openmmtools'
+The flow's samples are compared with it (`examples/alanine_dipeptide.py --reference`). The target is openmmtools'
 `AlanineDipeptideImplicit(constraints=None)` (ff96, OBC1) at 300 K. The forces are a compiled `TorchPotential`, which
 checks itself against OpenMM here; nothing else of openmm_cgflow is used. `replica_exchange_reference.py` does the same
 in plain OpenMM, more slowly.
 
-    python examples/batched_replica_exchange.py --seconds 1500
-    python examples/batched_replica_exchange.py --collect      # results from the checkpoint, no dynamics
+    python examples/references/batched_replica_exchange.py --seconds 1500
+    python examples/references/batched_replica_exchange.py --collect      # results from the checkpoint, no dynamics
 
 Half of the ladders start at phi < 0 and half at phi in (0, 125). Ladders never exchange, so the errors come from the
 scatter between them: they are honest for the rare basin too, which a ladder visits only now and then.
@@ -278,7 +278,7 @@ def main() -> None:
     parser.add_argument("--hottest", type=float, default=850.0, help="K")
     parser.add_argument("--burn-in", type=float, default=100.0, help="ps left out at the beginning")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=HERE / "references" / "aldp_obc1", help="without ending")
+    parser.add_argument("--out", type=Path, default=HERE / "aldp_obc1", help="without ending")
     parser.add_argument("--checkpoint", type=Path, help="default OUT.checkpoint.npz")
     parser.add_argument("--collect", action="store_true", help="only write the results of the checkpoint")
     args = parser.parse_args()

@@ -5,9 +5,9 @@ short for the rare alpha_L/C7ax, whose blocked error comes out too small; 45 ns 
 population to 10 %, if these ladders mix like those of the batched reference. The target is openmmtools'
 `AlanineDipeptideImplicit(constraints=None)` (ff96, OBC1) or `AlanineDipeptideVacuum(constraints=None)` at 300 K.
 
-    python examples/replica_exchange_reference.py --system obc1 --nanoseconds 45 --hours 8    # goes on next time
-    python examples/replica_exchange_reference.py --system vacuum --hours 0.1
-    python examples/replica_exchange_reference.py --system obc1 --collect    # results from the checkpoint, no MD
+    python examples/references/replica_exchange_reference.py --system obc1 --nanoseconds 45 --hours 8    # goes on
+    python examples/references/replica_exchange_reference.py --system vacuum --hours 0.1
+    python examples/references/replica_exchange_reference.py --system obc1 --collect    # results from the checkpoint
 
 One process, one thread. The checkpoint is written every minute, the results (`OUT.npz`, `OUT.json`) every five minutes,
 and both when the run is stopped by Ctrl-C or SIGTERM; the same command goes on where it was, after `kill -9` too. A
@@ -293,7 +293,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hydrogen-mass", type=float, default=4.0, help="amu")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    args.out = args.out or HERE / "references" / f"aldp_{args.system}_openmm"
+    args.out = args.out or HERE / f"aldp_{args.system}_openmm"
     args.checkpoint = args.checkpoint or args.out.with_suffix(".checkpoint.npz")
     return args
 
