@@ -32,9 +32,11 @@ class FakeFlow:
     made: "list[FakeFlow]"
     on_train: "Exception | None" = None
 
-    def __init__(self, topology, system, positions, temperature=300.0, slow=None, seed=0, bonds="topology"):
+    def __init__(
+        self, topology, system, positions, temperature=300.0, slow=None, seed=0, bonds="topology", device=None
+    ):
         self.topology, self.system, self.positions = topology, system, np.asarray(positions._value)
-        self.temperature, self.slow, self.seed = temperature, slow, seed
+        self.temperature, self.slow, self.seed, self.device = temperature, slow, seed, device
         self.slow_names, self.slow_torsions = ["phi", "psi"], [(4, 6, 8, 14), (6, 8, 14, 16)]
         self.history = []
         self.provenance = {"evaluations": 123_456, "seconds": 7.0}
@@ -64,7 +66,7 @@ class FakeFlow:
 
 @pytest.fixture
 def fake(monkeypatch, pdb):
-    def load(path):
+    def load(path, device=None):
         if not Path(path).is_file():
             raise ModelFileError(f"{path}: there is no such\nfile.")
         molecule = openmm_app.PDBFile(str(pdb))
@@ -111,11 +113,11 @@ def test_train_passes_everything_on(fake, pdb, tmp_path):
     done = run(
         "train", pdb, "--forcefield", "amber96.xml", "--implicit-solvent", "OBC2", "--temperature", 310, "--time", 9,
         "--evaluations", 1000, "--slow", "phi, 6-8-14-16", "--constraints", "HBonds", "--seed", 3, "--no-resume",
-        "--metrics", tmp_path / "m.csv", "-o", out,
+        "--metrics", tmp_path / "m.csv", "-o", out, "--device", "cpu",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     (flow,) = fake.made
-    assert (flow.temperature, flow.slow, flow.seed) == (310.0, ["phi", [6, 8, 14, 16]], 3)
+    assert (flow.temperature, flow.slow, flow.seed, flow.device) == (310.0, ["phi", [6, 8, 14, 16]], 3, "cpu")
     assert flow.system.getNumConstraints() == 12
     assert any("GB" in type(force).__name__ for force in flow.system.getForces())
     assert flow.options == {
