@@ -244,7 +244,7 @@ def _readable(what: str | Path, mend: str) -> Iterator[None]:
         ) from error
 
 
-def _budget(time: Any, evaluations: int | None) -> tuple[float | None, int | None]:  # noqa: ANN401
+def _budget(time: unit.Quantity | float | None, evaluations: int | None) -> tuple[float | None, int | None]:
     """Seconds and evaluations of a call, after checking them."""
     seconds = None if time is None else in_seconds(time)
     if seconds is None and evaluations is None:

@@ -59,10 +59,9 @@ def parts(flow: cgf.CGFlow, n_slow: int = 1000, n_fast: int = 100) -> tuple[floa
     noise = joint.atom_flow.rotors.draw_noise(len(slow), generator)
 
     def weigh(slow: torch.Tensor, bead: torch.Tensor, atom: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor]:
-        with torch.no_grad():
-            beads, log_prob, context = joint.bead_flow.place(slow, bead)
-            atoms, more = joint.atom_flow.sample_from(noise, atom, context)
-            return (-flow.target.action(torch.cat([beads, atoms], 1)) - log_prob - more,)
+        beads, log_prob, context = joint.bead_flow.place(slow, bead)
+        atoms, more = joint.atom_flow.sample_from(noise, atom, context)
+        return (-flow.target.action(torch.cat([beads, atoms], 1)) - log_prob - more,)
 
     with Parallel() as parallel:
         (log_weights,) = parallel.map(weigh, slow, bead, atom, noise)

@@ -40,6 +40,7 @@ class Compute:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             return cls(torch.empty(0, device=device).device)  # with its index
+        # torch's errors for a build without CUDA, a kind of device without tensors, an unknown name, and no name at all
         except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
             reason = str(error).split("\n", maxsplit=1)[0]
             raise InvalidInputError(
