@@ -257,15 +257,11 @@ def _learn_kind(raw: Tensor, y: Tensor, circular: bool, min_scale: float, learni
         slope = torch.where(raw_scales <= 4.0, slope, 0.0)
     precision = scales.reciprocal().square_()
     terms = logits - 0.5 * v * v * precision - torch.log(scales) - _LOG_SQRT_2PI
-    first, second = v, v * v
     if circular:
         above = torch.exp((-2 * math.pi) * (math.pi + v) * precision)
         below = torch.exp((-2 * math.pi) * (math.pi - v) * precision)
         total = 1 + above + below
         terms = terms + torch.log(total)
-        odd, even = (above - below) / total, (above + below) / total
-        first = v + 2 * math.pi * odd
-        second = second + 4 * math.pi * (v * odd + math.pi * even)
     terms = torch.cat([terms, uniform.clamp(min=-12.0) - math.log(2 * math.pi)], dim=1)
     weights = torch.cat([logits, uniform.clamp(min=-12.0)], dim=1)
     if not circular:
@@ -274,6 +270,11 @@ def _learn_kind(raw: Tensor, y: Tensor, circular: bool, min_scale: float, learni
     normalised = log_prob - torch.logsumexp(weights, dim=1)
     if not learning:
         return normalised, normalised
+    first, second = v, v * v
+    if circular:
+        odd, even = (above - below) / total, (above + below) / total
+        first = v + 2 * math.pi * odd
+        second = second + 4 * math.pi * (v * odd + math.pi * even)
     shares = torch.exp(terms - log_prob.unsqueeze(1))
     by_logit = shares - torch.softmax(weights, dim=1)
     shares = shares[:, :-1]

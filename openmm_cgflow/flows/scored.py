@@ -27,7 +27,7 @@ class ScoredSamples(NamedTuple):
     score: Tensor
 
 
-def draw_with_score(flow: JointFlow, noise: Tensor, slow: Tensor | None = None) -> ScoredSamples:
+def draw_with_score(flow: JointFlow, noise: Tensor, given: tuple[Tensor, Tensor] | None = None) -> ScoredSamples:
     """The samples that `flow.sample_from` would make, with the score; but for `q`, nothing is differentiable.
 
     The atoms see the beads whitened, `w`. What their log-density says about these goes through the beads' colour
@@ -36,12 +36,16 @@ def draw_with_score(flow: JointFlow, noise: Tensor, slow: Tensor | None = None) 
     Arguments:
         flow: what is sampled.
         noise: from `flow.draw_noise`.
-        slow: `(batch, n_slow)` slow variables to be taken in place of the flow's own.
+        given: slow variables `(batch, n_slow)` to be taken in place of those made of the noise, and the flow's
+            log-density `(batch,)` at these.
     """
     beads, atoms, rotors = flow.bead_flow.stiff, flow.atom_flow.stiff, flow.atom_flow.rotors
     with torch.no_grad():
         slow_noise, rotor_noise, bead_latent, atom_latent = flow.split_noise(noise)
-        slow = flow.bead_flow.sample_slow(slow_noise) if slow is None else slow
+        if given is None:
+            slow = flow.bead_flow.sample_slow(slow_noise)
+            given = slow, flow.bead_flow.slow.learned_log_prob(slow, slow[:, :0])
+        slow, log_prob_slow = given
         features = flow.bead_flow.slow.features(slow)
         shown = features.shape[1] + torch.arange(beads.n, device=noise.device)
         bead = beads.push(bead_latent, features, shown[:0])
@@ -51,8 +55,7 @@ def draw_with_score(flow: JointFlow, noise: Tensor, slow: Tensor | None = None) 
         atom_score, change = atoms.colour_score(atom.tape, atom.score)
         bead_score, _ = beads.colour_score(bead.tape, bead.score + atom.context_score + change)
         score = torch.cat([torch.zeros_like(slow), bead_score, torch.zeros_like(rotor), atom_score], dim=1)
-        log_prob_soft = flow.bead_flow.slow.learned_log_prob(slow, slow[:, :0])
-        log_prob_soft = log_prob_soft + rotors.learned_log_prob(rotor, context)
+        log_prob_soft = log_prob_slow + rotors.learned_log_prob(rotor, context)
 
     def pull_beads(values: Tensor, whitened: Tensor) -> tuple[list[Tensor], Gradients]:
         return [], beads.pull(bead.tape, values, whitened)[1]

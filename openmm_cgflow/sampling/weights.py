@@ -1,6 +1,7 @@
 """What importance weights say about themselves."""
 
 import math
+from bisect import bisect_left
 
 import torch
 from torch import Tensor
@@ -68,9 +69,12 @@ def soften_log_weights(log_weights: Tensor, least: float, clipped: float) -> tup
         the log-weights `(n,)` and the power.
     """
     levelled = clip_log_weights(log_weights, clipped)
-    power = 1.0
-    while power > 1e-3 and effective_sample_size(power * levelled) < least:
-        power *= 0.9
+
+    def enough(times: int) -> bool:
+        return not effective_sample_size(0.9**times * levelled) < least
+
+    # the more they are softened, the more of them are effective: the first power that is enough is found by halving
+    power = 1.0 if enough(0) else 0.9 ** bisect_left(range(66), True, lo=1, key=enough)
     return power * levelled, power
 
 

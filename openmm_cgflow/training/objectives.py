@@ -38,7 +38,11 @@ def _bounded(divergence: Tensor) -> Tensor:
 
 
 def stiff_divergence(
-    flow: JointFlow, target: BoltzmannTarget, noise: Tensor, slow: Tensor | None, least_ess: float
+    flow: JointFlow,
+    target: BoltzmannTarget,
+    noise: Tensor,
+    given: tuple[Tensor, Tensor] | None,
+    least_ess: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A divergence between `q(stiff | soft)` and `p(stiff | soft)`, on own samples.
 
@@ -55,14 +59,15 @@ def stiff_divergence(
         flow: whose stiff densities are trained.
         target: gives the action.
         noise: from `flow.draw_noise`.
-        slow: `(batch, n_slow)` slow torsions; the flow's own, made of the noise, if there are none.
+        given: slow variables `(batch, n_slow)` in place of those made of the noise, and the flow's log-density
+            `(batch,)` at these.
         least_ess: share of the samples that is to be effective, in (0, 1].
 
     Returns:
         the reverse divergence up to a constant, with the gradient as above; the samples `(batch, dof)`; and their
         log-weights `(batch,)`.
     """
-    drawn = draw_with_score(flow, noise, slow)
+    drawn = draw_with_score(flow, noise, given)
     leaf = drawn.q.detach().requires_grad_(True)
     action = target.action(leaf)
     (slope,) = torch.autograd.grad(action.sum(), leaf)

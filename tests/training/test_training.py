@@ -92,20 +92,21 @@ def test_defended_slow_variables_have_the_weights_of_both_densities():
     flow = cgf.CGFlow(*load("butane"))
     trainer = Trainer(flow.flow, flow.target, TrainSettings(defended=0.25))
     noise = flow.flow.draw_noise(4000, torch.Generator().manual_seed(0))
-    slow, log_ratio, own = trainer.refine.defended(noise)
+    _, log_ratio, own = trainer.refine.defended(noise)
     assert own.all()
     assert not log_ratio.any()
     trainer.task.broad = SoftVariables(torch.zeros(1), torch.tensor([2 * math.pi]))
     with torch.no_grad():
         for parameter in flow.flow.bead_flow.slow.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    slow, log_ratio, own = trainer.refine.defended(noise)
+    (slow, log_prob), log_ratio, own = trainer.refine.defended(noise)
     assert own.float().mean() == 0.75
     share = torch.exp(-log_ratio)  # the flow's density over that of the mixture: its mean over the mixture is 1
     assert share.mean().item() == pytest.approx(1, abs=4 * share.std().item() / 4000**0.5)
     assert share.max() <= 1 / 0.75 + 1e-4
     with torch.no_grad():
         q, r = (density.log_prob(slow, slow[:, :0]) for density in (flow.flow.bead_flow.slow, trainer.task.broad))
+    torch.testing.assert_close(log_prob, q, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(log_ratio, torch.log(0.75 + 0.25 * torch.exp(r - q)), rtol=1e-4, atol=1e-4)
 
 
@@ -170,7 +171,8 @@ def test_divergence_of_the_stiff_variables_reaches_its_minimum(least_ess):
     for _ in range(350):
         slow = 2 * math.pi * torch.rand(256, 1, generator=generator, dtype=torch.float64)
         noise = flow.draw_noise(256, generator)
-        loss, _, _ = stiff_divergence(flow, target, noise, slow, least_ess)
+        given = slow, flow.bead_flow.log_prob_slow(slow).detach()
+        loss, _, _ = stiff_divergence(flow, target, noise, given, least_ess)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

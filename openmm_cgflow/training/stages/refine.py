@@ -78,10 +78,10 @@ class Refine:
         task, frames = self.task, self.task.frames
 
         def loss(noise: Tensor, rows: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
-            slow, log_ratio, own = self.defended(noise)
+            given, log_ratio, own = self.defended(noise)
             # with weights as if all were the flow's own: nearly those of the stiff variables at given slow ones
             divergence, q, log_weights = stiff_divergence(
-                task.flow, task.target, noise, slow, task.settings.least_path_ess
+                task.flow, task.target, noise, given, task.settings.least_path_ess
             )
             drawn = (q, log_weights - log_ratio, torch.where(own, log_weights, torch.nan))
             total = divergence + negative_log_soft(task.flow, rows)
@@ -94,25 +94,26 @@ class Refine:
         return task.step(loop, rate, loss, noise, rows, chosen)
 
     @torch.no_grad()
-    def defended(self, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def defended(self, noise: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
         """Slow variables, a share of them from the broad density of the start, so that rare regions are learned too.
 
         Returns:
-            `(batch, n_slow)`; the log of the density that they are from over the flow's own, `(batch,)`; and whether
-            they were drawn from the flow's own.
+            `(batch, n_slow)`, and the flow's log-density at these; the log of the density that they are from over that;
+            and whether they were drawn from the flow's own, `(batch,)` each.
         """
         bead_flow, broad, share = self.task.flow.bead_flow, self.task.broad, self.task.settings.defended
         density = bead_flow.slow
         slow = bead_flow.sample_slow(noise[:, : 2 * density.n])
-        own = torch.ones(len(noise), dtype=torch.bool)
+        own, nothing = torch.ones(len(noise), dtype=torch.bool), noise[:, :0]
         if broad is None or not share:
-            return slow, torch.zeros(len(noise)), own
+            return (slow, density.learned_log_prob(slow, nothing)), torch.zeros(len(noise)), own
         n = round(share * len(noise))
         own[:n] = False
-        slow[:n] = broad.sample(noise[:n, : 2 * density.n], noise[:n, :0])
-        nothing = slow[:, :0]
-        difference = broad.learned_log_prob(slow, nothing) - density.learned_log_prob(slow, nothing)
-        return slow, torch.logaddexp(torch.full_like(difference, math.log1p(-share)), math.log(share) + difference), own
+        slow[:n] = broad.sample(noise[:n, : 2 * density.n], nothing[:n])
+        log_prob = density.learned_log_prob(slow, nothing)
+        difference = broad.learned_log_prob(slow, nothing) - log_prob
+        log_ratio = torch.logaddexp(torch.full_like(difference, math.log1p(-share)), math.log(share) + difference)
+        return (slow, log_prob), log_ratio, own
 
     def state_dict(self) -> dict[str, Any]:
         """Where it began."""
