@@ -7,9 +7,7 @@ Exits with code 1 where the learned model is not within the figures of the exact
 """
 
 import argparse
-import json
 import math
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 
 import openmm_cgflow as cgf
+from openmm_cgflow.analysis import judge
 from openmm_cgflow.potentials import DoubleWell
 from openmm_cgflow.training import AdaptiveTempering
 
@@ -44,29 +43,6 @@ def draw(flow: cgf.VectorFlow, x: np.ndarray, direction: np.ndarray) -> plt.Figu
     right.set(xlabel="slow variable", ylabel="free energy, kT", ylim=(-0.5, 12), title="free energy")
     right.legend()
     return figure
-
-
-def judge(rows: list[tuple[str, float, float, float | None]], file: Path | None, **more: object) -> None:
-    """Print and write what was measured; exit with 1 where it falls short.
-
-    Arguments:
-        rows: name, measured and exact value, and how far apart they may be; None where it is to be at least the exact.
-        file: for the figures, as JSON.
-        more: what else is written there.
-    """
-    figures, short = dict(more), []
-    print(f"{'':34s}{'measured':>12s}{'exact':>12s}{'off':>10s}{'allowed':>10s}")
-    for name, measured, exact, allowed in rows:
-        off = abs(measured - exact)
-        fine = measured >= exact if allowed is None else off <= allowed
-        figures |= {name: measured} if allowed is None else {name: measured, f"{name}, off by": off}
-        text = f"{'':32s}>= {exact:.4g}" if allowed is None else f"{exact:12.4f}{off:10.4f}{allowed:10.4f}"
-        print(f"{name:34s}{measured:12.4f}{text}{'' if fine else '   falls short'}")
-        short += [] if fine else [name]
-    if file is not None:
-        file.write_text(json.dumps(figures, indent=1) + "\n")
-    if short:
-        sys.exit(f"falls short: {', '.join(short)}")
 
 
 def main() -> None:

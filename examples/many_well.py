@@ -7,8 +7,6 @@ not have their exact probability by a chi-square test.
 """
 
 import argparse
-import json
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,33 +14,11 @@ import numpy as np
 import torch
 
 import openmm_cgflow as cgf
+from openmm_cgflow.analysis import judge
 from openmm_cgflow.potentials import ManyWell
 
 N = 2_000
 LINE = np.linspace(-3, 3, 2001)
-
-
-def judge(rows: list[tuple[str, float, float, float | None]], file: Path | None, **more: object) -> None:
-    """Print and write what was measured; exit with 1 where it falls short.
-
-    Arguments:
-        rows: name, measured and exact value, and how far apart they may be; None where it is to be at least the exact.
-        file: for the figures, as JSON.
-        more: what else is written there.
-    """
-    figures, short = dict(more), []
-    print(f"{'':34s}{'measured':>12s}{'exact':>12s}{'off':>10s}{'allowed':>10s}")
-    for name, measured, exact, allowed in rows:
-        off = abs(measured - exact)
-        fine = measured >= exact if allowed is None else off <= allowed
-        figures |= {name: measured} if allowed is None else {name: measured, f"{name}, off by": off}
-        text = f"{'':32s}>= {exact:.4g}" if allowed is None else f"{exact:12.4f}{off:10.4f}{allowed:10.4f}"
-        print(f"{name:34s}{measured:12.4f}{text}{'' if fine else '   falls short'}")
-        short += [] if fine else [name]
-    if file is not None:
-        file.write_text(json.dumps(figures, indent=1) + "\n")
-    if short:
-        sys.exit(f"falls short: {', '.join(short)}")
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from openmm_cgflow.openmm_plugin.matching import check_beads
 from openmm_cgflow.sampling import Drawn
 from openmm_cgflow.structures import StructureReader, given_structures
 from openmm_cgflow.trained import TrainedFlow
+from openmm_cgflow.units import PositionsLike
 
 __all__ = ["Backmapped", "backmap"]
 
@@ -137,7 +138,9 @@ class Backmapped:
         )
 
 
-def backmap(flow: TrainedFlow, cg: Any, n: int = 1, relax: bool | int = False, seed: int | None = None) -> Backmapped:  # noqa: ANN401
+def backmap(
+    flow: TrainedFlow, cg: PositionsLike, n: int = 1, relax: bool | int = False, seed: int | None = None
+) -> Backmapped:
     """The structures of `CGFlow.backmap`, which see."""
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n <= 0:
         raise InvalidInputError(f"backmap: n is {n!r}; give a positive number of structures for each frame.")
@@ -167,7 +170,7 @@ def backmap(flow: TrainedFlow, cg: Any, n: int = 1, relax: bool | int = False, s
     return result
 
 
-def _read_beads(flow: TrainedFlow, cg: Any) -> np.ndarray:  # noqa: ANN401
+def _read_beads(flow: TrainedFlow, cg: PositionsLike) -> np.ndarray:
     """Positions of the beads `(frames, beads, 3)` in nm of a trajectory, a file or an array."""
     n = len(flow.coordinates.bead_atoms)
     if isinstance(cg, str | Path):

@@ -29,7 +29,7 @@ from openmm_cgflow.trainable import Trainable
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.trained.stored import Molecule
 from openmm_cgflow.training.interrupt import Interruptible
-from openmm_cgflow.units import in_kelvin, in_seconds
+from openmm_cgflow.units import PositionsLike, in_kelvin, in_seconds
 
 __all__ = ["CGFlow"]
 
@@ -68,7 +68,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         self,
         topology: app.Topology,
         system: openmm.System,
-        positions: Any,  # noqa: ANN401
+        positions: PositionsLike,
         temperature: unit.Quantity | float = 300 * unit.kelvin,
         slow: Literal["auto"] | Sequence[str | Sequence[int]] | None = None,
         beads: Sequence[int] | None = None,
@@ -96,7 +96,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
     def _described(self) -> list[Any]:
         return [system_to_xml(self._system), self.coordinates.state()]
 
-    def _read_frames(self, frames: Any) -> np.ndarray:  # noqa: ANN401
+    def _read_frames(self, frames: PositionsLike) -> np.ndarray:
         x = self._structures.read(frames, closest=OVERLAP)
         if not len(x):
             raise InvalidInputError("train: frames holds no frames; give some, or leave it out.")
@@ -112,8 +112,6 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         if odd is not None:
             _log.warning("train: on average over the frames, the bond %s: are they of this force field?", odd)
         return x
-
-    # -- training and what it reached ----------------------------------------------------------------------------
 
     @contextmanager
     def _followed_up(
@@ -216,7 +214,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         """
         return create_cg_system(self, backend)
 
-    def backmap(self, cg: Any, n: int = 1, relax: bool | int = False, seed: int | None = None) -> Backmapped:  # noqa: ANN401
+    def backmap(self, cg: PositionsLike, n: int = 1, relax: bool | int = False, seed: int | None = None) -> Backmapped:
         """All-atom structures around beads, drawn from the flow's conditional density, with weights.
 
         Every bead stays where it is. Frames whose beads are outside the region that the flow knows are named in a

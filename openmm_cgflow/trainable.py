@@ -20,7 +20,7 @@ from openmm_cgflow.trained.base import Coordinates, Trained
 from openmm_cgflow.training import Budget, Metrics, Reporter, Trainer, TrainSettings
 from openmm_cgflow.training.checkpoint import CheckpointWriter, unflatten
 from openmm_cgflow.training.interrupt import Interruptible
-from openmm_cgflow.units import in_seconds
+from openmm_cgflow.units import PositionsLike, in_seconds
 
 __all__ = ["Trainable"]
 
@@ -46,7 +46,7 @@ class Trainable(Trained[Coordinates]):
         resume: bool = True,
         progress: bool = True,
         metrics: str | Path | None = None,
-        frames: Any = None,  # noqa: ANN401
+        frames: PositionsLike = None,
         settings: TrainSettings | None = None,
         audit: bool = True,
     ) -> Self:
@@ -118,7 +118,7 @@ class Trainable(Trained[Coordinates]):
         resume: bool,
         progress: bool,
         metrics: str | Path | None,
-        frames: Any,  # noqa: ANN401
+        frames: PositionsLike,
         settings: TrainSettings | None,
     ) -> None:
         rows = None if frames is None else self._frames(frames)
@@ -203,11 +203,11 @@ class Trainable(Trained[Coordinates]):
         """What tells the target apart from others, as what JSON can hold."""
         raise NotImplementedError
 
-    def _read_frames(self, frames: Any) -> np.ndarray:  # noqa: ANN401
+    def _read_frames(self, frames: PositionsLike) -> np.ndarray:
         """Frames to learn from `(n, ...)`, checked."""
         return self._read(frames)
 
-    def _frames(self, frames: Any) -> Tensor:  # noqa: ANN401
+    def _frames(self, frames: PositionsLike) -> Tensor:
         """Rows `(n, dof)` of frames, without those that the flow cannot give."""
         q, _ = self.coordinates.to_internal(self.compute.tensor(self._read_frames(frames)))
         inside = self.coordinates.in_domain(q)

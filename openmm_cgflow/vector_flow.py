@@ -15,7 +15,7 @@ from openmm_cgflow.potentials import Potential
 from openmm_cgflow.storage import read_as, read_file, reading, write_file
 from openmm_cgflow.trainable import Trainable
 from openmm_cgflow.trained.stored import StoredVectors, check_network
-from openmm_cgflow.units import KB, in_nm
+from openmm_cgflow.units import KB, PositionsLike, in_nm
 
 __all__ = ["VectorFlow"]
 
@@ -63,7 +63,7 @@ class VectorFlow(Trainable[LinearCoordinates]):
     def _layout(self) -> dict[str, Any]:
         return {"dim": self.coordinates.dof, "slow": self.coordinates.slow, "width": self.coordinates.width}
 
-    def _read(self, positions: Any) -> np.ndarray:  # noqa: ANN401
+    def _read(self, positions: PositionsLike) -> np.ndarray:
         dim, x = self.coordinates.dof, in_nm(positions)
         x = x[None] if x.ndim == 1 else x
         if x.ndim != 2 or x.shape[1] != dim:

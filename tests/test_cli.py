@@ -38,7 +38,7 @@ class FakeFlow:
         self.topology, self.system, self.positions = topology, system, np.asarray(positions._value)
         self.temperature, self.slow, self.seed, self.device = temperature, slow, seed, device
         self.slow_names, self.slow_torsions = ["phi", "psi"], [(4, 6, 8, 14), (6, 8, 14, 16)]
-        self.history = []
+        self.history, self.coverage = [], None
         self.provenance = {"evaluations": 123_456, "seconds": 7.0}
         FakeFlow.made.append(self)
 

@@ -10,13 +10,13 @@ says how far apart two perfect answers of that length would be. Exits with code 
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import openmm_cgflow as cgf
+from openmm_cgflow.analysis import judge
 from openmm_cgflow.sampling import effective_sample_size
 from openmm_cgflow.training import Parallel
 
@@ -69,29 +69,6 @@ def parts(flow: cgf.CGFlow, n_slow: int = 1000, n_fast: int = 100) -> tuple[floa
     fast = np.mean([effective_sample_size(row) for row in log_weights])
     log_z = torch.logsumexp(log_weights, 1) - math.log(n_fast)
     return float(fast), effective_sample_size(log_z - joint.bead_flow.log_prob_slow(slow[::n_fast]).double())
-
-
-def judge(rows: list[tuple[str, float, float, float | None]], file: Path | None, **more: object) -> None:
-    """Print and write what was measured; exit with 1 where it falls short.
-
-    Arguments:
-        rows: name, measured and exact value, and how far apart they may be; None where it is to be at least the exact.
-        file: for the figures, as JSON.
-        more: what else is written there.
-    """
-    figures, short = dict(more), []
-    print(f"{'':34s}{'measured':>12s}{'exact':>12s}{'off':>10s}{'allowed':>10s}")
-    for name, measured, exact, allowed in rows:
-        off = abs(measured - exact)
-        fine = measured >= exact if allowed is None else off <= allowed
-        figures |= {name: measured} if allowed is None else {name: measured, f"{name}, off by": off}
-        text = f"{'':32s}>= {exact:.4g}" if allowed is None else f"{exact:12.4f}{off:10.4f}{allowed:10.4f}"
-        print(f"{name:34s}{measured:12.4f}{text}{'' if fine else '   falls short'}")
-        short += [] if fine else [name]
-    if file is not None:
-        file.write_text(json.dumps(figures, indent=1) + "\n")
-    if short:
-        sys.exit(f"falls short: {', '.join(short)}")
 
 
 def main() -> None:

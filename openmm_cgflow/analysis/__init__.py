@@ -11,6 +11,7 @@ from openmm_cgflow.analysis.free_energy import (
 from openmm_cgflow.analysis.report import report, torsion_pairs
 from openmm_cgflow.analysis.summary import duration, summary, trust
 from openmm_cgflow.analysis.training_curves import curve
+from openmm_cgflow.analysis.verdict import judge
 
 __all__ = [
     "Basin",
@@ -22,6 +23,7 @@ __all__ = [
     "duration",
     "free_energy_1d",
     "free_energy_2d",
+    "judge",
     "populations",
     "report",
     "summary",

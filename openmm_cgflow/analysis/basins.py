@@ -32,7 +32,7 @@ def basin_labels(values: ArrayLike, barrier: float) -> Labels:
     The table is flooded from below; two pools that meet stay apart if the shallower one is deeper than `barrier`
     (zero-dimensional persistence), else they become one.
 
-    Args:
+    Arguments:
         values: any number of periodic dimensions, kJ/mol; infinite where unknown.
         barrier: least depth of a basin below its lowest saddle, kJ/mol.
 
@@ -68,7 +68,7 @@ def basin_labels(values: ArrayLike, barrier: float) -> Labels:
 def populations(labels: Labels, angles: ArrayLike, weights: ArrayLike | None = None) -> tuple[Array, Array]:
     """Share of weighted samples in each basin, and its standard error.
 
-    Args:
+    Arguments:
         labels: a periodic table from `basin_labels`, whose points are `-pi + 2 pi i / bins`.
         angles: `(n, dimensions of labels)`, rad.
         weights: `(n,)`, or None for equal weights.
@@ -97,7 +97,7 @@ def basins(
 ) -> list[Basin]:
     """Basins of a free energy with their populations, the deepest first.
 
-    Args:
+    Arguments:
         values: free energy on a periodic grid, one or more dimensions, kJ/mol.
         grid: grid points along every dimension, `(bins,)`, rad, starting at -pi.
         angles: `(n, dimensions)`, rad.

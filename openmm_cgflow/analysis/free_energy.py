@@ -76,7 +76,7 @@ class FreeEnergy2D:
 def wrap(angles: ArrayLike) -> Array:
     """Bring angles into [-pi, pi).
 
-    Args:
+    Arguments:
         angles: any shape, rad.
 
     Returns:
@@ -89,7 +89,7 @@ def wrap(angles: ArrayLike) -> Array:
 def normalised(weights: ArrayLike | None, n: int) -> Array:
     """Weights that sum to one.
 
-    Args:
+    Arguments:
         weights: `(n,)`, non-negative, or None for equal weights.
         n: number of samples.
 
@@ -114,7 +114,7 @@ def normalised(weights: ArrayLike | None, n: int) -> Array:
 def effective_size(weights: ArrayLike) -> float:
     """Kish's effective number of samples, `(sum w)^2 / sum w^2`.
 
-    Args:
+    Arguments:
         weights: `(n,)`, non-negative.
 
     Returns:
@@ -130,7 +130,7 @@ def weighted_histogram(values: ArrayLike, edges: ArrayLike, weights: ArrayLike |
     The share of a bin is `p = sum w_i 1_i` with normalised weights; its variance is that of a self-normalised
     importance sampling mean, `sum w_i^2 (1_i - p)^2` (Owen, Monte Carlo theory, eq. 9.9).
 
-    Args:
+    Arguments:
         values: `(n,)`; those outside the edges count in the normalisation only.
         edges: `(bins + 1,)`, increasing.
         weights: `(n,)`, or None for equal weights.
@@ -154,7 +154,7 @@ def free_energy_1d(
 ) -> FreeEnergy1D:
     """Free energy `-kT log p` along one angle, by a histogram on the circle.
 
-    Args:
+    Arguments:
         angles: `(n,)`, rad; any multiple of 2 pi may be added.
         temperature: K.
         weights: `(n,)`, or None for equal weights.
@@ -188,7 +188,7 @@ def free_energy_2d(
 
     The kernel is a wrapped Gaussian, applied to a histogram by Fourier transform.
 
-    Args:
+    Arguments:
         first: `(n,)`, rad.
         second: `(n,)`, rad.
         temperature: K.

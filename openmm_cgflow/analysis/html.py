@@ -37,7 +37,7 @@ def page(
 ) -> str:
     """A self-contained page.
 
-    Args:
+    Arguments:
         title: heading.
         verdict: the sentence on top.
         good: whether that sentence is good news (its colour).

@@ -22,7 +22,7 @@ ROOF = 40.0
 def plot_surface(surface: FreeEnergy2D, names: tuple[str, str], basins: Sequence[Basin] = ()) -> Figure:
     """A Ramachandran-style picture of a 2-D free energy with the populations of its basins.
 
-    Args:
+    Arguments:
         surface: from `free_energy_2d`.
         names: names of the two torsions.
         basins: those to mark; populations below 0.05 % are left out.
@@ -87,7 +87,7 @@ def plot_free_energies(
 ) -> Figure:
     """Free energies along every torsion: reweighted samples with error bars, and the flow's own.
 
-    Args:
+    Arguments:
         names: one for each torsion.
         reweighted: from weighted samples; drawn with error bars of one standard error.
         raw: from the samples without weights: the flow's marginal density.
@@ -134,7 +134,7 @@ def plot_free_energies(
 def plot_energies(energies: Array, weights: Array) -> Figure:
     """Histogram of potential energies: what the flow draws, and what the weights make of it.
 
-    Args:
+    Arguments:
         energies: `(n,)`, kJ/mol.
         weights: `(n,)`, normalised.
 
@@ -172,7 +172,7 @@ def plot_energies(energies: Array, weights: Array) -> Figure:
 def plot_log_weights(log_weights: Array, log_z: float) -> Figure:
     """Histogram of log-weights about log Z, and which of them the averages are made of.
 
-    Args:
+    Arguments:
         log_weights: `(n,)`; minus infinity is left out.
         log_z: the logarithm of their mean.
 

@@ -30,7 +30,7 @@ def torsion_pairs(names: Sequence[str], atoms: Sequence[Sequence[int]], most: in
     Neighbours, whose central bonds share an atom, come first (phi and psi of one residue before any other); then
     torsions that follow one another in the list.
 
-    Args:
+    Arguments:
         names: `n` names.
         atoms: the four atom indices of each torsion.
         most: largest number of pairs.
@@ -58,7 +58,7 @@ def torsion_pairs(names: Sequence[str], atoms: Sequence[Sequence[int]], most: in
 def report(flow: TrainedFlow, samples: Samples, out_dir: str | Path, command: str | None = None) -> Path:
     """Write PNG pictures and one self-contained `report.html` about a flow and its samples.
 
-    Args:
+    Arguments:
         flow: a trained `CGFlow`.
         samples: `Samples` of it, at least two with finite energies.
         out_dir: folder; it is made if it does not exist, files of the same names are replaced.

@@ -69,7 +69,7 @@ def save_png(drawn: Figure, path: Path) -> None:
 def pretty(name: str) -> str:
     r"""A torsion's name as it is written in papers: Greek letters, subscripts for numbers, the residue behind.
 
-    Args:
+    Arguments:
         name: such as `phi`, `chi1`, `ALA2:psi`.
 
     Returns:

@@ -16,16 +16,14 @@ __all__ = ["duration", "summary", "trust", "versions"]
 
 def covered(flow: TrainedFlow) -> bool | None:
     """Whether an audit found that the flow reaches every form; None without one."""
-    coverage = getattr(flow, "coverage", None)
-    return coverage.covered if coverage is not None and coverage.audited else None
+    return flow.coverage.covered if flow.coverage is not None and flow.coverage.audited else None
 
 
 def coverage_rows(flow: TrainedFlow) -> list[tuple[str, str]]:
     """What an audit found, or that there was none: label and text."""
-    coverage = getattr(flow, "coverage", None)
-    return (
-        [("coverage", "not audited; flow.audit() or openmm-cgflow audit does")] if coverage is None else coverage.rows()
-    )
+    if flow.coverage is None:
+        return [("coverage", "not audited; flow.audit() or openmm-cgflow audit does")]
+    return flow.coverage.rows()
 
 
 def duration(seconds: float | None) -> str:
@@ -64,7 +62,7 @@ def molecule(topology: "Topology") -> str:
 def summary(flow: TrainedFlow, samples: Samples, command: str | None = None) -> list[tuple[str, str]]:
     """Every line of the report's table.
 
-    Args:
+    Arguments:
         flow: a trained `CGFlow`.
         samples: `Samples` of it.
         command: the command line that made them, if there was one.

@@ -23,7 +23,7 @@ COLUMNS = (("evaluations", "energy evaluations"), ("seconds", "time (s)"))
 def curve(history: Sequence[Row], x: str, y: str) -> tuple[Array, Array]:
     """Two columns of a training history, without the rows in which either is missing or not finite.
 
-    Args:
+    Arguments:
         history: rows with the keys stage, seconds, evaluations, ess, logZ, loss, beta; any value may be None.
         x: key of the first column.
         y: key of the second column.
@@ -43,7 +43,7 @@ def plot_training(history: Sequence[Row]) -> Figure:
 
     Losses are drawn from the lowest of their stage, for those of two stages have different zeros.
 
-    Args:
+    Arguments:
         history: rows as in `curve`. Quantities that no row has get no panel.
 
     Returns:

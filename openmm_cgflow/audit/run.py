@@ -101,8 +101,6 @@ class _Auditor:
         self.steps = 0
         self.found = _Minima(np.empty((0, *x.shape)), np.empty(0))
 
-    # -- looking
-
     def explore(self) -> None:
         """Quench samples of the flow and the forms of stiff torsions; then walk while that can be paid."""
         x = self.flow.compute.tensor(self.samples.positions[self._chosen()])
@@ -164,8 +162,6 @@ class _Auditor:
     def _among(one: np.ndarray, energy: float, prints: np.ndarray, energies: np.ndarray) -> bool:
         close = np.abs(energies - energy) < _SAME_ENERGY
         return bool(close.any() and (np.abs(prints[close] - one).max(1) < _SAME_DISTANCES).any())
-
-    # -- comparing
 
     def coverage(self, before: int) -> Coverage:
         """What is missing, with all that the audit cost since `before`."""

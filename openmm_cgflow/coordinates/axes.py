@@ -1,7 +1,5 @@
 """Axes of rotation: acyclic bonds (or linear chains of bonds) with the four atoms that name their torsion."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Which bonds are rotatable: the torsion energy of the System itself, scanned around each bond."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The part of a layout that describes the beads alone."""
 
-from __future__ import annotations
-
 from openmm_cgflow.coordinates.layout import BEAD, Layout
 from openmm_cgflow.errors import InvalidInputError
 

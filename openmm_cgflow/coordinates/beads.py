@@ -1,7 +1,5 @@
 """Which atoms are beads and which torsions are slow: the user's choice, or all soft torsions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

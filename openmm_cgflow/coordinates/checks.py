@@ -1,7 +1,5 @@
 """Checks at the door: what internal coordinates cannot describe is refused by name."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Constrained bonds leave the coordinates; other constraints cannot be described."""
 
-from __future__ import annotations
-
 import openmm
 
 from openmm_cgflow.coordinates.molecule import Molecule, bond_key

@@ -1,7 +1,5 @@
 """A molecule whose torsions can be pulled to given values and minimised there."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """When two structures of one molecule are the same form: isomers, and equality up to equivalent atoms and mirrors."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from itertools import combinations
 

@@ -1,7 +1,5 @@
 """Vector algebra in torch for positions `(rows, 3, batch)`: the batch is last in memory, which makes autograd fast."""
 
-from __future__ import annotations
-
 import math
 
 import torch

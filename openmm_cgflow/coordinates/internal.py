@@ -1,7 +1,5 @@
 """The bijection between Cartesian positions and internal coordinates."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -128,7 +126,7 @@ class InternalCoordinates(torch.nn.Module):
         positions: PositionsLike,
         beads: Sequence[int] | None = None,
         slow: Sequence[SlowTorsion] | None = None,
-    ) -> InternalCoordinates:
+    ) -> "InternalCoordinates":
         """Internal coordinates of one molecule.
 
         Arguments:
@@ -154,7 +152,7 @@ class InternalCoordinates(torch.nn.Module):
         system: openmm.System,
         beads: Sequence[int] | None = None,
         slow: Sequence[SlowTorsion] | None = None,
-    ) -> InternalCoordinates:
+    ) -> "InternalCoordinates":
         """The same as `fromTopology` of a molecule that was perceived already."""
         molecule, centres = perceived.molecule, perceived.centres
         plan = plan_beads(perceived, beads, slow)
@@ -167,7 +165,7 @@ class InternalCoordinates(torch.nn.Module):
         return {"version": _VERSION, **self.layout.to_dict()}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> InternalCoordinates:
+    def from_state(cls, state: Mapping[str, Any]) -> "InternalCoordinates":
         """The inverse of `state`.
 
         Raises:
@@ -263,7 +261,7 @@ class InternalCoordinates(torch.nn.Module):
         """
         return torch.where(self.period > 0, self._middle, self.reference)
 
-    def bead_coordinates(self) -> InternalCoordinates:
+    def bead_coordinates(self) -> "InternalCoordinates":
         """The coordinates of the beads alone: q is the first two blocks; positions are in the order of `bead_atoms`.
 
         Raises:

@@ -1,7 +1,5 @@
 """What could turn but is no slow torsion by itself: stiff bonds, symmetric rotors, rings."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """From Z-matrix rows to the vector q: blocks, periods, domains, and the indices by which tensors are assembled."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -103,7 +101,7 @@ class Layout:
         return out
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Layout:
+    def from_dict(cls, values: Mapping[str, Any]) -> "Layout":
         """The inverse of `to_dict`.
 
         Raises:
@@ -121,7 +119,7 @@ def build_layout(
     rows: list[Row],
     centres: set[int],
     fixed: Mapping[tuple[int, int], float],
-) -> Layout:
+) -> "Layout":
     """The layout of a Z-matrix.
 
     Arguments:
@@ -166,7 +164,7 @@ class _LayoutBuilder:
                     found[row.atom] = siblings
         return found
 
-    def build(self) -> Layout:
+    def build(self) -> "Layout":
         for row in self.built:
             self._add_row(row)
         slow = sorted(self.slow, key=lambda atom: bond_key(*self.slow[atom][1:3]))

@@ -1,7 +1,5 @@
 """The molecule as a graph: what the Z-matrix is built from."""
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import dataclass
 

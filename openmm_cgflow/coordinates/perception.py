@@ -1,7 +1,5 @@
 """What is known of a molecule before its coordinates are chosen: the graph, its axes, and which of these turn."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections import OrderedDict

@@ -1,7 +1,5 @@
 """Which rings flip: puckers that the System lets exchange at thermal energies, such as the two of proline."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Equivalent leaves of symmetric rotors: which cyclic relabelling brings the rotor into its domain."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Symmetric rotors (CH3, NH3+, CF3): three leaf atoms on one centre that the System cannot tell apart."""
 
-from __future__ import annotations
-
 import numpy as np
 import openmm
 

@@ -1,7 +1,5 @@
 """The bonds of a Topology held against those of its System."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations

@@ -1,7 +1,5 @@
 """Whether a torsion turns: it is led round the circle, minimised at each step, and freed where another form may be."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The Z-matrix: in which order atoms are placed, and relative to which placed atoms."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

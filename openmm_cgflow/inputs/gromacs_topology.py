@@ -86,8 +86,6 @@ class GromacsTopology:
             raise InvalidInputError(f"{path}: there is no molecule in [ molecules ]")
         self._write_out()
 
-    # -- reading -------------------------------------------------------------------------------------------------
-
     def _sort(self) -> None:
         current: _MoleculeType | None = None
         defaults: Line | None = None
@@ -149,8 +147,6 @@ class GromacsTopology:
             raise InvalidInputError(f"{line.where}: there is no [ moleculetype ] {name}")
         if count > 0:
             self.molecules.append((self.molecule_types[known[name.lower()]], count))
-
-    # -- pairs ---------------------------------------------------------------------------------------------------
 
     def _write_out(self) -> None:
         """Charges, Lennard-Jones matrices and pairs of all molecules together, and the same as text for a reader."""
@@ -259,8 +255,6 @@ class GromacsTopology:
     def nonbonded_energy(self, positions: np.ndarray) -> float:
         """Coulomb and Lennard-Jones energy by GROMACS' rules, kJ/mol, of positions `(atoms, 3)` in nm."""
         return pair_energy(positions, self._products, self._c6, self._c12)
-
-    # -- writing -------------------------------------------------------------------------------------------------
 
     def plain_text(self) -> str:
         """The file as it stands, after the preprocessor."""

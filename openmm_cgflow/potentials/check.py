@@ -22,7 +22,7 @@ __all__ = [
     "thermal_structures",
 ]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("openmm_cgflow")
 _EXACT_ENERGY, _EXACT_FORCE = 1e-6, 1e-5  # relative, of a translation in double precision
 _THERMAL = 0.01  # kT by which an energy that is used may be off in a structure of the ensemble
 _STRAINED = 1e-5  # the same beyond it, as a share of the energy above the lowest: such structures have no weight

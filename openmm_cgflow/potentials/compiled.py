@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["EnergyGradient", "compile_energy_gradient", "compiler_available"]
 
 EnergyGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("openmm_cgflow")
 
 
 def compiler_available(device: torch.device) -> bool:

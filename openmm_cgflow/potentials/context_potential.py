@@ -20,7 +20,7 @@ from openmm_cgflow.potentials.workers import WorkerPool
 
 __all__ = ["ContextPotential"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("openmm_cgflow")
 _WORTH_SENDING = 0.02  # seconds of work below which a batch stays in this process
 _MOST_WORKERS = 16
 

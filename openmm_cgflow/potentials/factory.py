@@ -18,7 +18,7 @@ from openmm_cgflow.units import KB, PositionsLike
 
 __all__ = ["make_potential", "torsion_energy"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("openmm_cgflow")
 _COARSE = 0.05  # kT
 
 

@@ -19,7 +19,7 @@ from openmm_cgflow.units import PositionsLike
 
 __all__ = ["TorchPotential"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("openmm_cgflow")
 _COMPILING = threading.Lock()  # one compilation at a time; other threads go on without waiting for it
 _EAGER_ENTRIES, _COMPILED_ENTRIES, _GPU_ENTRIES = 500_000, 130_000, 8_000_000  # rows x columns of a chunk
 _WIDTH = 32  # chunks hold a multiple of it: then no bit of an energy depends on what else is in the batch

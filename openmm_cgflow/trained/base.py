@@ -17,7 +17,7 @@ from openmm_cgflow.potentials import Potential
 from openmm_cgflow.sampling import BoltzmannTarget, Drawn, Samples
 from openmm_cgflow.storage import fill
 from openmm_cgflow.training.checkpoint import flatten, unflatten
-from openmm_cgflow.units import KB
+from openmm_cgflow.units import KB, PositionsLike
 from openmm_cgflow.version import __version__
 
 __all__ = ["Coordinates", "Trained"]
@@ -56,8 +56,6 @@ class Trained(Generic[Coordinates]):
         self._seconds = 0.0
         self._count(0)
         self._training: dict[str, Any] = {}  # what one that goes on from here needs beside the flow
-
-    # -- description ------------------------------------------------------------------------------------------------
 
     @property
     def topology(self) -> app.Topology | None:
@@ -98,8 +96,6 @@ class Trained(Generic[Coordinates]):
             "machine": f"{platform.machine()}, {platform.processor() or platform.system()}",
         }
 
-    # -- files -------------------------------------------------------------------------------------------------------
-
     def _count(self, evaluations: int) -> None:
         """Let `evaluations` go on from here; the potential, which others may use too, keeps its own count."""
         self._evaluations_before = evaluations - self.potential.evaluations
@@ -130,8 +126,6 @@ class Trained(Generic[Coordinates]):
             self._training = unflatten(tensors, header["training"], "training/")
         if self.history:
             self._count(self.history[-1]["evaluations"])
-
-    # -- use -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def sample(self, n: int, seed: int | None = None) -> Samples:
@@ -178,16 +172,16 @@ class Trained(Generic[Coordinates]):
 
         return tuple(column.cpu() for column in parallel.map(draw, self.flow.draw_noise(n, generator)))
 
-    def _internal(self, positions: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    def _internal(self, positions: PositionsLike) -> tuple[Tensor, Tensor]:
         """Internal coordinates and log-determinants of positions, after checking that they can be this molecule's."""
         return self.coordinates.to_internal(self.compute.tensor(self._read(positions)))
 
-    def _read(self, positions: Any) -> np.ndarray:  # noqa: ANN401
+    def _read(self, positions: PositionsLike) -> np.ndarray:
         """Structures or vectors `(n, ...)` that may be this flow's, checked."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def logDensity(self, positions: Any) -> np.ndarray:  # noqa: ANN401
+    def logDensity(self, positions: PositionsLike) -> np.ndarray:
         """Log-density of the flow at positions, per nm^(3 atoms - 6), rigid motion taken out (for vectors: in x).
 
         Arguments:
@@ -207,7 +201,7 @@ class Trained(Generic[Coordinates]):
         return torch.where(fine, log_prob, -torch.inf).cpu().numpy()
 
     @torch.no_grad()
-    def slowVariables(self, positions: Any) -> np.ndarray:  # noqa: ANN401
+    def slowVariables(self, positions: PositionsLike) -> np.ndarray:
         """The slow variables `(n, n_slow)` of positions: torsions in radians."""
         return self._internal(positions)[0][:, : self.coordinates.sizes[0]].cpu().numpy()
 

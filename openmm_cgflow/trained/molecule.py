@@ -32,6 +32,7 @@ from openmm_cgflow.storage import (
 from openmm_cgflow.structures import CONSTRAINT_TOLERANCE
 from openmm_cgflow.trained.base import Trained
 from openmm_cgflow.trained.stored import Molecule, StoredModel, check_network, molecule_of
+from openmm_cgflow.units import PositionsLike
 
 __all__ = ["TrainedFlow"]
 
@@ -95,12 +96,12 @@ class TrainedFlow(Trained[InternalCoordinates]):
         """Atom indices of the slow torsions."""
         return self.coordinates.slow_torsions
 
-    def _read(self, positions: Any) -> np.ndarray:  # noqa: ANN401
+    def _read(self, positions: PositionsLike) -> np.ndarray:
         # a poor flow's samples may have open rings, but no atom is far from that on which it was placed
         return self._structures.read(positions, only=self.coordinates.placing_pairs)
 
     @torch.no_grad()
-    def logDensity(self, positions: Any) -> np.ndarray:  # noqa: ANN401
+    def logDensity(self, positions: PositionsLike) -> np.ndarray:
         """Log-density of the flow at positions, per nm^(3 atoms - 6), rigid motion taken out.
 
         Under constraints it is the density on the surface where they hold, per nm^(3 atoms - 6 - constraints).
@@ -133,8 +134,6 @@ class TrainedFlow(Trained[InternalCoordinates]):
                 self._structures.worst_constraint(x[first]),
             )
         return np.where(off, -np.inf, log_density)
-
-    # -- files ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
         """Write the model to one file that holds everything: flow, coordinates, System, topology, history.

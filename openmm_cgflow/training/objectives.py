@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.flows import JointFlow, draw_with_score
-from openmm_cgflow.sampling import soften_log_weights
-from openmm_cgflow.training.target import BoltzmannTarget
+from openmm_cgflow.sampling import BoltzmannTarget, soften_log_weights
 
 __all__ = [
     "clip_action",

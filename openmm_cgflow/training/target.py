@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from openmm_cgflow.sampling.target import BoltzmannTarget
+from openmm_cgflow.sampling import BoltzmannTarget
 from openmm_cgflow.training.budget import Budget
 
-__all__ = ["BoltzmannTarget", "BudgetedTarget"]
+__all__ = ["BudgetedTarget"]
 
 _SETTLING = 90.0  # seconds that must be left for the potential to be compiled
 

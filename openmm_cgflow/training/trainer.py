@@ -7,13 +7,14 @@ from typing import Any
 
 from openmm_cgflow.compute import Parallel, seeded
 from openmm_cgflow.flows import JointFlow
+from openmm_cgflow.sampling import BoltzmannTarget
 from openmm_cgflow.storage import fill
 from openmm_cgflow.training.budget import Budget
 from openmm_cgflow.training.loop import Loop
 from openmm_cgflow.training.reporter import Metrics, Reporter
 from openmm_cgflow.training.settings import TrainSettings
 from openmm_cgflow.training.stages import Refine, Soft, Stage, Start, Temper
-from openmm_cgflow.training.target import BoltzmannTarget, BudgetedTarget
+from openmm_cgflow.training.target import BudgetedTarget
 from openmm_cgflow.training.task import Task
 
 __all__ = ["Trainer"]

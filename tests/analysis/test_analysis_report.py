@@ -86,6 +86,7 @@ def make_flow(names=("phi", "psi"), history=True):
         slow_names=list(names),
         slow_torsions=[(k, k + 1, k + 2, k + 3) for k in range(len(names))],
         history=make_history() if history else [],
+        coverage=None,
         provenance={"evaluations": 3_160_000, "seconds": 391.2, "version": "0.1.0", "machine": "2 cores"},
         freeEnergy=lambda s: -KB * 300 * np.log(np.exp(6 * (np.cos(s - MEANS[:, 0]) - 1)) @ SHARES),
     )
