@@ -252,7 +252,7 @@ class _Backmapper:
         self.gauge = torch.tensor([placed.index(atom) for atom in flow.coordinates.layout.order[:3]])
         self.atoms = torch.tensor(placed)
         with torch.no_grad():
-            self.known = copy.deepcopy(flow.flow.bead_flow).cpu().sample(BATCH, seeded(0))[0].to(self.q)
+            self.known = copy.deepcopy(flow.flow.bead_flow).cpu().sample(BATCH, seeded(0)).value.to(self.q)
             least = flow.flow.bead_flow.log_prob(self.known).min() - _BEYOND
             likely = flow.flow.bead_flow.log_prob(self.q) >= least
         refitted, _ = self.bead_coordinates.to_cartesian(q)
@@ -277,18 +277,16 @@ class _Backmapper:
         """Structures `(len(rows), atoms, 3)` around the beads of the frames `rows`, log-densities, reduced energies."""
         flow = self.flow.flow
         like = self.q[rows]
-        noise = flow.atom_flow.rotors.draw_noise(len(rows), generator)
-        latent = torch.randn(len(rows), flow.sizes[3], generator=generator)
+        noise = flow.atom_flow.draw_noise(len(rows), generator)
 
-        def part(q: Tensor, log_measure: Tensor, beads: Tensor, noise: Tensor, latent: Tensor) -> Drawn:
-            _, context = flow.bead_flow.log_prob_stiff(*flow.bead_flow.split(q))
-            atoms, log_prob = flow.atom_flow.sample_from(noise, latent, context)
-            whole = torch.cat([q, atoms], dim=1)
-            drawn = self.flow.target.weigh(whole, log_prob, lambda x: self._onto(x, beads))
+        def part(q: Tensor, log_measure: Tensor, beads: Tensor, noise: Tensor) -> Drawn:
+            atoms = flow.atom_flow.decode(noise, flow.bead_flow.features(q, q[:, :0]))
+            whole = torch.cat([q, atoms.value], dim=1)
+            drawn = self.flow.target.weigh(whole, atoms.log_prob, lambda x: self._onto(x, beads))
             return drawn._replace(log_measure=drawn.log_measure.double() - log_measure)
 
         self.flow.potential.settle()
-        drawn = Drawn(*parallel.map(part, like, self.log_measure[rows], self.beads[rows], noise, latent))
+        drawn = Drawn(*parallel.map(part, like, self.log_measure[rows], self.beads[rows], noise))
         return drawn.x, drawn.log_density, torch.where(drawn.inside, drawn.u.double(), torch.inf)
 
     def _onto(self, x: Tensor, beads: Tensor) -> Tensor:

@@ -12,8 +12,15 @@ from molecules import Molecule, load
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--device`: where the tests that ask for a device run."""
+    """`--device` and `--dtype`: where, and in which precision, the contract tests run."""
     parser.addoption("--device", default="fake-cuda", choices=["cpu", "cuda", "fake-cuda"], help="of contract tests")
+    parser.addoption("--dtype", default="float64", choices=["float32", "float64"], help="of contract tests")
+
+
+@pytest.fixture
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """The precision that was asked for."""
+    return getattr(torch, request.config.getoption("--dtype"))
 
 
 @pytest.fixture

@@ -54,21 +54,24 @@ def parts(flow: cgf.CGFlow, n_slow: int = 1000, n_fast: int = 100) -> tuple[floa
     """
     generator = torch.Generator().manual_seed(0)
     joint = flow.flow
-    slow = joint.bead_flow.sample_slow(joint.bead_flow.slow.draw_noise(n_slow, generator)).repeat_interleave(n_fast, 0)
-    bead, atom = joint.draw_latents(slow, generator)
-    noise = joint.atom_flow.rotors.draw_noise(len(slow), generator)
+    density = joint.bead_flow.slow
+    slow = density.sample(n_slow, generator).value.repeat_interleave(n_fast, 0)
+    noise = joint.draw_noise(len(slow), generator)
 
-    def weigh(slow: torch.Tensor, bead: torch.Tensor, atom: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor]:
-        beads, log_prob, context = joint.bead_flow.place(slow, bead)
-        atoms, more = joint.atom_flow.sample_from(noise, atom, context)
-        return (-flow.target.action(torch.cat([beads, atoms], 1)) - log_prob - more,)
+    def weigh(slow: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor]:
+        _, bead, rotor, atom = joint.split_noise(noise)
+        beads = joint.bead_flow.stiff.decode(bead, density.features(slow))
+        context = torch.cat([density.features(slow), beads.features], 1)
+        atoms = joint.atom_flow.decode(torch.cat([rotor, atom], 1), context)
+        q = torch.cat([slow, beads.value, atoms.value], 1)
+        return (-flow.target.action(q) - beads.log_prob - atoms.log_prob,)
 
     with Parallel() as parallel:
-        (log_weights,) = parallel.map(weigh, slow, bead, atom, noise)
+        (log_weights,) = parallel.map(weigh, slow, noise)
     log_weights = log_weights.double().reshape(n_slow, n_fast)
     fast = np.mean([effective_sample_size(row) for row in log_weights])
     log_z = torch.logsumexp(log_weights, 1) - math.log(n_fast)
-    return float(fast), effective_sample_size(log_z - joint.bead_flow.log_prob_slow(slow[::n_fast]).double())
+    return float(fast), effective_sample_size(log_z - density.log_prob(slow[::n_fast]).double())
 
 
 def main() -> None:

@@ -191,29 +191,6 @@ class MixtureDensity(nn.Module):
         columns = [self._cdf_of(k, y[:, k], self._parameters_of(k, y[:, :k], context)) for k in range(self.n)]
         return torch.stack(columns, dim=1) if columns else y
 
-    def from_latent(self, latent: Tensor, context: Tensor) -> Tensor:
-        """The inverse of `to_latent`, by bisection; gradients with respect to parameters and latent are exact."""
-        y = latent.new_zeros(latent.shape[0], 0)
-        for k in range(self.n):
-            parameters = self._parameters_of(k, y, context)
-            with torch.no_grad():
-                root = self._bisect(k, latent[:, k], parameters)
-            value = self._with_gradient(k, root, latent[:, k], parameters)
-            y = torch.cat([y, value.unsqueeze(1)], dim=1)
-        return y
-
-    def _bisect(self, k: int, target: Tensor, parameters: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        _, means, scales = parameters
-        if k < self.n_circular:
-            low, high = torch.full_like(target, -math.pi), torch.full_like(target, math.pi)
-        else:
-            low, high = (means - 12 * scales).amin(1), (means + 12 * scales).amax(1)
-        for _ in range(60 if target.dtype == torch.float64 else 30):
-            middle = 0.5 * (low + high)
-            below = self._cdf_of(k, middle, parameters) < target
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return 0.5 * (low + high)
-
 
 def _learn(raw: Tensor, y: Tensor, n_circular: int, min_scale: float, learning: bool = True) -> tuple[Tensor, Tensor]:
     """Log-densities of factors, and their gradient by what the networks gave.

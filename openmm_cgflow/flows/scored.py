@@ -41,16 +41,16 @@ def draw_with_score(flow: JointFlow, noise: Tensor, given: tuple[Tensor, Tensor]
     """
     beads, atoms, rotors = flow.bead_flow.stiff, flow.atom_flow.stiff, flow.atom_flow.rotors
     with torch.no_grad():
-        slow_noise, rotor_noise, bead_latent, atom_latent = flow.split_noise(noise)
+        slow_noise, bead_latent, rotor_noise, atom_latent = flow.split_noise(noise)
         if given is None:
-            slow = flow.bead_flow.sample_slow(slow_noise)
-            given = slow, flow.bead_flow.slow.learned_log_prob(slow, slow[:, :0])
+            slow = flow.bead_flow.slow.draw(slow_noise, noise[:, :0])
+            given = slow, flow.bead_flow.slow.learned_log_prob(slow)
         slow, log_prob_slow = given
         features = flow.bead_flow.slow.features(slow)
         shown = features.shape[1] + torch.arange(beads.n, device=noise.device)
         bead = beads.push(bead_latent, features, shown[:0])
         context = torch.cat([features, bead.whitened], dim=1)
-        rotor = rotors.sample(rotor_noise, context)
+        rotor = rotors.draw(rotor_noise, context)
         atom = atoms.push(atom_latent, torch.cat([context, rotors.features(rotor)], dim=1), shown)
         atom_score, change = atoms.colour_score(atom.tape, atom.score)
         bead_score, _ = beads.colour_score(bead.tape, bead.score + atom.context_score + change)

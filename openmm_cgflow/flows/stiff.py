@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from openmm_cgflow.flows.by_hand import Gradients, tanh
 from openmm_cgflow.flows.coupling import CouplingTape, SinhArcsinhCoupling
+from openmm_cgflow.flows.factor import Decoded, Encoded, Factor
 from openmm_cgflow.flows.networks import MLP, MLPTape
 
 __all__ = ["Pushed", "StiffDensity", "StiffTape"]
@@ -67,7 +68,7 @@ class Pushed(NamedTuple):
     tape: StiffTape
 
 
-class StiffDensity(nn.Module):
+class StiffDensity(Factor):
     """`q(f | context)`: `f = reference + scale * (mean + L y)`, `B y = w`, `w` a normal latent under couplings.
 
     The mean and `B` are networks of the context; `L` is a constant. Both matrices are lower triangular with a positive
@@ -99,7 +100,8 @@ class StiffDensity(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.n = reference.numel()
+        self.n = self.n_noise = self.n_features = reference.numel()
+        self.gaussian = False  # whether the couplings are left out
         self.register_buffer("reference", reference.clone())
         self.register_buffer("scale", scale.clone())
         self.bend = MLP(n_context, self.n, hidden)
@@ -166,34 +168,34 @@ class StiffDensity(nn.Module):
         f = self.reference + self.scale * (self.mean(context) + y @ self.factor.T)
         return f, self._log_scale() - log_diagonal.sum(1)
 
-    def log_prob(self, f: Tensor, context: Tensor, gaussian: bool = False) -> tuple[Tensor, Tensor]:
-        """Log-density `(batch,)` of `f (batch, n)`, and its whitened variables.
+    def encode(self, value: Tensor, context: Tensor) -> Encoded:
+        """Log-density of `value (batch, n)`; what others see of it are its whitened variables."""
+        whitened, logdet = self.whiten(value, context)
+        if self.gaussian:
+            return Encoded(self.log_prob_latent(whitened) + logdet, whitened)
+        latent, change = self.unbend(whitened, context)
+        return Encoded(self.log_prob_latent(latent) + logdet + change, whitened)
 
-        Arguments:
-            f: values.
-            context: what they are conditioned on.
-            gaussian: leave the couplings out, as if they were the identity.
-        """
-        if gaussian:
-            whitened, logdet = self.whiten(f, context)
-            return self.log_prob_latent(whitened) + logdet, whitened
-        latent, whitened, logdet = self.to_latent(f, context)
-        return self.log_prob_latent(latent) + logdet, whitened
+    def features(self, value: Tensor, context: Tensor) -> Tensor:
+        """The whitened variables `(batch, n)`."""
+        return self.whiten(value, context)[0]
+
+    def decode(self, noise: Tensor, context: Tensor) -> Decoded:
+        """Values `(batch, n)` of a standard normal latent."""
+        whitened, logdet = noise, noise[:, :0].sum(1)
+        for coupling in () if self.gaussian else self.couplings:
+            whitened, change = coupling(whitened, context)
+            logdet = logdet + change
+        value, change = self.colour(whitened, context)
+        return Decoded(value, self.log_prob_latent(noise) - logdet - change, whitened)
+
+    def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """A standard normal latent `(batch, n)`."""
+        return torch.randn(batch, self.n, generator=generator, dtype=self.reference.dtype, device="cpu")
 
     def log_prob_latent(self, latent: Tensor) -> Tensor:
         """Log-density `(batch,)` of the standard normal latent."""
         return -0.5 * (latent * latent).sum(1) - 0.5 * self.n * _LOG_2PI
-
-    def place(self, latent: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Values `(batch, n)` of a normal latent, their whitened variables, and their log-density."""
-        values, whitened, logdet = self.from_latent(latent, context)
-        return values, whitened, self.log_prob_latent(latent) - logdet
-
-    def to_latent(self, f: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The normal latent `(batch, n)` of `f`, the whitened variables, and `log |det dlatent/df|`."""
-        whitened, logdet = self.whiten(f, context)
-        latent, change = self.unbend(whitened, context)
-        return latent, whitened, logdet + change
 
     def unbend(self, whitened: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The couplings alone: the latent `(batch, n)` of whitened variables, and `log |det dlatent/dwhitened|`."""
@@ -205,18 +207,8 @@ class StiffDensity(nn.Module):
             logdet = logdet + change
         return latent, logdet
 
-    def from_latent(self, latent: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`f (batch, n)` of a normal latent, its whitened variables, and `log |det df/dlatent|`."""
-        logdet = torch.zeros_like(latent[:, 0]) if self.n else latent.sum(1)
-        whitened = latent
-        for coupling in self.couplings:
-            whitened, change = coupling(whitened, context)
-            logdet = logdet + change
-        f, change = self.colour(whitened, context)
-        return f, whitened, logdet + change
-
     def push(self, latent: Tensor, context: Tensor, columns: Tensor) -> Pushed:
-        """`place` with the score of the whitened variables, by hand (see `by_hand`); the rest is `colour_score`.
+        """`decode` with the score of the whitened variables, by hand (see `by_hand`); the rest is `colour_score`.
 
         Arguments:
             latent: `(batch, n)` standard normal.

@@ -39,8 +39,8 @@ class BeadFreeEnergy(nn.Module):
         self.bead_flow = copy.deepcopy(flow.flow.bead_flow).cpu().double().requires_grad_(False)
         self.kT = flow.target.kT
         self.register_buffer("atoms", torch.arange(self.coordinates.n_atoms) if atoms is None else torch.tensor(atoms))
-        beads, context = self.bead_flow.sample(BATCH, seeded(0))  # their extent is the region that it knows
-        stiff, whitened = self.bead_flow.split(beads)[1], context[:, self.bead_flow.slow.n_features :]
+        known = self.bead_flow.sample(BATCH, seeded(0))  # their extent is the region that it knows
+        (_, stiff), whitened = self.bead_flow.split(known.value), known.features[:, self.bead_flow.slow.n_features :]
         self.register_buffer("low", whitened.amin(0) - _MARGIN)
         self.register_buffer("high", whitened.amax(0) + _MARGIN)
         self.register_buffer("narrowest", self._in_widths(stiff).amin(0) - _MARGIN)
@@ -65,7 +65,7 @@ class BeadFreeEnergy(nn.Module):
         latent, change = density.unbend(whitened, context)
         widths, _ = _bounded(self._in_widths(stiff), self.narrowest, self.widest)
         stiff = density.reference + density.scale * widths
-        log_prob = self.bead_flow.log_prob_slow(slow) + density.log_prob_latent(latent) + logdet + change
+        log_prob = self.bead_flow.slow.log_prob(slow) + density.log_prob_latent(latent) + logdet + change
         log_prob = log_prob - self.coordinates.log_measure(torch.cat([slow, stiff], dim=1))
         energy = self.kT * (_SLOPE * excess.sum() - log_prob.sum())
         return energy * scale.to(torch.float64)

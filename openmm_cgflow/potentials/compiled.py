@@ -47,8 +47,9 @@ def compile_energy_gradient(function: EnergyGradient, example: Tensor) -> Energy
         warnings.simplefilter("ignore")
         function(example)  # what is made at the first call, such as tables, must not become part of the graph
         graph = _trace(function, example)
-        # One thread whatever torch is set to at the moment: the same code, and so the same bits, each time.
-        with torch.no_grad(), inductor_config.patch({"cpp.threads": 1}):
+        # One thread whatever torch is set to at the moment: the same code, and so the same bits, each time. Wrapped in
+        # C++ it lets go of the interpreter while it runs, so that other threads work meanwhile.
+        with torch.no_grad(), inductor_config.patch({"cpp.threads": 1, "cpp_wrapper": example.device.type == "cpu"}):
             # Not `torch.compile`: its run-time hooks take part in every call and are no good in several threads.
             compiled = torch._inductor.compile(graph, [example])
     _log.info("compiled the potential in %.1f s", time.perf_counter() - start)

@@ -220,5 +220,5 @@ class Trained(Generic[Coordinates]):
         n_slow = self.coordinates.sizes[0]
         if s.shape[1] != n_slow:
             raise MismatchError(f"freeEnergy: slow has shape {s.shape}; give (n, {n_slow}): {self.slow_names}.")
-        log_prob = self.flow.bead_flow.log_prob_slow(self.compute.tensor(s).float()).double()
+        log_prob = self.flow.bead_flow.slow.log_prob(self.compute.tensor(s).float()).double()
         return (-self.target.kT * log_prob).cpu().numpy() * unit.kilojoule_per_mole

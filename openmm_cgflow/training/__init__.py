@@ -9,7 +9,7 @@ from openmm_cgflow.compute import Parallel, available_cores
 from openmm_cgflow.sampling import BoltzmannTarget
 from openmm_cgflow.training.budget import Budget, Spent
 from openmm_cgflow.training.laplace import LaplaceMixture, curvature_factor, laplace, minimise
-from openmm_cgflow.training.objectives import joint_reverse_kl, negative_log_likelihood, stiff_divergence
+from openmm_cgflow.training.objectives import negative_log_likelihood, reverse_kl, stiff_divergence
 from openmm_cgflow.training.reporter import Metrics, Reporter
 from openmm_cgflow.training.settings import TrainSettings
 from openmm_cgflow.training.start import anneal_soft, separating_directions, soft_and_stiff
@@ -33,10 +33,10 @@ __all__ = [
     "anneal_soft",
     "available_cores",
     "curvature_factor",
-    "joint_reverse_kl",
     "laplace",
     "minimise",
     "negative_log_likelihood",
+    "reverse_kl",
     "separating_directions",
     "soft_and_stiff",
     "stiff_divergence",

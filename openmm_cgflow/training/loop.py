@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from openmm_cgflow.compute import Parallel
 from openmm_cgflow.storage import fill
@@ -212,8 +213,8 @@ class Loop:
     @torch.no_grad()
     def update_average(self) -> None:
         """Let the average follow the parameters."""
-        for mean, parameter in zip(self.average.parameters(), self.module.parameters(), strict=True):
-            mean.lerp_(parameter, 1 - self.decay)
+        follow = get_ema_multi_avg_fn(self.decay)
+        follow([*self.average.parameters()], [*self.module.parameters()], 0)
 
     def state_dict(self, whole: bool = True) -> dict[str, Any]:
         """Tensors and what JSON can hold, nested.

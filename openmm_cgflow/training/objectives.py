@@ -3,16 +3,15 @@
 import torch
 from torch import Tensor
 
-from openmm_cgflow.flows import JointFlow, draw_with_score
+from openmm_cgflow.flows import Factor, JointFlow, draw_with_score
 from openmm_cgflow.sampling import BoltzmannTarget, soften_log_weights
 
 __all__ = [
     "clip_action",
-    "joint_reverse_kl",
     "negative_log_likelihood",
     "negative_log_soft",
+    "reverse_kl",
     "stiff_divergence",
-    "stiff_reverse_kl",
 ]
 
 
@@ -82,37 +81,31 @@ def stiff_divergence(
     return divergence.mean().detach() + path - path.detach(), leaf.detach(), log_weights
 
 
-def joint_reverse_kl(flow: JointFlow, target: BoltzmannTarget, beta: float, noise: Tensor) -> Tensor:
-    """`KL(q || p_beta)` up to a constant, by reparameterisation of every variable.
+def reverse_kl(
+    flow: JointFlow, target: BoltzmannTarget, beta: float, noise: Tensor, learned: type[Factor] = Factor
+) -> Tensor:
+    """`KL(q || p_beta)` up to a constant, by reparameterisation.
 
     Arguments:
         flow: the density that is trained.
         target: gives the action.
         beta: inverse temperature relative to the target's own.
         noise: from `flow.draw_noise`.
+        learned: the kind of densities that have gradients; variables of others are taken as they come.
     """
-    q, log_prob = flow.sample_from(noise)
+    q, log_prob, _ = flow.decode(noise, noise[:, :0], learned)
     return _bounded(log_prob + target.action(q, beta)).mean()
 
 
-def stiff_reverse_kl(flow: JointFlow, target: BoltzmannTarget, beta: float, noise: Tensor) -> Tensor:
-    """The same for the stiff variables alone, at soft ones drawn from the flow without gradients."""
-    n_slow, n_bead = flow.sizes[:2]
-    soft, latent = flow.sample_soft(noise)
-    q, log_prob = flow.place_stiff(soft[:, :n_slow], soft[:, n_slow:], latent[:, :n_bead], latent[:, n_bead:])
-    return _bounded(log_prob + target.action(q, beta)).mean()
-
-
-def negative_log_likelihood(flow: JointFlow, q: Tensor, blurred: Tensor, gaussian: bool = False) -> Tensor:
+def negative_log_likelihood(flow: JointFlow, q: Tensor, blurred: Tensor) -> Tensor:
     """Mean of `-log q` of rows that were drawn by their weights.
 
     Arguments:
         flow: the density that is trained.
         q: `(batch, dof)`, from which the stiff densities learn.
         blurred: the same with the soft variables spread out a little, from which the soft densities learn.
-        gaussian: leave the couplings out.
     """
-    return -(flow.log_prob_stiff(q, gaussian) + flow.log_prob_soft(blurred)).mean()
+    return -(flow.log_prob_stiff(q) + flow.log_prob_soft(blurred)).mean()
 
 
 def negative_log_soft(flow: JointFlow, q: Tensor) -> Tensor:

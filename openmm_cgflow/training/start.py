@@ -16,7 +16,7 @@ DESCENT = 60  # iterations in search of the slow directions of vectors
 FIRST, MOVED = 15, 6  # iterations of each walker at the start, and after a move
 
 
-def soft_and_stiff(sizes: tuple[int, int, int, int], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+def soft_and_stiff(sizes: Sequence[int], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Indices of the soft (slow, rotors) and of the stiff coordinates, in blocks of slow, bead, rotor and atom."""
     slow, bead, rotor, atom = torch.arange(sum(sizes), device=device).split(list(sizes))
     return torch.cat([slow, rotor]), torch.cat([bead, atom])

@@ -64,7 +64,7 @@ class Task:
 
     def stiff_parameters(self) -> list[nn.Parameter]:
         """Parameters of the densities of the stiff coordinates."""
-        return [*self.flow.bead_flow.stiff.parameters(), *self.flow.atom_flow.stiff.parameters()]
+        return [p for density in self.flow.stiff_densities() for p in density.parameters()]
 
     def seed(self) -> int:
         """A seed for what has no generator."""

@@ -108,7 +108,7 @@ def test_every_rotor_has_one_window():
     at_rest = flow_of("butane", 0, shake=0)
     for degrees in (0, 30, 45, 59, 61, 90):
         flow = flow_of("butane", degrees, shake=0)
-        c, n_soft = flow.coordinates, flow.flow.n_beads
+        c, n_soft = flow.coordinates, flow.flow.bead_flow.n
         rotors = slice(n_soft, n_soft + c.sizes[2])
         torch.testing.assert_close(flow.flow.atom_flow.rotors.centre, c.centre[rotors].float())
         away = (c.centre - at_rest.coordinates.centre)[rotors]
@@ -155,7 +155,7 @@ def test_an_old_file_keeps_the_window_that_its_flow_was_trained_in(tmp_path):
     flow.save(new)
     tensors, header = read_file(new, "model")
     header["coordinates"]["version"] = 1
-    rotors = slice(flow.flow.n_beads, flow.flow.n_beads + c.sizes[2])
+    rotors = slice(flow.flow.bead_flow.n, flow.flow.bead_flow.n + c.sizes[2])
     tensors["flow.atom_flow.rotors.centre"] = c.reference[rotors].float().clone()
     write_file(old, "model", tensors, header)
     for path in (new, old):

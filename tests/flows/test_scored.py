@@ -27,12 +27,17 @@ class Waves(nn.Module):
 
 def divergence_by_autograd(flow, target, noise, slow, least_ess):
     """The same as `stiff_divergence`: the score from the inverse of the flow, all derivatives by autograd."""
-    slow_noise, rotor_noise, bead_latent, atom_latent = flow.split_noise(noise)
+    slow_noise, bead_latent, rotor_noise, atom_latent = flow.split_noise(noise)
+    slow_density, rotor_density = flow.bead_flow.slow, flow.atom_flow.rotors
     with torch.no_grad():
-        slow = flow.bead_flow.sample_slow(slow_noise) if slow is None else slow
-        _, _, context = flow.bead_flow.place(slow, bead_latent)
-        rotors = flow.atom_flow.rotors.sample(rotor_noise, context)
-    q, _ = flow.place_stiff(slow, rotors, bead_latent, atom_latent)
+        slow = slow_density.draw(slow_noise, noise[:, :0]) if slow is None else slow
+        features = slow_density.features(slow)
+        whitened = flow.bead_flow.stiff.decode(bead_latent, features).features
+        rotors = rotor_density.draw(rotor_noise, torch.cat([features, whitened], 1))
+    beads = flow.bead_flow.stiff.decode(bead_latent, features)
+    context = torch.cat([features, beads.features, rotor_density.features(rotors)], 1)
+    atoms = flow.atom_flow.stiff.decode(atom_latent, context)
+    q = torch.cat([slow, beads.value, rotors, atoms.value], 1)
     leaf = q.detach().requires_grad_(True)
     log_prob, action = flow.log_prob_stiff(leaf), target.action(leaf)
     with torch.no_grad():
@@ -60,7 +65,7 @@ def test_divergence_by_hand_is_that_by_autograd(sizes, given):
     flow = joint(sizes)
     noise = flow.draw_noise(64, torch.Generator().manual_seed(1))
     slow = 0.3 * torch.ones(64, sizes[0], dtype=torch.float64) if given else None
-    own = None if slow is None else (slow, flow.bead_flow.log_prob_slow(slow).detach())
+    own = None if slow is None else (slow, flow.bead_flow.slow.log_prob(slow).detach())
     ours = stiff_divergence(flow, Waves(), noise, own, 0.3)
     theirs = divergence_by_autograd(flow, Waves(), noise, slow, 0.3)
     for a, b in zip(ours, theirs, strict=True):

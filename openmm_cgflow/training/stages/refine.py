@@ -101,17 +101,16 @@ class Refine:
             `(batch, n_slow)`, and the flow's log-density at these; the log of the density that they are from over that;
             and whether they were drawn from the flow's own, `(batch,)` each.
         """
-        bead_flow, broad, share = self.task.flow.bead_flow, self.task.broad, self.task.settings.defended
-        density = bead_flow.slow
-        slow = bead_flow.sample_slow(noise[:, : 2 * density.n])
-        own, nothing = torch.ones(len(noise), dtype=torch.bool), noise[:, :0]
+        density, broad, share = self.task.flow.bead_flow.slow, self.task.broad, self.task.settings.defended
+        nothing, noise = noise[:, :0], noise[:, : density.n_noise]
+        slow, own = density.draw(noise, nothing), torch.ones(len(noise), dtype=torch.bool)
         if broad is None or not share:
-            return (slow, density.learned_log_prob(slow, nothing)), torch.zeros(len(noise)), own
+            return (slow, density.learned_log_prob(slow)), torch.zeros(len(noise)), own
         n = round(share * len(noise))
         own[:n] = False
-        slow[:n] = broad.sample(noise[:n, : 2 * density.n], nothing[:n])
-        log_prob = density.learned_log_prob(slow, nothing)
-        difference = broad.learned_log_prob(slow, nothing) - log_prob
+        slow[:n] = broad.draw(noise[:n], nothing[:n])
+        log_prob = density.learned_log_prob(slow)
+        difference = broad.learned_log_prob(slow) - log_prob
         log_ratio = torch.logaddexp(torch.full_like(difference, math.log1p(-share)), math.log(share) + difference)
         return (slow, log_prob), log_ratio, own
 

@@ -138,13 +138,11 @@ class Start:
             chosen = choose(weights, n, task.generator)
             noise = torch.randn(n, task.stiff.numel(), generator=task.generator)
             (q,) = loop.parallel.map(lambda *rows: (mixture.place(*rows),), chosen, noise)
-            loss, _ = task.step(
-                loop,
-                task.rate(0, done),
-                lambda rows, blurred: negative_log_likelihood(task.flow, rows, blurred, gaussian=True),
-                q,
-                task.replay.blurred(q, settings.start_blur),
-            )
+            blurred = task.replay.blurred(q, settings.start_blur)
+            with task.flow.gaussian():
+                loss, _ = task.step(
+                    loop, task.rate(0, done), lambda *rows: negative_log_likelihood(task.flow, *rows), q, blurred
+                )
             if (i + 1) % 50 == 0:
                 loop.report("fit", task.replay.dropped, loss=loss)
 
@@ -156,7 +154,7 @@ class Start:
         scale = self.task.target.coordinates.scale[self.task.stiff].float()
         covariance = mixture.factors @ mixture.factors.transpose(1, 2) / (scale[:, None] * scale)
         factor = torch.linalg.cholesky(covariance[torch.isfinite(mixture.log_partition)].mean(0))
-        beads, atoms = flow.bead_flow.stiff, flow.atom_flow.stiff
+        beads, atoms = flow.stiff_densities()
         beads.set_factor(factor[:n_bead, :n_bead])
         atoms.set_factor(factor[n_bead:, n_bead:])
         n_features = flow.bead_flow.slow.n_features

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openmm_cgflow.flows import StiffDensity
 from openmm_cgflow.training.loop import Loop
-from openmm_cgflow.training.objectives import joint_reverse_kl, negative_log_soft, stiff_reverse_kl
+from openmm_cgflow.training.objectives import negative_log_soft, reverse_kl
 from openmm_cgflow.training.task import Task
 from openmm_cgflow.training.tempering import Level, Tempering
 
@@ -67,8 +68,8 @@ class Temper:
 
         def loss(noise: Tensor, *rows: Tensor) -> Tensor:
             if settings.joint:
-                return joint_reverse_kl(task.flow, task.target, level.beta, noise)
-            divergence = stiff_reverse_kl(task.flow, task.target, level.beta, noise)
+                return reverse_kl(task.flow, task.target, level.beta, noise)
+            divergence = reverse_kl(task.flow, task.target, level.beta, noise, StiffDensity)
             return divergence + negative_log_soft(task.flow, *rows)
 
         figures: dict[str, float] = {}
