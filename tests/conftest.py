@@ -55,7 +55,7 @@ def butane_file(tmp_path_factory, worker_id) -> Path:
                         points=128, sweeps=5, fit_steps=120, buffer=2000, buffer_steps=20, soft_buffers=10, batch=512
                     )
                     flow = cgf.CGFlow(*load("butane"), seed=1)
-                    flow.train(evaluations=60_000, progress=False, settings=quick).save(path)
+                    flow.train(evaluations=70_000, progress=False, settings=quick).save(path)  # enough for an audit
         except cgf.ModelFileError:  # the other process is training it
             time.sleep(1)
     return path

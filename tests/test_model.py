@@ -117,14 +117,6 @@ def test_model_file_round_trip(butane, tmp_path):
     assert [a.name for a in loaded.topology.atoms()] == [a.name for a in butane.topology.atoms()]
 
 
-def test_one_seed_gives_one_result():
-    quick = cgf.TrainSettings(points=32, sweeps=2, fit_steps=10, buffer=500, buffer_steps=5, soft_buffers=2, batch=128)
-    runs = [
-        build(seed=4).train(evaluations=12_000, progress=False, settings=quick).sample(50, seed=0) for _ in range(2)
-    ]
-    np.testing.assert_array_equal(runs[0].positions, runs[1].positions)
-
-
 def test_frames_of_a_simulation_can_be_mixed_in(butane):
     frames = butane.sample(200, seed=0).trajectory
     flow = build(seed=2).train(evaluations=15_000, progress=False, settings=QUICK, frames=frames)
@@ -132,7 +124,8 @@ def test_frames_of_a_simulation_can_be_mixed_in(butane):
 
 
 def test_metrics_are_written(tmp_path):
-    build().train(evaluations=8000, progress=False, settings=QUICK, metrics=tmp_path / "m.csv")
+    vectors = cgf.VectorFlow(DoubleWell(), slow=1, width=2.0)
+    vectors.train(evaluations=8000, progress=False, settings=QUICK, metrics=tmp_path / "m.csv")
     lines = (tmp_path / "m.csv").read_text().splitlines()
     assert lines[0].startswith("stage,seconds,evaluations")
     assert len(lines) > 2
@@ -223,7 +216,7 @@ def test_ctrl_c_keeps_what_was_learned_and_the_training_goes_on(tmp_path, stage)
 
 def test_resumed_training_has_the_state_that_was_saved(tmp_path):
     quick = cgf.TrainSettings(points=32, sweeps=2, fit_steps=5, buffer=500, buffer_steps=3, soft_buffers=1, batch=64)
-    first = build(seed=1).train(evaluations=7000, progress=False, settings=quick, checkpoint=tmp_path / "c")
+    first = build(seed=1).train(evaluations=4000, progress=False, settings=quick, checkpoint=tmp_path / "c")
     again = build(seed=1).train(evaluations=1, progress=False, checkpoint=tmp_path / "c")  # too few for anything
     assert again.history == first.history
     assert again.evaluations == first.evaluations

@@ -114,13 +114,12 @@ def test_the_compiled_forces_are_bound_to_no_device_and_no_precision(aldp, kind)
         torch.testing.assert_close(forces.double(), -leaf.grad, rtol=tolerance, atol=tolerance * leaf.grad.abs().max())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_energy_is_conserved_without_a_thermostat(aldp, backend):
+def test_energy_is_conserved_without_a_thermostat(aldp):
     """What is left is the error of the integrator, which falls with the square of the time step; kT, of all beads.
 
     Forces that are one per cent off, or no gradient of the energy, would make it ten times as large, whatever the step.
     """
-    cg = aldp.createCGSystem(backend)
+    cg = aldp.createCGSystem()
     spreads = []
     for timestep in (0.001, 0.0005):
         integrator = openmm.VerletIntegrator(timestep)
@@ -156,12 +155,11 @@ def test_beads_torn_apart_are_driven_back(aldp, beads):
         assert not aldp.backmap(after).outside.any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_dynamics_sample_the_density_of_the_beads(aldp, backend):
+def test_dynamics_sample_the_density_of_the_beads(aldp):
     """Bonds and angles, which a short run samples well, against the flow's own beads."""
     integrator = openmm.LangevinMiddleIntegrator(300, 20, 0.001)
     integrator.setRandomNumberSeed(2)
-    cg = aldp.createCGSystem(backend)
+    cg = aldp.createCGSystem()
     context = context_of(cg.system, integrator)
     context.setPositions(cg.positions)
     context.setVelocitiesToTemperature(300, 3)
