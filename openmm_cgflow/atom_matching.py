@@ -9,7 +9,7 @@ import numpy as np
 
 from openmm_cgflow.errors import MismatchError
 
-__all__ = ["match_atoms", "order_by_names", "same_elements"]
+__all__ = ["match_atoms", "order_by_names", "same_elements", "symbol_of"]
 
 _log = logging.getLogger("openmm_cgflow")
 _SHOWN = 3  # names in a message
@@ -50,8 +50,8 @@ def match_atoms(ours: Sequence[Any], theirs: Sequence[Any], what: str = "the tra
     if not same_elements(ours, theirs):
         k = next(k for k, (a, b) in enumerate(zip(ours, theirs, strict=True)) if not same_elements([a], [b]))
         raise MismatchError(
-            f"atom {k} of {what} is {_label(theirs[k])} ({_symbol(theirs[k])}), that of the flow {_label(ours[k])} "
-            f"({_symbol(ours[k])}), and their names do not tell which atom is which: give this molecule, with its "
+            f"atom {k} of {what} is {_label(theirs[k])} ({symbol_of(theirs[k])}), that of the flow {_label(ours[k])} "
+            f"({symbol_of(ours[k])}), and their names do not tell which atom is which: give this molecule, with its "
             "atoms in the flow's order or with the flow's names."
         )
     unlike = [(a, b) for a, b in zip(ours, theirs, strict=True) if _name(a) != _name(b)]
@@ -127,5 +127,6 @@ def _number(atom: Any) -> int:  # noqa: ANN401
     return atom.element.atomic_number if atom.element is not None else 0
 
 
-def _symbol(atom: Any) -> str:  # noqa: ANN401
+def symbol_of(atom: Any) -> str:  # noqa: ANN401
+    """The element's symbol, or that there is none; mdtraj has one that stands for none."""
     return atom.element.symbol if _number(atom) else "without an element"

@@ -69,19 +69,18 @@ class CGFlowPotential:
             MismatchError: if the beads are not those of the flow.
             ModelFileError: for a model file that cannot be read.
         """
-        from openmm_cgflow.openmm_plugin.cg_system import add_bead_constraints, bead_masses
         from openmm_cgflow.openmm_plugin.force import create_bead_force
-        from openmm_cgflow.openmm_plugin.matching import check_beads
         from openmm_cgflow.trained import TrainedFlow
 
         flow = TrainedFlow.load(self.modelPath)
         everything = list(topology.atoms())
         beads = list(range(len(everything))) if atoms is None else list(atoms)
-        check_beads(flow, [everything[k] for k in beads])
+        flow.beads.check([everything[k] for k in beads])
         force = create_bead_force(flow, backend, atoms=beads, particles=len(everything))
         force.setForceGroup(forceGroup)
         system.addForce(force)
         if atoms is None:
-            for bead, mass in enumerate(bead_masses(flow)):
+            for bead, mass in enumerate(flow.beads.masses):
                 system.setParticleMass(bead, mass)
-            add_bead_constraints(flow, system)
+            for (i, j), distance in flow.beads.constraints.items():
+                system.addConstraint(i, j, distance)

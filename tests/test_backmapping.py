@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 import openmm_cgflow as cgf
 from openmm_cgflow import cli
-from openmm_cgflow.openmm_plugin.cg_system import bead_topology
 
 MODEL = MODELS / "alanine_dipeptide.cgflow"
 
@@ -156,7 +155,7 @@ def test_relaxation_with_constraints():
 
 
 def test_whatever_holds_beads(aldp, beads, tmp_path):
-    frames = mdtraj.Trajectory(beads[:4], mdtraj.Topology.from_openmm(bead_topology(aldp)))
+    frames = mdtraj.Trajectory(beads[:4], mdtraj.Topology.from_openmm(aldp.beads.topology))
     expected = aldp.backmap(beads[:4], seed=0).positions
     for suffix, tolerance in ((".dcd", 1e-6), (".xtc", 1e-3), (".pdb", 1e-3), (".h5", 1e-6)):
         if suffix == ".h5" and importlib.util.find_spec("tables") is None:
@@ -194,7 +193,7 @@ def test_bad_input(aldp, beads, tmp_path):
 
 
 def test_beads_in_another_order_are_refused(aldp, beads):
-    frames = mdtraj.Trajectory(beads[:2], mdtraj.Topology.from_openmm(bead_topology(aldp)))
+    frames = mdtraj.Trajectory(beads[:2], mdtraj.Topology.from_openmm(aldp.beads.topology))
     topology = mdtraj.Topology()
     residue = topology.add_residue("ALA", topology.add_chain())
     for name, symbol in (("C", "C"), ("CA", "C"), ("N", "N"), ("C", "C"), ("N", "N")):

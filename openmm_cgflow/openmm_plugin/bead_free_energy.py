@@ -5,8 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from openmm_cgflow.compute import BATCH, seeded
-from openmm_cgflow.trained import TrainedFlow
+from openmm_cgflow.trained import KnownRegion, TrainedFlow
 
 __all__ = ["BeadFreeEnergy"]
 
@@ -36,15 +35,14 @@ class BeadFreeEnergy(nn.Module):
     def __init__(self, flow: TrainedFlow, atoms: list[int] | None = None) -> None:
         super().__init__()
         self.coordinates = flow.coordinates.bead_coordinates()
-        self.bead_flow = copy.deepcopy(flow.flow.bead_flow).cpu().double().requires_grad_(False)
+        known = KnownRegion.of(flow)
+        self.bead_flow = copy.deepcopy(known.bead_flow)
         self.kT = flow.target.kT
         self.register_buffer("atoms", torch.arange(self.coordinates.n_atoms) if atoms is None else torch.tensor(atoms))
-        known = self.bead_flow.sample(BATCH, seeded(0))  # their extent is the region that it knows
-        (_, stiff), whitened = self.bead_flow.split(known.value), known.features[:, self.bead_flow.slow.n_features :]
-        self.register_buffer("low", whitened.amin(0) - _MARGIN)
-        self.register_buffer("high", whitened.amax(0) + _MARGIN)
-        self.register_buffer("narrowest", self._in_widths(stiff).amin(0) - _MARGIN)
-        self.register_buffer("widest", self._in_widths(stiff).amax(0) + _MARGIN)
+        self.register_buffer("low", known.whitened.low - _MARGIN)
+        self.register_buffer("high", known.whitened.high + _MARGIN)
+        self.register_buffer("narrowest", self._in_widths(known.stiff.low) - _MARGIN)
+        self.register_buffer("widest", self._in_widths(known.stiff.high) + _MARGIN)
 
     def _in_widths(self, stiff: Tensor) -> Tensor:
         return (stiff - self.bead_flow.stiff.reference) / self.bead_flow.stiff.scale

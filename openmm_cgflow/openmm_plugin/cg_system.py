@@ -11,7 +11,7 @@ from rich.progress import track
 from openmm_cgflow.openmm_plugin.force import BeadBackend, create_bead_force
 from openmm_cgflow.trained import TrainedFlow
 
-__all__ = ["CGSystem", "add_bead_constraints", "bead_masses", "bead_topology", "create_cg_system", "langevin_frames"]
+__all__ = ["CGSystem", "create_cg_system", "langevin_frames"]
 
 
 @dataclass(frozen=True)
@@ -33,48 +33,12 @@ def create_cg_system(flow: TrainedFlow, backend: BeadBackend | None = None) -> C
     """The CG System of `CGFlow.createCGSystem`, which see."""
     force = create_bead_force(flow, backend)
     system = openmm.System()
-    for mass in bead_masses(flow):
+    for mass in flow.beads.masses:
         system.addParticle(mass)
-    add_bead_constraints(flow, system)
+    for (i, j), distance in flow.beads.constraints.items():
+        system.addConstraint(i, j, distance)
     system.addForce(force)
-    return CGSystem(bead_topology(flow), system, flow.positions[flow.coordinates.bead_atoms])
-
-
-def add_bead_constraints(flow: TrainedFlow, system: openmm.System) -> None:
-    """Constrain those beads of a System of beads that are constrained to one another in the flow's own System."""
-    bead_of = {atom: bead for bead, atom in enumerate(flow.coordinates.bead_atoms)}
-    for (i, j), distance in flow.constraints.items():
-        if i in bead_of and j in bead_of:
-            system.addConstraint(bead_of[i], bead_of[j], distance)
-
-
-def bead_masses(flow: TrainedFlow) -> list[unit.Quantity]:
-    """The mass of each bead: that of its atom and of all that hang on it and on no other bead."""
-    beads, whole = flow.coordinates.bead_atoms, flow.system
-    masses = dict.fromkeys(beads, 0.0 * unit.dalton)
-    for atom, bead in enumerate(flow.coordinates.bead_of_atom):
-        masses[bead] += whole.getParticleMass(atom)
-    return [masses[bead] for bead in beads]
-
-
-def bead_topology(flow: TrainedFlow) -> app.Topology:
-    """The beads as a Topology, in their order, with elements and names of their atoms."""
-    whole = flow.topology
-    atoms = list(whole.atoms())
-    topology = app.Topology()
-    chain, residue, last = topology.addChain(), None, None
-    made = {}
-    for index in flow.coordinates.bead_atoms:
-        atom = atoms[index]
-        if atom.residue is not last:
-            last = atom.residue
-            residue = topology.addResidue(last.name, chain, last.id, last.insertionCode)
-        made[index] = topology.addAtom(atom.name, atom.element, residue)
-    bonds = {frozenset((bond[0].index, bond[1].index)) for bond in whole.bonds()}
-    bonds |= {frozenset(pair) for pair in flow.coordinates.bead_bonds}
-    for i, j in sorted(sorted(bond) for bond in bonds if bond <= made.keys()):
-        topology.addBond(made[i], made[j])
-    return topology
+    return CGSystem(flow.beads.topology, system, flow.beads.positions)
 
 
 def langevin_frames(

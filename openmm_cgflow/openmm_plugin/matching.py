@@ -1,20 +1,19 @@
 """Whether a flow and a simulation belong together."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import openmm
 from openmm import app, unit
 
+from openmm_cgflow.atom_matching import symbol_of
 from openmm_cgflow.coordinates.system_bonds import constraints_of
 from openmm_cgflow.errors import MismatchError
 from openmm_cgflow.openmm_plugin.dynamics import thermostat_temperature
 from openmm_cgflow.trained import TrainedFlow
 
 __all__ = [
-    "check_beads",
     "check_masses",
     "check_system",
     "check_temperature",
@@ -45,8 +44,8 @@ def check_topology(flow: TrainedFlow, topology: app.Topology) -> None:
     for a, b in zip(ours, theirs, strict=True):
         if a.element is not b.element:
             raise MismatchError(
-                f"atom {b.index} ({b.name}) of the Topology is {_symbol(b)}, that of the flow ({a.name}) is "
-                f"{_symbol(a)}: this is another molecule, or its atoms are in another order."
+                f"atom {b.index} ({b.name}) of the Topology is {symbol_of(b)}, that of the flow ({a.name}) is "
+                f"{symbol_of(a)}: this is another molecule, or its atoms are in another order."
             )
     missing, extra = _bonds(own) - _bonds(topology), _bonds(topology) - _bonds(own)
     if missing or extra:
@@ -55,30 +54,6 @@ def check_topology(flow: TrainedFlow, topology: app.Topology) -> None:
             f"atoms {i} and {j} are {'not ' if missing else ''}bonded in the Topology, unlike in the flow's: "
             "this is another molecule, or its atoms are in another order."
         )
-
-
-def check_beads(flow: TrainedFlow, atoms: Sequence[Any]) -> None:
-    """Refuse beads in another number or order than the flow's; elements count where there are any, names if the same.
-
-    Arguments:
-        flow: the flow.
-        atoms: atoms of an OpenMM or mdtraj Topology, one for each bead.
-
-    Raises:
-        MismatchError: naming the first difference and the order that is wanted.
-    """
-    all_atoms = list(flow.topology.atoms())
-    ours = [all_atoms[index] for index in flow.coordinates.bead_atoms]
-    wanted = ", ".join(f"{atom.residue.name}{atom.residue.id}:{atom.name}" for atom in ours)
-    if len(atoms) != len(ours):
-        raise MismatchError(f"there are {len(atoms)} beads, but the flow has {len(ours)}: {wanted}.")
-    named = sorted(a.name for a in ours) == sorted(b.name for b in atoms)
-    for k, (a, b) in enumerate(zip(ours, atoms, strict=True)):
-        if (_real(a) and _real(b) and _symbol(a) != _symbol(b)) or (named and a.name != b.name):
-            raise MismatchError(
-                f"bead {k} is {b.name} ({_symbol(b)}), that of the flow {a.name} ({_symbol(a)}): "
-                f"give the beads in the order {wanted}."
-            )
 
 
 def check_system(flow: TrainedFlow, system: openmm.System) -> None:
@@ -177,18 +152,9 @@ def _heavy_neighbours(topology: app.Topology) -> list[int]:
     owner = list(range(topology.getNumAtoms()))
     for bond in topology.bonds():
         for a, b in ((bond[0], bond[1]), (bond[1], bond[0])):
-            if _symbol(a) == "H" and _symbol(b) != "H":
+            if symbol_of(a) == "H" and symbol_of(b) != "H":
                 owner[a.index] = b.index
     return owner
-
-
-def _real(atom: Any) -> bool:  # noqa: ANN401
-    """Whether the atom has an element; mdtraj has one that stands for none."""
-    return atom.element is not None and atom.element.symbol != "VS"
-
-
-def _symbol(atom: Any) -> str:  # noqa: ANN401
-    return atom.element.symbol if _real(atom) else "without an element"
 
 
 def _bonds(topology: app.Topology) -> set[frozenset[int]]:

@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from openmm_cgflow.compute import seeded
@@ -14,7 +14,7 @@ from openmm_cgflow.flows import JointFlow
 from openmm_cgflow.openmm_plugin.compiled_forces import fold_constants
 from openmm_cgflow.openmm_plugin.numpy_graph import replayed_by_numpy
 from openmm_cgflow.sampling import Drawn
-from openmm_cgflow.trained import TrainedFlow
+from openmm_cgflow.trained import TrainedFlow, versions
 
 __all__ = ["StructureDensity"]
 
@@ -32,7 +32,7 @@ class StructureDensity:
         # one structure at a time, which takes longer to bring to a GPU than to compute
         self.coordinates = copy.deepcopy(flow.coordinates).cpu()
         self.flow = copy.deepcopy(flow.flow).cpu().requires_grad_(False)
-        self._versions = _versions(flow.flow)
+        self._versions = versions(flow.flow)
         with torch.no_grad():
             recorded = make_fx(lambda x: self._log_prob(x))(torch.as_tensor(flow.positions._value)[None])
         fold_constants(recorded)
@@ -42,7 +42,7 @@ class StructureDensity:
     def of(cls, flow: TrainedFlow) -> "StructureDensity":
         """That of a flow, made once for all who ask; made again after the flow has changed."""
         found = _KNOWN.get(flow.flow)
-        if found is None or found._versions != _versions(flow.flow):
+        if found is None or found._versions != versions(flow.flow):
             found = _KNOWN[flow.flow] = cls(flow)
         return found
 
@@ -74,8 +74,3 @@ class StructureDensity:
 
 
 _KNOWN: WeakKeyDictionary[JointFlow, StructureDensity] = WeakKeyDictionary()
-
-
-def _versions(module: nn.Module) -> tuple[int, ...]:
-    """Counts of the changes of each tensor so far."""
-    return tuple(t._version for t in (*module.parameters(), *module.buffers()))

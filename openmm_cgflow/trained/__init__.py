@@ -6,6 +6,7 @@ Carlo, backmapping, audit, reports) takes one of these. How it is trained is no 
 """
 
 from openmm_cgflow.trained.base import Trained
+from openmm_cgflow.trained.known_region import KnownRegion, versions
 from openmm_cgflow.trained.molecule import TrainedFlow
 
-__all__ = ["Trained", "TrainedFlow"]
+__all__ = ["KnownRegion", "Trained", "TrainedFlow", "versions"]

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
+from openmm_cgflow.beads import Beads
 from openmm_cgflow.compute import Device
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.coordinates.system_bonds import constraints_of
@@ -90,6 +92,11 @@ class TrainedFlow(Trained[InternalCoordinates]):
     def positions(self) -> unit.Quantity:
         """The structure that the flow was made from, `(atoms, 3)`; a copy."""
         return self._positions.copy() * unit.nanometer
+
+    @cached_property
+    def beads(self) -> Beads:
+        """The beads as a molecule of their own."""
+        return Beads(self._topology, self._system, self._positions, self.coordinates)
 
     @property
     def slow_torsions(self) -> list[tuple[int, int, int, int]]:

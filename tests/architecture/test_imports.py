@@ -18,7 +18,7 @@ FLOORS = [
     {"coordinates"},
     {"atom_matching", "copies", "coverage", "flows", "sampling"},
     {"structures", "training"},
-    {"door", "inputs"},
+    {"beads", "door", "inputs"},
     {"slow_scan", "trained"},
     {"analysis", "audit", "openmm_plugin", "trainable"},
     {"backmapping", "vector_flow"},

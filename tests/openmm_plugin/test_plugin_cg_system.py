@@ -15,7 +15,6 @@ from openmm import unit
 import openmm_cgflow as cgf
 from openmm_cgflow.openmm_plugin import torch_force
 from openmm_cgflow.openmm_plugin.bead_free_energy import BeadFreeEnergy
-from openmm_cgflow.openmm_plugin.cg_system import bead_topology
 from openmm_cgflow.openmm_plugin.compiled_forces import compile_forces
 from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
 
@@ -244,7 +243,7 @@ def test_openmm_ml_on_a_part_of_a_larger_system(aldp, beads, backend):
     for _ in range(7):
         system.addParticle(10.0)
     potential = MLPotential("cgflow", modelPath=MODEL)
-    larger = bead_topology(aldp)
+    larger = aldp.beads.topology
     residue = larger.addResidue("X", larger.addChain())
     for name in ("A", "B"):
         larger.addAtom(name, None, residue)
@@ -266,7 +265,7 @@ def test_openmm_ml_refuses_other_beads_and_a_missing_model(aldp):
     with pytest.raises(cgf.MismatchError, match="22 beads, but the flow has 5: ACE1:C, ALA2:N, ALA2:CA"):
         potential.createSystem(aldp.topology)
     with pytest.raises(cgf.ModelFileError, match="nowhere"):
-        MLPotential("cgflow", modelPath="nowhere.cgflow").createSystem(bead_topology(aldp))
+        MLPotential("cgflow", modelPath="nowhere.cgflow").createSystem(aldp.beads.topology)
 
 
 @needs_ml

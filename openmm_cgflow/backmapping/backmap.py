@@ -1,0 +1,67 @@
+"""Reading beads, asking a placer, and what is said of frames that it does not know."""
+
+import logging
+
+import numpy as np
+import torch
+from openmm import unit
+
+from openmm_cgflow.backmapping.placer import FlowPlacer, Placer
+from openmm_cgflow.backmapping.relax import relaxed
+from openmm_cgflow.backmapping.result import Backmapped, listed, warn_of_failed
+from openmm_cgflow.compute import BATCH, seeded
+from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.trained import TrainedFlow
+from openmm_cgflow.units import PositionsLike
+
+__all__ = ["backmap"]
+
+_log = logging.getLogger("openmm_cgflow")
+_RELAX_STEPS = 50
+
+
+def backmap(
+    flow: TrainedFlow, cg: PositionsLike, n: int = 1, relax: bool | int = False, seed: int | None = None
+) -> Backmapped:
+    """The structures of `CGFlow.backmap`, which see."""
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n <= 0:
+        raise InvalidInputError(f"backmap: n is {n!r}; give a positive number of structures for each frame.")
+    beads = flow.beads.read(cg, "backmap")
+    placer: Placer = FlowPlacer(flow, flow.compute.tensor(beads))
+    _warn(placer)
+    generator = seeded(seed)
+    with flow.compute.parallel() as parallel, torch.no_grad():
+        rows = torch.arange(len(beads)).split(max(1, BATCH // n))
+        chunks = [placer.place(part.repeat_interleave(n), generator, parallel) for part in rows]
+    x, log_density, u = (torch.cat(column).cpu().numpy() for column in zip(*chunks, strict=True))
+    shape = (len(beads), n)
+    x = x.reshape(*shape, *x.shape[1:])
+    if relax:
+        x = relaxed(flow, x, _RELAX_STEPS if relax is True else int(relax))
+    result = Backmapped(
+        positions=x,
+        log_densities=log_density.reshape(shape),
+        reduced_energies=u.reshape(shape),
+        outside=placer.outside.cpu().numpy(),
+        relaxed=bool(relax),
+        temperature=flow.temperature.value_in_unit(unit.kelvin),
+        topology=flow.topology,
+        reference=flow.positions._value,
+    )
+    warn_of_failed(result.failed, "backmap", "Draw more (n), or leave these frames out (see `failed`).")
+    return result
+
+
+def _warn(placer: Placer) -> None:
+    strange = placer.outside.nonzero().flatten().tolist()
+    if not strange:
+        return
+    _log.warning(
+        "backmap: the beads of %d of %d frames are outside the region that the flow was trained on: %s. "
+        "In frame %d, %s. What is made of these frames is a guess (see `outside`).",
+        len(strange),
+        len(placer.outside),
+        listed(strange),
+        strange[0],
+        placer.reason(strange[0]),
+    )
