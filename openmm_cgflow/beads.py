@@ -13,9 +13,9 @@ import openmm
 from openmm import app, unit
 
 from openmm_cgflow.atom_matching import order_by_names, same_elements, symbol_of
+from openmm_cgflow.chemistry.molecule import bond_key
+from openmm_cgflow.chemistry.system_bonds import BondLength, atomic_numbers, bond_lengths, constraints_of
 from openmm_cgflow.coordinates import InternalCoordinates
-from openmm_cgflow.coordinates.molecule import bond_key
-from openmm_cgflow.coordinates.system_bonds import BondLength, atomic_numbers, bond_lengths, constraints_of
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.structures import StructureReader, given_structures
 from openmm_cgflow.units import PositionsLike

@@ -7,7 +7,7 @@ from typing import Any
 import openmm
 from openmm import app
 
-from openmm_cgflow.coordinates.checks import without_ensemble
+from openmm_cgflow.chemistry.checks import without_ensemble
 from openmm_cgflow.errors import InvalidInputError
 
 __all__ = ["copied_system", "copied_topology"]

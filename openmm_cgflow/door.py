@@ -9,9 +9,9 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
-from openmm_cgflow.coordinates.checks import check_inputs
-from openmm_cgflow.coordinates.molecule import Molecule, bond_key
-from openmm_cgflow.coordinates.system_bonds import (
+from openmm_cgflow.chemistry.checks import check_inputs
+from openmm_cgflow.chemistry.molecule import Molecule, bond_key
+from openmm_cgflow.chemistry.system_bonds import (
     atomic_numbers,
     bond_lengths,
     bonds_of,

@@ -13,8 +13,9 @@ from openmm import app, unit
 from openmm_cgflow.audit import LEAST
 from openmm_cgflow.audit import audit as run_audit
 from openmm_cgflow.backmapping import Backmapped, backmap
+from openmm_cgflow.chemistry import kept_isomers, perceive
 from openmm_cgflow.compute import Device
-from openmm_cgflow.coordinates import InternalCoordinates, kept_isomers, perceive
+from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.coverage import Coverage
 from openmm_cgflow.door import Bonds, admit
 from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError, ModelFileError

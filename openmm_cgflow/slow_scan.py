@@ -7,8 +7,9 @@ import openmm
 import torch
 from openmm import app, unit
 
+from openmm_cgflow.chemistry import KeptBack, Perceived, find_kept_back, perceive
 from openmm_cgflow.compute import Parallel, seeded
-from openmm_cgflow.coordinates import InternalCoordinates, KeptBack, Perceived, find_kept_back, perceive
+from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.door import Bonds, admit
 from openmm_cgflow.potentials import Potential, make_potential
 from openmm_cgflow.sampling import BoltzmannTarget

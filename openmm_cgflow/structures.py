@@ -10,7 +10,7 @@ import numpy as np
 from openmm import app, unit
 
 from openmm_cgflow.atom_matching import match_atoms
-from openmm_cgflow.coordinates.system_bonds import BondLength
+from openmm_cgflow.chemistry.system_bonds import BondLength
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.units import PositionsLike, in_nm
 

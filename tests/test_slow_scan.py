@@ -6,7 +6,7 @@ from molecules import load
 
 import openmm_cgflow as cgf
 from openmm_cgflow import cli
-from openmm_cgflow.coordinates import find_kept_back, perceive
+from openmm_cgflow.chemistry import find_kept_back, perceive
 from openmm_cgflow.slow_scan import basins_on_circle
 
 
@@ -71,7 +71,7 @@ def test_what_is_left_out_is_said():
 
 def test_automatic_choice_perceives_once_and_builds_its_energies_once(monkeypatch):
     from openmm_cgflow import model
-    from openmm_cgflow.coordinates import perception
+    from openmm_cgflow.chemistry import perception
     from openmm_cgflow.trained import molecule as trained
 
     calls = {"checks": 0, "potential": 0}

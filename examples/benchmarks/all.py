@@ -73,6 +73,9 @@ def jobs(cgback: Path | None = None) -> dict[str, Job]:
             found[f"molecules/{name}/{seed}"] = Job(
                 "benchmarks/molecules.py", (*options, str(MOLECULES)), (*options, "20000")
             )
+    for name in ("aldp_obc1", "ALA5"):
+        quick = (name, "--threads", "1", "--rounds", "1", "--seconds", "2", "--warm", "1")
+        found[f"throughput/{name}"] = Job("benchmarks/throughput.py", (name,), quick)
     found["sampler"] = Job("benchmarks/sampler.py", (), ("--moves", "200", "--walkers", "16", "--picoseconds", "1"))
     if cgback is not None:
         options = ("--cgback", str(cgback), "--model", str(Path(tempfile.gettempdir()) / "ala4.cgflow"), "--frames")

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from openmm_cgflow.coordinates.axes import Axis
-from openmm_cgflow.coordinates.driven import torsion_angles
-from openmm_cgflow.coordinates.forms import smallest_rings
-from openmm_cgflow.coordinates.molecule import bond_key
-from openmm_cgflow.coordinates.perception import Perceived
+from openmm_cgflow.chemistry.axes import Axis
+from openmm_cgflow.chemistry.driven import torsion_angles
+from openmm_cgflow.chemistry.forms import smallest_rings
+from openmm_cgflow.chemistry.molecule import bond_key
+from openmm_cgflow.chemistry.perception import Perceived
 
 __all__ = ["Difference", "Differences"]
 

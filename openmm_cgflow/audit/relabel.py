@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openmm_cgflow.chemistry.forms import Fingerprint, handedness
+from openmm_cgflow.chemistry.molecule import Molecule
 from openmm_cgflow.coordinates import InternalCoordinates
-from openmm_cgflow.coordinates.forms import Fingerprint, handedness
-from openmm_cgflow.coordinates.molecule import Molecule
 
 __all__ = ["Relabel"]
 

@@ -11,11 +11,11 @@ from openmm_cgflow.audit.difference import Difference, Differences
 from openmm_cgflow.audit.relabel import Relabel
 from openmm_cgflow.audit.surface import Surface, langevin, quench
 from openmm_cgflow.audit.weigh import cost, log_partition
+from openmm_cgflow.chemistry.axes import Axis
+from openmm_cgflow.chemistry.barriers import TURNING_BARRIER
+from openmm_cgflow.chemistry.forms import Fingerprint, handedness, same_isomer
+from openmm_cgflow.chemistry.perception import Perceived, perceive
 from openmm_cgflow.compute import Parallel, seeded
-from openmm_cgflow.coordinates.axes import Axis
-from openmm_cgflow.coordinates.barriers import TURNING_BARRIER
-from openmm_cgflow.coordinates.forms import Fingerprint, handedness, same_isomer
-from openmm_cgflow.coordinates.perception import Perceived, perceive
 from openmm_cgflow.coverage import Coverage, Form, heaviest_first, rounded
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import KB

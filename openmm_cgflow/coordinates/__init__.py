@@ -1,16 +1,11 @@
-"""Slow and fast coordinates: bonds, angles and torsions of a molecule, or a rotation of plain vectors."""
+"""Slow and fast coordinates: bonds, angles and torsions of a molecule, or a rotation of plain vectors.
+
+A map has `to_internal(x) -> (q, log |det dx/dq|)`, `to_cartesian(q) -> (x, log |det dx/dq|)` and `in_domain(q)`. It
+knows the `sizes` of the four blocks of `q` (slow, bead, rotor, atom), and the `names`, `reference`, `centre`, `scale`,
+`period` and `span` of its entries.
+"""
 
 from openmm_cgflow.coordinates.internal import InternalCoordinates
-from openmm_cgflow.coordinates.kept_back import KeptBack, find_kept_back, kept_isomers
 from openmm_cgflow.coordinates.linear import LinearCoordinates
-from openmm_cgflow.coordinates.perception import Perceived, perceive
 
-__all__ = [
-    "InternalCoordinates",
-    "KeptBack",
-    "LinearCoordinates",
-    "Perceived",
-    "find_kept_back",
-    "kept_isomers",
-    "perceive",
-]
+__all__ = ["InternalCoordinates", "LinearCoordinates"]

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from openmm_cgflow.coordinates.axes import Axis, find_axes
-from openmm_cgflow.coordinates.molecule import Molecule, bond_key
-from openmm_cgflow.coordinates.perception import Perceived
+from openmm_cgflow.chemistry.axes import Axis, find_axes
+from openmm_cgflow.chemistry.molecule import Molecule, bond_key
+from openmm_cgflow.chemistry.perception import Perceived
 from openmm_cgflow.errors import InvalidInputError
 
 __all__ = ["BeadPlan", "plan_beads"]

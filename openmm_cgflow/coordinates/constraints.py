@@ -2,7 +2,7 @@
 
 import openmm
 
-from openmm_cgflow.coordinates.molecule import Molecule, bond_key
+from openmm_cgflow.chemistry.molecule import Molecule, bond_key
 from openmm_cgflow.coordinates.zmatrix import Row
 from openmm_cgflow.errors import InvalidInputError
 

@@ -9,14 +9,14 @@ import openmm
 import torch
 from torch import Tensor
 
+from openmm_cgflow.chemistry.perception import Perceived, perceive
+from openmm_cgflow.chemistry.puckers import flipping_bonds
 from openmm_cgflow.coordinates.bead_layout import bead_layout
 from openmm_cgflow.coordinates.beads import SlowTorsion, plan_beads
 from openmm_cgflow.coordinates.constraints import fixed_bonds
 from openmm_cgflow.coordinates.geometry import cos_of_square, cross, dot, length, sinc_of_square
 from openmm_cgflow.coordinates.layout import ATOM, BEAD, ROTOR, SLOW, TWO_PI, Layout, build_layout
 from openmm_cgflow.coordinates.layout_check import check_layout
-from openmm_cgflow.coordinates.perception import Perceived, perceive
-from openmm_cgflow.coordinates.puckers import flipping_bonds
 from openmm_cgflow.coordinates.rotors import Relabelling
 from openmm_cgflow.coordinates.zmatrix import build_zmatrix
 from openmm_cgflow.errors import InvalidInputError, ModelFileError

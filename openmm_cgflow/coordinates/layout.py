@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from openmm_cgflow.chemistry.molecule import Molecule, bond_key
 from openmm_cgflow.coordinates.beads import BeadPlan
-from openmm_cgflow.coordinates.molecule import Molecule, bond_key
 from openmm_cgflow.coordinates.zmatrix import Row
 from openmm_cgflow.storage.typed import read_as
 

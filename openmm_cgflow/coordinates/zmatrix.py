@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from openmm_cgflow.chemistry.molecule import LINEAR, Molecule, bond_key
 from openmm_cgflow.coordinates.beads import BeadPlan
-from openmm_cgflow.coordinates.molecule import LINEAR, Molecule, bond_key
 from openmm_cgflow.errors import InvalidInputError
 
 __all__ = ["Row", "build_zmatrix"]

@@ -1,6 +1,6 @@
 """A serialized System and a PDB file."""
 
-from openmm_cgflow.coordinates.checks import without_ensemble
+from openmm_cgflow.chemistry.checks import without_ensemble
 from openmm_cgflow.errors import InvalidInputError, ModelFileError
 from openmm_cgflow.inputs.parts import Kinds, System, read, refuse_water
 from openmm_cgflow.inputs.pdb_file import read_pdb

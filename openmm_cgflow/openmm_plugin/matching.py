@@ -8,7 +8,7 @@ import openmm
 from openmm import app, unit
 
 from openmm_cgflow.atom_matching import symbol_of
-from openmm_cgflow.coordinates.system_bonds import constraints_of
+from openmm_cgflow.chemistry.system_bonds import constraints_of
 from openmm_cgflow.errors import MismatchError
 from openmm_cgflow.openmm_plugin.dynamics import thermostat_temperature
 from openmm_cgflow.trained import TrainedFlow

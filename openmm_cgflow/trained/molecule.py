@@ -13,9 +13,9 @@ from openmm import app, unit
 from torch import Tensor
 
 from openmm_cgflow.beads import Beads
+from openmm_cgflow.chemistry.system_bonds import constraints_of
 from openmm_cgflow.compute import Device
 from openmm_cgflow.coordinates import InternalCoordinates
-from openmm_cgflow.coordinates.system_bonds import constraints_of
 from openmm_cgflow.copies import copied_system, copied_topology
 from openmm_cgflow.coverage import Coverage
 from openmm_cgflow.door import structure_reader

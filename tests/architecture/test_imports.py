@@ -14,7 +14,7 @@ FLOORS = [
     {"errors", "version"},
     {"compute", "units"},
     {"potentials"},
-    {"storage"},
+    {"chemistry", "storage"},
     {"coordinates"},
     {"atom_matching", "copies", "coverage", "flows", "sampling"},
     {"structures", "training"},

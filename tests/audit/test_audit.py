@@ -17,9 +17,9 @@ from openmm_cgflow.audit import LEAST, Coverage, Form
 from openmm_cgflow.audit.relabel import Relabel
 from openmm_cgflow.audit.surface import Surface, langevin, quench
 from openmm_cgflow.audit.weigh import log_partition
+from openmm_cgflow.chemistry.checks import check_inputs
+from openmm_cgflow.chemistry.forms import Fingerprint
 from openmm_cgflow.coordinates import InternalCoordinates, axes
-from openmm_cgflow.coordinates.checks import check_inputs
-from openmm_cgflow.coordinates.forms import Fingerprint
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.potentials import make_potential
 from openmm_cgflow.storage import read_as

@@ -22,7 +22,8 @@ from coordinate_tools import (
 )
 from molecules import load
 
-from openmm_cgflow.coordinates import InternalCoordinates, find_kept_back, perceive
+from openmm_cgflow.chemistry import find_kept_back, perceive
+from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError
 
 # isort: off

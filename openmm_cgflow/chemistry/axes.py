@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from openmm_cgflow.coordinates.barriers import GRID, STIFF_BARRIER, TURNING_BARRIER
-from openmm_cgflow.coordinates.molecule import Molecule, bond_key
-from openmm_cgflow.coordinates.turning import OtherForm
+from openmm_cgflow.chemistry.barriers import GRID, STIFF_BARRIER, TURNING_BARRIER
+from openmm_cgflow.chemistry.molecule import Molecule, bond_key
+from openmm_cgflow.chemistry.turning import OtherForm
 
 __all__ = ["Axis", "find_axes"]
 

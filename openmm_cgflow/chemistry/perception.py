@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import openmm
 
-from openmm_cgflow.coordinates.axes import Axis, find_axes
-from openmm_cgflow.coordinates.barriers import torsion_profiles
-from openmm_cgflow.coordinates.checks import check_inputs
-from openmm_cgflow.coordinates.driven import Driven
-from openmm_cgflow.coordinates.molecule import Molecule
-from openmm_cgflow.coordinates.symmetry import symmetric_centres
-from openmm_cgflow.coordinates.turning import OtherForm, other_forms
+from openmm_cgflow.chemistry.axes import Axis, find_axes
+from openmm_cgflow.chemistry.barriers import torsion_profiles
+from openmm_cgflow.chemistry.checks import check_inputs
+from openmm_cgflow.chemistry.driven import Driven
+from openmm_cgflow.chemistry.molecule import Molecule
+from openmm_cgflow.chemistry.symmetry import symmetric_centres
+from openmm_cgflow.chemistry.turning import OtherForm, other_forms
 from openmm_cgflow.units import PositionsLike
 
 __all__ = ["Perceived", "perceive"]

@@ -7,7 +7,7 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
-from openmm_cgflow.coordinates.molecule import Molecule
+from openmm_cgflow.chemistry.molecule import Molecule
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.units import PositionsLike, in_nm
 

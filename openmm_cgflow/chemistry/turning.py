@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from openmm_cgflow.coordinates.driven import Driven, torsion_angles
-from openmm_cgflow.coordinates.forms import Fingerprint, same_isomer
-from openmm_cgflow.coordinates.molecule import Molecule
+from openmm_cgflow.chemistry.driven import Driven, torsion_angles
+from openmm_cgflow.chemistry.forms import Fingerprint, same_isomer
+from openmm_cgflow.chemistry.molecule import Molecule
 
 __all__ = ["WITHIN", "OtherForm", "other_forms"]
 

@@ -5,9 +5,9 @@ from collections.abc import Collection
 import numpy as np
 import openmm
 
-from openmm_cgflow.coordinates.driven import Driven, torsion_angles
-from openmm_cgflow.coordinates.forms import same_isomer, smallest_rings
-from openmm_cgflow.coordinates.molecule import Molecule, bond_key
+from openmm_cgflow.chemistry.driven import Driven, torsion_angles
+from openmm_cgflow.chemistry.forms import same_isomer, smallest_rings
+from openmm_cgflow.chemistry.molecule import Molecule, bond_key
 
 __all__ = ["flipping_bonds"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import openmm
 
-from openmm_cgflow.coordinates.molecule import Molecule, bond_key
+from openmm_cgflow.chemistry.molecule import Molecule, bond_key
 
 __all__ = ["GRID", "STIFF_BARRIER", "TURNING_BARRIER", "torsion_profiles"]
 

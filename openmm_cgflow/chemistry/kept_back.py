@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import openmm
 
-from openmm_cgflow.coordinates.axes import Axis
-from openmm_cgflow.coordinates.barriers import STIFF_BARRIER
-from openmm_cgflow.coordinates.molecule import bond_key
-from openmm_cgflow.coordinates.perception import Perceived
-from openmm_cgflow.coordinates.puckers import flipping_bonds
+from openmm_cgflow.chemistry.axes import Axis
+from openmm_cgflow.chemistry.barriers import STIFF_BARRIER
+from openmm_cgflow.chemistry.molecule import bond_key
+from openmm_cgflow.chemistry.perception import Perceived
+from openmm_cgflow.chemistry.puckers import flipping_bonds
 
 __all__ = ["KeptBack", "find_kept_back", "kept_isomers"]
 

@@ -6,7 +6,7 @@ from itertools import combinations
 import networkx
 import numpy as np
 
-from openmm_cgflow.coordinates.molecule import Molecule
+from openmm_cgflow.chemistry.molecule import Molecule
 
 __all__ = ["Fingerprint", "handedness", "same_isomer", "smallest_rings"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
-from openmm_cgflow.coordinates.molecule import Molecule, bond_key
+from openmm_cgflow.chemistry.molecule import Molecule, bond_key
 from openmm_cgflow.errors import InvalidInputError
 
 __all__ = [

@@ -5,9 +5,9 @@ import openmm
 import pytest
 from molecules import load
 
+from openmm_cgflow.chemistry.checks import check_inputs
+from openmm_cgflow.chemistry.puckers import flipping_bonds
 from openmm_cgflow.coordinates import InternalCoordinates
-from openmm_cgflow.coordinates.checks import check_inputs
-from openmm_cgflow.coordinates.puckers import flipping_bonds
 
 
 def soft_names(name: str) -> list[str]:

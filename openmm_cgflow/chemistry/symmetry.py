@@ -3,7 +3,7 @@
 import numpy as np
 import openmm
 
-from openmm_cgflow.coordinates.molecule import Molecule
+from openmm_cgflow.chemistry.molecule import Molecule
 
 __all__ = ["symmetric_centres"]
 
