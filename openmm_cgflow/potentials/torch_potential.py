@@ -290,11 +290,11 @@ class TorchPotential(Potential):
         return energy
 
     def energy_and_forces(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies (batch,) in kJ/mol, float64, and forces (batch, atoms, 3) in kJ/mol/nm, without an autograd graph.
+        """Energies (batch,) in kJ/mol, float64, and forces as `x` in kJ/mol/nm, without an autograd graph.
 
         Raises:
             InvalidInputError: `x` has another shape.
         """
         check_positions(x, self.n_atoms)
         energy, gradient = self._energy_and_gradient(x.detach())
-        return energy, -gradient
+        return energy, -gradient.to(x.dtype)

@@ -147,7 +147,8 @@ class GaussianMixture(_VectorPotential):
         return self._terms(x).argmax(1)
 
     def _terms(self, x: Tensor) -> Tensor:
-        z = torch.einsum("kij,nkj->nki", self.inverse, x[:, None] - self.means)
+        apart = x[:, None] - self.means  # in the better precision of the two
+        z = torch.einsum("kij,nkj->nki", self.inverse.to(apart), apart)
         return self.log_norm - 0.5 * (z * z).sum(-1)
 
     def _energy(self, x: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ POTENTIALS: dict[str, Callable[[], tuple[Potential, Tensor]]] = {
     "Contexts": of(ContextPotential),
     "DoubleWell": toy(DoubleWell),
     "ManyWell": toy(ManyWell),
-    "GaussianMixture": toy(GaussianMixture),
+    "GaussianMixture": toy(GaussianMixture.paper, 0, 4),
 }
 
 

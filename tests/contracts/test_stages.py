@@ -57,8 +57,8 @@ def test_stage_trains_parameters_of_the_flow_or_its_coordinates_each_once(made):
 
 def test_stage_works_within_its_budget_and_its_state_can_be_put_back(made):
     name = made.loop.stage
-    with Parallel(1) as parallel:
-        made.run(Budget(evaluations=3000), parallel, Reporter(show=False), lambda force=False: None)
+    with Parallel(1) as parallel, Reporter(False) as reporter:
+        made.run(Budget(evaluations=3000), parallel, reporter, lambda force=False: None)
     assert made.target.potential.evaluations <= 3000
     state = made.loop.stages[name].state_dict()
     plain = [leaf for leaf in leaves(state) if not isinstance(leaf, Tensor)]
