@@ -1,9 +1,10 @@
 """The beads of a molecule as a molecule of their own: topology, masses, constraints, and frames of them read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import mdtraj
@@ -46,19 +47,21 @@ class Beads:
         return self._x[self.atoms] * unit.nanometer
 
     @cached_property
-    def masses(self) -> list[float]:
+    def masses(self) -> tuple[float, ...]:
         """The mass of each bead, dalton: that of its atom and of all that hang on it and on no other bead."""
         masses = dict.fromkeys(self.atoms, 0.0)
         for atom, bead in enumerate(self._coordinates.bead_of_atom):
             masses[bead] += self._system.getParticleMass(atom).value_in_unit(unit.dalton)
-        return [masses[bead] for bead in self.atoms]
+        return tuple(masses[bead] for bead in self.atoms)
 
     @cached_property
-    def constraints(self) -> dict[tuple[int, int], float]:
+    def constraints(self) -> Mapping[tuple[int, int], float]:
         """Distances (nm) that are constrained between beads, by the numbers of the two."""
         place = {atom: bead for bead, atom in enumerate(self.atoms)}
         found = constraints_of(self._system).items()
-        return {(place[i], place[j]): distance for (i, j), distance in found if i in place and j in place}
+        return MappingProxyType(
+            {(place[i], place[j]): distance for (i, j), distance in found if i in place and j in place}
+        )
 
     @property
     def topology(self) -> app.Topology:

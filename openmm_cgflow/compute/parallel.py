@@ -106,7 +106,7 @@ class Parallel:
             return share.detach(), tuple(filled), kept
 
         parts = self._each(part, batches, CHUNK)
-        total = [reduce(torch.add, column) for column in zip(*[g for _, g, _ in parts], strict=True)]
+        total = [reduce(torch.add, column).contiguous() for column in zip(*[g for _, g, _ in parts], strict=True)]
         kept = [torch.cat(column) for column in zip(*[k for _, _, k in parts], strict=True)]
         return float(sum(share for share, _, _ in parts)), total, kept
 

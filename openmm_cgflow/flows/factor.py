@@ -73,7 +73,7 @@ class Factor(nn.Module):
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Decoded:
         """`n` independent values of a density without a context."""
-        noise = self.draw_noise(n, generator)
+        noise = self.draw_noise(n, generator).to(next(self.buffers()).device)
         return self.decode(noise, noise[:, :0])
 
 

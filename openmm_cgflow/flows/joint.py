@@ -135,13 +135,15 @@ class JointFlow(Chain):
     @contextmanager
     def gaussian(self) -> Iterator[None]:
         """Within it the couplings are left out: the same, and faster, as long as they are the identity."""
+        densities = self.stiff_densities()
+        before = [density.gaussian for density in densities]
         try:
-            for density in self.stiff_densities():
+            for density in densities:
                 density.gaussian = True
             yield
         finally:
-            for density in self.stiff_densities():
-                density.gaussian = False
+            for density, was in zip(densities, before, strict=True):
+                density.gaussian = was
 
     def sample_from(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Samples `(batch, dof)` made of noise, and their log-densities `(batch,)`, differentiable."""

@@ -1,8 +1,7 @@
 """The multimodal density of soft variables: an autoregressive mixture of (wrapped) normal distributions.
 
 Every conditional distribution function is analytic and smooth to all orders, so that the negative log-density is a
-free energy whose gradient may be used as a force, and the density is at the same time a bijection: the distribution
-functions map the variables to a uniform latent and back.
+free energy whose gradient may be used as a force, and samples have gradients: those at a fixed value of it.
 """
 
 import math

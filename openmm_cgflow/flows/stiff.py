@@ -215,6 +215,7 @@ class StiffDensity(Factor):
             context: what the values are conditioned on, `(batch, n_context)`.
             columns: indices of those columns of the context by which scores and cotangents are wanted.
         """
+        assert not self.gaussian
         log_prob, seen = self.log_prob_latent(latent), context.T.contiguous()
         x = latent.T.contiguous()
         score, context_score = -x, seen.index_select(0, columns).zero_()

@@ -39,9 +39,6 @@ def compile_energy_gradient(function: EnergyGradient, example: Tensor) -> Energy
     Raises:
         Exception: Whatever the compiler raises.
     """
-    import torch._inductor  # the compiler takes a second to import, and most programs never compile
-    from torch._inductor import config as inductor_config
-
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -49,10 +46,25 @@ def compile_energy_gradient(function: EnergyGradient, example: Tensor) -> Energy
         graph = _trace(function, example)
         # One thread whatever torch is set to at the moment: the same code, and so the same bits, each time. Wrapped in
         # C++ it lets go of the interpreter while it runs, so that other threads work meanwhile.
-        with torch.no_grad(), inductor_config.patch({"cpp.threads": 1, "cpp_wrapper": example.device.type == "cpu"}):
-            # Not `torch.compile`: its run-time hooks take part in every call and are no good in several threads.
-            compiled = torch._inductor.compile(graph, [example])
+        wrapped = example.device.type == "cpu"
+        try:
+            compiled = _compiled(graph, example, wrapped)
+        except Exception as error:
+            if not wrapped:
+                raise
+            _log.info("compiling with a wrapper in C++ failed (%s): with one in Python", error)
+            compiled = _compiled(_trace(function, example), example, False)
     _log.info("compiled the potential in %.1f s", time.perf_counter() - start)
+    return compiled
+
+
+def _compiled(graph: torch.fx.GraphModule, example: Tensor, wrapped: bool) -> EnergyGradient:
+    import torch._inductor  # the compiler takes a second to import, and most programs never compile
+    from torch._inductor import config as inductor_config
+
+    with torch.no_grad(), inductor_config.patch({"cpp.threads": 1, "cpp_wrapper": wrapped}):
+        # Not `torch.compile`: its run-time hooks take part in every call and are no good in several threads.
+        compiled: EnergyGradient = torch._inductor.compile(graph, [example])
     return compiled
 
 

@@ -202,6 +202,8 @@ class Loop:
         if not (math.isfinite(value) and bool(torch.isfinite(norm))):
             return math.nan, kept
         optimizer.step()
+        # fused Adam changes parameters without counting it: what was made of them before must be known to be old
+        torch.autograd.graph.increment_version(parameters)
         return value, kept
 
     def make_optimizer(self) -> torch.optim.Optimizer:

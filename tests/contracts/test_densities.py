@@ -161,6 +161,15 @@ def test_density_of_a_bijection_is_that_of_its_jacobian(density, dtype, device):
         torch.testing.assert_close(log_prob[k], normal - torch.linalg.slogdet(jacobian).logabsdet)
 
 
+def test_density_without_a_context_can_be_sampled(density):
+    if density.n_context:
+        pytest.skip("given others")
+    noise, nothing = drawn(density, 5, seed=1)
+    value = density.sample(5, torch.Generator().manual_seed(1)).value
+    assert value.device == noise.device
+    torch.testing.assert_close(value, density.decode(noise, nothing).value)
+
+
 def test_density_is_stored_and_filled(density):
     torch.manual_seed(5)
     other = copy.deepcopy(density)

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from openmm_cgflow.flows import FlowSettings, JointFlow, MixtureDensity, SinhArcsinhCoupling, StiffDensity
+from openmm_cgflow.flows import (
+    FlowSettings,
+    JointFlow,
+    MixtureDensity,
+    SinhArcsinhCoupling,
+    StiffDensity,
+    draw_with_score,
+)
 
 
 def shake(module: torch.nn.Module, size: float = 0.3) -> torch.nn.Module:
@@ -63,6 +70,43 @@ def test_joint_flow_has_the_density_of_its_map(sizes):
         logdet = torch.cat([slogdet(lambda z, r=row: stiff(z, r), z[None]) for z, row in rows])
         normal = -0.5 * latent.square().sum(1) - 0.5 * latent.shape[1] * math.log(2 * math.pi)
         torch.testing.assert_close(flow.log_prob_stiff(q), normal - logdet, rtol=1e-7, atol=1e-7)
+
+
+def test_chain_takes_variables_of_other_kinds_as_they_come():
+    """With `learned`: the same values, and gradients for one kind of densities alone, those of the path by hand."""
+    flow = joint()
+    noise = flow.draw_noise(8, torch.Generator().manual_seed(4))
+    q, log_prob, _ = flow.decode(noise, noise[:, :0], StiffDensity)
+    with torch.no_grad():
+        torch.testing.assert_close((q, log_prob), flow.sample_from(noise))
+    slow, bead, rotor, atom = flow.split(q)
+    for soft in (slow, rotor):
+        found = torch.autograd.grad(soft.sum(), [*flow.parameters()], allow_unused=True, retain_graph=True)
+        assert not any(g is not None and g.any() for g in found)
+    ours = torch.autograd.grad(
+        bead.sum() + atom.square().sum() + log_prob.sum(), [*flow.parameters()], allow_unused=True
+    )
+    for density in (flow.bead_flow.slow, flow.atom_flow.rotors):
+        soft = {id(p) for p in density.parameters()}
+        assert all(g is None for p, g in zip(flow.parameters(), ours, strict=True) if id(p) in soft)
+    drawn = draw_with_score(flow, noise)  # by hand, at the same soft variables
+    stiff = [p for density in flow.stiff_densities() for p in density.parameters()]
+    first = torch.autograd.grad(q.square().sum(), stiff, allow_unused=True, retain_graph=True)
+    again = torch.autograd.grad(drawn.q.square().sum(), stiff, allow_unused=True)
+    for a, b in zip(first, again, strict=True):
+        torch.testing.assert_close(torch.zeros(1) if a is None else a, torch.zeros(1) if b is None else b)
+
+
+def test_couplings_are_left_out_only_within_the_block():
+    flow = joint()
+    q = flow.sample(4, torch.Generator().manual_seed(0)).value
+    whole = flow.log_prob(q)
+    with flow.gaussian():
+        assert (flow.log_prob(q) - whole).abs().min() > 1e-6
+        with flow.gaussian():
+            pass
+        assert (flow.log_prob(q) - whole).abs().min() > 1e-6
+    torch.testing.assert_close(flow.log_prob(q), whole)
 
 
 def test_mixture_samples_move_as_their_distribution_function_says():

@@ -110,13 +110,16 @@ def test_an_empty_batch_is_no_error(aldp):
     assert potential.energy(batch(aldp, 0)).shape == (0,)
 
 
-def test_dtype_follows_the_module(aldp):
+def test_precision_is_that_of_the_module_and_the_dtype_that_of_the_positions(aldp):
     potential = TorchPotential.fromSystem(aldp.system)
     exact = TorchPotential.fromSystem(aldp.system, dtype=torch.float64)
     x = batch(aldp, 4, torch.float64)
-    assert potential.energy_and_forces(x)[1].dtype == torch.float32
-    assert potential.energy(x).dtype == torch.float64
-    assert potential.double().energy_and_forces(x)[1].dtype == torch.float64
+    forces = exact.energy_and_forces(x)[1]
+    energy, rough = potential.energy_and_forces(x)
+    assert energy.dtype == rough.dtype == torch.float64
+    assert exact.energy_and_forces(x.float())[1].dtype == torch.float32
+    assert 1e-5 < (rough - forces).abs().max() < 1
+    torch.testing.assert_close(potential.double().energy_and_forces(x)[1], forces, rtol=1e-10, atol=1e-8)
     torch.testing.assert_close(potential.energy(x), exact.energy(x), rtol=1e-5, atol=1e-2)
 
 
