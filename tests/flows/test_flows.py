@@ -83,9 +83,8 @@ def test_chain_takes_variables_of_other_kinds_as_they_come():
     for soft in (slow, rotor):
         found = torch.autograd.grad(soft.sum(), [*flow.parameters()], allow_unused=True, retain_graph=True)
         assert not any(g is not None and g.any() for g in found)
-    ours = torch.autograd.grad(
-        bead.sum() + atom.square().sum() + log_prob.sum(), [*flow.parameters()], allow_unused=True
-    )
+    total = bead.sum() + atom.square().sum() + log_prob.sum()
+    ours = torch.autograd.grad(total, [*flow.parameters()], allow_unused=True, retain_graph=True)
     for density in (flow.bead_flow.slow, flow.atom_flow.rotors):
         soft = {id(p) for p in density.parameters()}
         assert all(g is None for p, g in zip(flow.parameters(), ours, strict=True) if id(p) in soft)

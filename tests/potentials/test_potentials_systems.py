@@ -119,7 +119,8 @@ def test_precision_is_that_of_the_module_and_the_dtype_that_of_the_positions(ald
     assert energy.dtype == rough.dtype == torch.float64
     assert exact.energy_and_forces(x.float())[1].dtype == torch.float32
     assert 1e-5 < (rough - forces).abs().max() < 1
-    torch.testing.assert_close(potential.double().energy_and_forces(x)[1], forces, rtol=1e-10, atol=1e-8)
+    # its parameters were rounded before
+    torch.testing.assert_close(potential.double().energy_and_forces(x)[1], forces, rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(potential.energy(x), exact.energy(x), rtol=1e-5, atol=1e-2)
 
 
