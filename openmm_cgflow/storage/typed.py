@@ -93,7 +93,7 @@ def _list(declared: Any, value: Any, where: str, finite: bool) -> Any:  # noqa: 
 
 def _tuple(declared: Any, value: Any, where: str, finite: bool) -> Any:  # noqa: ANN401
     items = get_args(declared)
-    if type(value) is not list:
+    if type(value) not in (list, tuple):
         raise _wrong(where, value, "a list")
     if items[-1] is Ellipsis:
         items = items[:1] * len(value)

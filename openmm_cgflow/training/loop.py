@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from openmm_cgflow.compute import Parallel
-from openmm_cgflow.storage import fill
+from openmm_cgflow.storage import fill, read_as
 from openmm_cgflow.training.budget import Budget, Spent
 from openmm_cgflow.training.reporter import Metrics, Reporter
 
@@ -240,11 +240,14 @@ class Loop:
         if state["stage"] not in self.stages:
             raise ValueError(f"no stage of a training is named {state['stage']!r}")
         self.stage = state["stage"]
-        self.seconds, self.evaluations = float(state["seconds"]), int(state["evaluations"])
+        self.seconds = read_as(float, state["seconds"], "seconds")
+        self.evaluations = read_as(int, state["evaluations"], "evaluations")
         for name, stage in self.stages.items():
             stage.load_state_dict(state["stages"][name])
         self.optimizer = None
-        self.call = None if state.get("call") is None else (float(state["call"][0]), int(state["call"][1]))
+        self.call = read_as(tuple[float, int] | None, state.get("call"), "call")  # type: ignore[arg-type]
+        if min(self.seconds, self.evaluations, *(self.call or ())) < 0:
+            raise ValueError("negative seconds or evaluations")
         if "module" in state:
             fill(self.module, state["module"])
         fill(self.average, state.get("average", self.module.state_dict()))

@@ -1,7 +1,10 @@
 """How a flow is trained."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Self
+
+import numpy as np
 
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.training.tempering import AdaptiveTempering, GeometricTempering, Tempering
@@ -69,6 +72,20 @@ class TrainSettings:
     joint: bool = False
     tempering_buffer: int = 8192
 
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+                raise InvalidInputError(f"TrainSettings: {name} is {value!r}; give a whole number, {least} or more.")
+        for name, largest in _LARGEST.items():
+            _check_number(name, getattr(self, name), largest)
+        for name, n, largest in (("shares", 2, 1.0), ("learning_rates", 3, math.inf)):
+            values = getattr(self, name)
+            if not isinstance(values, tuple | list) or len(values) != n:
+                raise InvalidInputError(f"TrainSettings: {name} is {values!r}; give {n} numbers.")
+            for value in values:
+                _check_number(name, value, largest)
+
     def as_dict(self) -> dict[str, Any]:
         """What JSON can hold; of a schedule of the user's own only its name."""
         values = vars(self) | {"tempering": None}
@@ -99,7 +116,24 @@ class TrainSettings:
                 values["tempering"] = given.tempering
             else:
                 raise InvalidInputError(f"train: this training has a schedule {kind}: give its settings again.")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except InvalidInputError as error:  # it is not the user who gave them
+            raise ValueError(str(error)) from error
+
+
+_LEAST = dict.fromkeys(("points", "batch", "buffer", "buffer_steps", "kept", "tempering_buffer"), 1)
+_LEAST |= dict.fromkeys(("sweeps", "fit_steps", "soft_buffers"), 0)
+_LARGEST = dict.fromkeys(("blurred", "defended", "average", "clip", "least_ess", "least_path_ess"), 1.0)
+_LARGEST |= dict.fromkeys(("flattening", "start_blur", "blur", "soft_factor", "rotation_factor"), math.inf)
+
+
+def _check_number(name: str, value: Any, largest: float) -> None:  # noqa: ANN401
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= largest:
+        upper = "" if largest == math.inf else f" and at most {largest:g}"
+        raise InvalidInputError(f"TrainSettings: {name} is {value!r}; give a number of at least 0{upper}.")
+    if not math.isfinite(value):
+        raise InvalidInputError(f"TrainSettings: {name} is {value!r}; give a finite number.")
 
 
 _SCHEDULES: dict[str, Any] = {kind.__name__: kind for kind in (AdaptiveTempering, GeometricTempering)}

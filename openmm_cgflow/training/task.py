@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from openmm_cgflow.compute import CHUNK
 from openmm_cgflow.flows import JointFlow, SoftVariables
 from openmm_cgflow.sampling import BoltzmannTarget, Drawn
-from openmm_cgflow.storage import fill
+from openmm_cgflow.storage import fill, read_as
 from openmm_cgflow.training.loop import Loop
 from openmm_cgflow.training.replay import Replay
 from openmm_cgflow.training.settings import TrainSettings
@@ -127,7 +127,7 @@ class Task:
         """Set what `state_dict` gave."""
         self.generator.set_state(state["generator"])
         self.replay.clear()
-        self.replay.dropped = int(state["dropped"])
+        self.replay.dropped = read_as(int, state["dropped"], "dropped")
         self.broad = None
         if state["broad"] is not None:
             self.broad = copy.deepcopy(self.flow.bead_flow.slow)

@@ -31,6 +31,10 @@ class Level:
     number: int = 0
     log_z: float | None = None
 
+    def __post_init__(self) -> None:
+        if not (0 < self.beta <= 1 and self.number >= 0):
+            raise ValueError(f"a level of beta {self.beta}, number {self.number}")
+
 
 class Tempering(Protocol):
     """A rule for the next inverse temperature.

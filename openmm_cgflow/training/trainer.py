@@ -8,7 +8,7 @@ from typing import Any
 from openmm_cgflow.compute import Parallel, seeded
 from openmm_cgflow.flows import JointFlow
 from openmm_cgflow.sampling import BoltzmannTarget
-from openmm_cgflow.storage import fill
+from openmm_cgflow.storage import fill, read_as
 from openmm_cgflow.training.budget import Budget
 from openmm_cgflow.training.loop import Loop
 from openmm_cgflow.training.reporter import Metrics, Reporter
@@ -109,7 +109,7 @@ class Trainer:
         self.task.follow(TrainSettings.from_dict(state["settings"], given))
         if "coordinates" in state:
             fill(self.target.coordinates, state["coordinates"])
-            self.loop.history = [Metrics(**row) for row in state["history"]]
+            self.loop.history = read_as(list[Metrics], state["history"], "history", finite=False)
         self.loop.load_state_dict(state)
         self.task.load_state_dict(state["task"])
         if settings is not None:

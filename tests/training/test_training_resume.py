@@ -1,7 +1,10 @@
 """A training that goes on: from a model file, from a checkpoint, with other settings; and one seed, one result."""
 
+import copy
 import dataclasses
+import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,7 +19,7 @@ import openmm_cgflow as cgf
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.potentials import DoubleWell, TorchPotential, torch_potential
 from openmm_cgflow.storage import read_file, write_file
-from openmm_cgflow.training import AdaptiveTempering, GeometricTempering, Parallel, TrainSettings
+from openmm_cgflow.training import AdaptiveTempering, GeometricTempering, Parallel, Trainer, TrainSettings
 
 SMALL = FlowSettings(components=8, slow_hidden=16, hidden=16, atom_couplings=2, rank=2)
 QUICK = TrainSettings(points=64, sweeps=4, fit_steps=20, buffer=1000, buffer_steps=4, soft_buffers=3, batch=256)
@@ -323,3 +326,47 @@ def test_metadata_of_model_files_holds_the_state_of_the_training(tmp_path):
         header = json.loads(file.metadata()["header"])
     assert header["training"]["stage"] == "refine"
     assert header["training"]["settings"]["points"] == 64
+
+
+# -- what a damaged description may do
+
+DAMAGED = (None, "x", -1, 1e300, math.nan, 2**60, [], {}, True, [1, 2])
+
+
+def paths_in(value, path=()) -> list[tuple]:
+    """Every place in a description, the first few of long lists."""
+    if isinstance(value, dict):
+        inner = [p for name, entry in value.items() for p in paths_in(entry, (*path, name))]
+    elif isinstance(value, list):
+        inner = [p for k, entry in enumerate(value[:2]) for p in paths_in(entry, (*path, k))]
+    else:
+        inner = []
+    return [path, *inner] if path else inner
+
+
+def test_every_damaged_value_of_a_checkpoint_is_refused_or_harmless(tmp_path, monkeypatch):
+    """One by one, others in its place in turn, and left out: a ModelFileError, or a state that is sound."""
+    path = tmp_path / "c"
+    well().train(evaluations=1500, progress=False, settings=QUICK, checkpoint=path)
+    tensors, header = read_file(path, "checkpoint")
+    monkeypatch.setattr(Trainer, "run", lambda *arguments: None)
+    flow, refused, harmless = well(), 0, 0
+    for k, place in enumerate(paths_in(header)):
+        for damage in ("left out", DAMAGED[k % 10], DAMAGED[(k + 4) % 10]):
+            changed = copy.deepcopy(header)
+            parent = functools.reduce(lambda inner, name: inner[name], place[:-1], changed)
+            if damage == "left out":
+                del parent[place[-1]]
+            else:
+                parent[place[-1]] = damage
+            write_file(path, "checkpoint", tensors, changed)
+            try:
+                flow.train(evaluations=1000, progress=False, checkpoint=path)
+            except (cgf.ModelFileError, cgf.MismatchError):
+                refused += 1
+                continue
+            harmless, loop, flow = harmless + 1, flow._trainer.loop, well()
+            assert 0 <= loop.seconds < math.inf, (place, damage)
+            assert loop.evaluations >= 0, (place, damage)
+            assert all(isinstance(row.evaluations, int) for row in loop.history), (place, damage)
+    assert refused > 2 * harmless

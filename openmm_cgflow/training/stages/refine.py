@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openmm_cgflow.storage import read_as
 from openmm_cgflow.training.loop import Loop
 from openmm_cgflow.training.objectives import negative_log_likelihood, negative_log_soft, stiff_divergence
 from openmm_cgflow.training.task import BUFFER, Task
@@ -120,5 +121,4 @@ class Refine:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set where it began."""
-        entered = state["entered"]
-        self.entered = None if entered is None else (float(entered[0]), int(entered[1]))
+        self.entered = read_as(tuple[float, int] | None, state["entered"], "entered")  # type: ignore[arg-type]

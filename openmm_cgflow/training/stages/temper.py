@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.flows import StiffDensity
+from openmm_cgflow.storage import read_as
 from openmm_cgflow.training.loop import Loop
 from openmm_cgflow.training.objectives import negative_log_soft, reverse_kl
 from openmm_cgflow.training.task import Task
@@ -91,4 +92,4 @@ class Temper:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the level."""
-        self.level = None if state["level"] is None else Level(**state["level"])
+        self.level = read_as(Level | None, state["level"], "level")  # type: ignore[arg-type]
