@@ -287,9 +287,29 @@ def energies(entries: Entries) -> str:
     return f"{table(head, rows)}\n\n{origin(entries, 'energies')}"
 
 
+def throughput(entries: Entries) -> str:
+    """Energies a second of the refinement, beside an earlier commit."""
+    titles = {"aldp_obc1": "alanine dipeptide, OBC1", "ALA5": "Ace-Ala5-Nme, OBC2"}
+    rows, earlier = [], ""
+    for figures in of(entries, "throughput"):
+        for name, f in figures.items():
+            earlier, now = f["energies_per_cpu_second"]
+            rows.append(
+                [
+                    titles[name.split("/")[0]],
+                    str(f["threads"]),
+                    *(f"{f['energies_per_second'][code]:,.0f}" for code in (earlier, now)),
+                    f"{f['ratio']:.2f} ({f['ratio_low']:.2f} to {f['ratio_high']:.2f})",
+                    f"{f['ratio_wall']:.2f}",
+                ]
+            )
+    head = ["", "threads", f"energies a second at {earlier}", "now", "ratio by CPU time, median", "by wall time"]
+    return f"{table(head, rows)}\n\n{origin(entries, 'throughput')}"
+
+
 RENDERERS: dict[str, Callable[[Entries], str]] = {
     function.__name__: function
-    for function in (demo, quality, populations, molecules, known, sampler, forces, backmapping, cgback, energies)
+    for function in (demo, quality, populations, molecules, known, sampler, forces, backmapping, cgback, energies, throughput)
 }
 
 
