@@ -25,16 +25,18 @@ if TYPE_CHECKING:
     from openmm_cgflow.openmm_plugin.replica_exchange import FlowReplicaExchangeSampler
     from openmm_cgflow.sampling import Samples
     from openmm_cgflow.slow_scan import SlowScan, scanTorsions
-    from openmm_cgflow.training import TrainSettings
+    from openmm_cgflow.training import AdaptiveTempering, GeometricTempering, TrainSettings
     from openmm_cgflow.vector_flow import VectorFlow
 
 __all__ = [
+    "AdaptiveTempering",
     "CGFlow",
     "CGFlowError",
     "Coverage",
     "FlowMonteCarlo",
     "FlowMove",
     "FlowReplicaExchangeSampler",
+    "GeometricTempering",
     "InvalidInputError",
     "MismatchError",
     "ModelFileError",
@@ -50,11 +52,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AdaptiveTempering": "training",
     "CGFlow": "model",
     "Coverage": "coverage",
     "FlowMonteCarlo": "openmm_plugin.monte_carlo",
     "FlowMove": "openmm_plugin.mcmc_move",
     "FlowReplicaExchangeSampler": "openmm_plugin.replica_exchange",
+    "GeometricTempering": "training",
     "Samples": "sampling",
     "SlowScan": "slow_scan",
     "TrainSettings": "training",

@@ -63,6 +63,12 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         MismatchError: for a Trajectory of another molecule.
 
     Source: Stupp and Koutsourelakis, arXiv 2504.20940, with the changes that the README describes.
+
+    Example:
+        pdb = app.PDBFile("alanine_dipeptide.pdb")
+        system = app.ForceField("amber96.xml", "implicit/obc1.xml").createSystem(pdb.topology)
+        flow = CGFlow(pdb.topology, system, pdb.positions, temperature=300 * unit.kelvin).train(time=240)
+        print(flow.sample(10_000), flow.coverage)
     """
 
     def __init__(
@@ -192,6 +198,9 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
             UnsupportedForceError: if a TorchForce is asked for, and openmmtorch is missing or does not work with the
                 versions of torch and OpenMM here (the message says which do); for `"compiled"` without a compiler.
             InvalidInputError: without slow torsions, with too many for a table, or for another backend.
+
+        Example:
+            system.addForce(flow.createForce(scale=-1))  # dynamics in which the slow torsions feel no barriers
         """
         return create_force(self, backend, scale, parameter)
 
@@ -212,6 +221,12 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         Raises:
             InvalidInputError: with fewer than four beads, or for another backend.
             UnsupportedForceError: if a TorchForce is asked for and cannot be had.
+
+        Example:
+            cg = flow.createCGSystem()
+            integrator = openmm.LangevinMiddleIntegrator(flow.temperature, 1 / unit.picosecond, 2 * unit.femtosecond)
+            simulation = app.Simulation(cg.topology, cg.system, integrator)
+            simulation.context.setPositions(cg.positions)
         """
         return create_cg_system(self, backend)
 
@@ -231,5 +246,10 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         Raises:
             MismatchError: for another number or order of beads.
             InvalidInputError: for a flow with fewer than four beads, NaN, no frames, `n` below one, an unreadable file.
+
+        Example:
+            atoms = flow.backmap("cg.dcd", n=8)
+            atoms.resample().save("atoms.dcd")  # one structure a frame, drawn by its weight
+            print(atoms.outside.sum(), atoms.checks.summary())
         """
         return backmap(self, cg, n, relax, seed)

@@ -119,6 +119,11 @@ def scanTorsions(
 
     Raises:
         InvalidInputError: for what `CGFlow` refuses.
+
+    Example:
+        scan = scanTorsions(pdb.topology, system, pdb.positions)
+        print(scan)  # each torsion with its basins and barriers
+        flow = CGFlow(pdb.topology, system, pdb.positions, slow=scan.slow)
     """
     kelvin = in_kelvin(temperature)
     admitted = admit(topology, system, positions, kelvin, bonds)

@@ -41,6 +41,12 @@ class VectorFlow(Trainable[LinearCoordinates]):
         InvalidInputError: for an impossible choice of slow variables, or a width that is not positive.
 
     Source: Stupp and Koutsourelakis, arXiv 2504.20940.
+
+    Example:
+        >>> from openmm_cgflow.potentials import DoubleWell
+        >>> flow = VectorFlow(DoubleWell(), slow=1, width=2.0)
+        >>> flow.sample(100, seed=0).positions.shape
+        (100, 2)
     """
 
     def __init__(

@@ -309,7 +309,19 @@ def throughput(entries: Entries) -> str:
 
 RENDERERS: dict[str, Callable[[Entries], str]] = {
     function.__name__: function
-    for function in (demo, quality, populations, molecules, known, sampler, forces, backmapping, cgback, energies, throughput)
+    for function in (
+        demo,
+        quality,
+        populations,
+        molecules,
+        known,
+        sampler,
+        forces,
+        backmapping,
+        cgback,
+        energies,
+        throughput,
+    )
 }
 
 

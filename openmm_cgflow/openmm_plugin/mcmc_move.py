@@ -38,6 +38,10 @@ class FlowMove(MCMCMove):
     Attributes:
         n_proposed: proposals so far.
         n_accepted: accepted ones.
+
+    Example:
+        move = SequenceMove([LangevinDynamicsMove(n_steps=500), FlowMove("aldp.cgflow")])
+        MCMCSampler(thermodynamic_state, sampler_state, move=move).run(1000)
     """
 
     def __init__(

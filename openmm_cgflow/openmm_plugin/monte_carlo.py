@@ -71,11 +71,6 @@ def attempt(
 class FlowMonteCarlo:
     """Molecular dynamics with global moves: every so many steps, a structure of the flow is proposed.
 
-    Used like `openmm.app.Metadynamics`:
-
-        monte_carlo = cgf.FlowMonteCarlo(simulation, flow, frequency=500)
-        monte_carlo.step(simulation, 1_000_000)
-
     A proposal replaces all positions (its centroid stays) and is accepted with the exact probability, by the energy
     that the Simulation's own Context gives, so that the distribution that its dynamics samples is kept, whatever the
     quality of the flow: that of the force groups which the integrator integrates and, with constraints, with the factor
@@ -97,6 +92,11 @@ class FlowMonteCarlo:
     Raises:
         MismatchError: for a Simulation of another molecule, with other constraints or at another temperature.
         InvalidInputError: if `frequency` is not a positive integer, or the log cannot be written.
+
+    Example:
+        monte_carlo = cgf.FlowMonteCarlo(simulation, flow, frequency=500)  # as openmm.app.Metadynamics is used
+        monte_carlo.step(simulation, 1_000_000)
+        print(monte_carlo.acceptance)
     """
 
     def __init__(

@@ -43,6 +43,13 @@ class Samples:
         log_labellings: log of the number of labellings of equivalent atoms of which `logZ` counts one, and the samples
             show one: log 3 for each symmetric rotor such as CH3.
         system: the OpenMM System whose energies these are; None for vectors.
+
+    Example:
+        samples = flow.sample(10_000)
+        print(samples.ess, samples.logZ, samples.khat)
+        end_to_end = np.linalg.norm(samples.positions[:, 0] - samples.positions[:, -1], axis=1)
+        mean, error = samples.reweight(end_to_end)
+        samples.trajectory.save("samples.dcd")
     """
 
     positions: np.ndarray

@@ -45,6 +45,13 @@ class TrainSettings:
         joint: temper by the reverse KL of all variables, as the paper does; without, that of the stiff ones, while the
             soft densities learn by weights, which keeps the modes.
         tempering_buffer: own samples that are weighed together while tempering.
+
+    Raises:
+        InvalidInputError: for a number that cannot be, by its name.
+
+    Example:
+        >>> TrainSettings(batch=512).batch
+        512
     """
 
     shares: tuple[float, float] = (0.35, 0.6)
