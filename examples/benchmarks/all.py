@@ -66,7 +66,8 @@ def jobs(cgback: Path | None = None) -> dict[str, Job]:
         options = ("--seed", str(seed))
         quick = (*options, "--evaluations", "50000")
         found[f"demo/{seed}"] = Job("benchmarks/demo.py", options, quick)
-        found[f"demo-1e6/{seed}"] = Job("benchmarks/demo.py", (*options, "--evaluations", "1000000"), quick)
+        for name, evaluations in (("demo-1e6", "1000000"), ("demo-3e6", "3000000")):
+            found[f"{name}/{seed}"] = Job("benchmarks/demo.py", (*options, "--evaluations", evaluations), quick)
     for name in (*AMINO_ACIDS, *LIGANDS):
         for seed in SEEDS:
             options = (name, "--seeds", str(seed), "--evaluations")

@@ -83,6 +83,7 @@ def origin(entries: Entries, *groups: str) -> str:
 def demo(entries: Entries) -> str:
     """`openmm-cgflow demo` beside published methods."""
     commands = {"demo-120": "demo --time 120", "demo-1e6": "demo --evaluations 1000000", "demo": "demo"}
+    commands |= {"demo-3e6": "demo --evaluations 3000000"}
     rows = []
     for group, command in commands.items():
         seeds = of(entries, group)
