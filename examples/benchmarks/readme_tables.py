@@ -95,7 +95,7 @@ def demo(entries: Entries) -> str:
                     spread([100 * f["ess"] for f in seeds], ".1f", " %"),
                     spread([100 * f["ess_clipped"] for f in seeds if f["ess_clipped"]] or [float("nan")], ".1f", " %"),
                     spread([f["khat"] for f in seeds if f["khat"]] or [float("nan")], ".2f"),
-                    duration(median(f["seconds"] for f in seeds)),
+                    duration(median(seconds) if (seconds := [f["seconds"] for f in seeds if f["seconds"]]) else None),
                 ]
             )
     rows += [[name, energies, f"{ess} %", "", "", "cited"] for name, (energies, ess) in CITED.items()]
