@@ -2,7 +2,6 @@
 
 import copy
 import math
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -10,11 +9,10 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from openmm_cgflow.compute import seeded
-from openmm_cgflow.flows import JointFlow
 from openmm_cgflow.openmm_plugin.compiled_forces import fold_constants
 from openmm_cgflow.openmm_plugin.numpy_graph import replayed_by_numpy
 from openmm_cgflow.sampling import Drawn
-from openmm_cgflow.trained import TrainedFlow, versions
+from openmm_cgflow.trained import Made, TrainedFlow, made_once
 
 __all__ = ["StructureDensity"]
 
@@ -32,7 +30,6 @@ class StructureDensity:
         # one structure at a time, which takes longer to bring to a GPU than to compute
         self.coordinates = copy.deepcopy(flow.coordinates).cpu()
         self.flow = copy.deepcopy(flow.flow).cpu().requires_grad_(False)
-        self._versions = versions(flow.flow)
         with torch.no_grad():
             recorded = make_fx(lambda x: self._log_prob(x))(torch.as_tensor(flow.positions._value)[None])
         fold_constants(recorded)
@@ -41,10 +38,7 @@ class StructureDensity:
     @classmethod
     def of(cls, flow: TrainedFlow) -> "StructureDensity":
         """That of a flow, made once for all who ask; made again after the flow has changed."""
-        found = _KNOWN.get(flow.flow)
-        if found is None or found._versions != versions(flow.flow):
-            found = _KNOWN[flow.flow] = cls(flow)
-        return found
+        return made_once(_KNOWN, flow, cls)
 
     def _log_prob(self, x: Tensor) -> Tensor:
         q, logdet = self.coordinates.to_internal(x)
@@ -73,4 +67,4 @@ class StructureDensity:
         return x.numpy(), log_density.nan_to_num(math.inf, math.inf, math.inf).numpy()
 
 
-_KNOWN: WeakKeyDictionary[JointFlow, StructureDensity] = WeakKeyDictionary()
+_KNOWN: Made[StructureDensity] = Made()

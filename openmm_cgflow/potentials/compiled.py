@@ -49,7 +49,7 @@ def compile_energy_gradient(function: EnergyGradient, example: Tensor) -> Energy
         wrapped = example.device.type == "cpu"
         try:
             compiled = _compiled(graph, example, wrapped)
-        except Exception as error:
+        except Exception as error:  # compilers raise whatever they meet
             if not wrapped:
                 raise
             _log.info("compiling with a wrapper in C++ failed (%s): with one in Python", error)

@@ -6,7 +6,8 @@ Carlo, backmapping, audit, reports) takes one of these. How it is trained is no 
 """
 
 from openmm_cgflow.trained.base import Trained
-from openmm_cgflow.trained.known_region import KnownRegion, versions
+from openmm_cgflow.trained.known_region import KnownRegion
+from openmm_cgflow.trained.made_once import Made, made_once
 from openmm_cgflow.trained.molecule import TrainedFlow
 
-__all__ = ["KnownRegion", "Trained", "TrainedFlow", "versions"]
+__all__ = ["KnownRegion", "Made", "Trained", "TrainedFlow", "made_once"]

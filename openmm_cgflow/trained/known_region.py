@@ -2,15 +2,15 @@
 
 import copy
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from openmm_cgflow.compute import BATCH, seeded
-from openmm_cgflow.flows import BeadFlow, JointFlow
+from openmm_cgflow.flows import BeadFlow
+from openmm_cgflow.trained.made_once import Made, made_once
 from openmm_cgflow.trained.molecule import TrainedFlow
 
-__all__ = ["Extent", "KnownRegion", "versions"]
+__all__ = ["Extent", "KnownRegion"]
 
 
 class Extent(NamedTuple):
@@ -36,7 +36,6 @@ class KnownRegion:
     """
 
     def __init__(self, flow: TrainedFlow) -> None:
-        self._versions = versions(flow.flow.bead_flow)
         self.bead_flow: BeadFlow = copy.deepcopy(flow.flow.bead_flow).cpu().double().requires_grad_(False)
         known = self.bead_flow.sample(BATCH, seeded(0))
         _, stiff = self.bead_flow.split(known.value)
@@ -47,15 +46,7 @@ class KnownRegion:
     @classmethod
     def of(cls, flow: TrainedFlow) -> "KnownRegion":
         """That of a flow, made once for all who ask; made again after the flow has changed."""
-        found = _KNOWN.get(flow.flow)
-        if found is None or found._versions != versions(flow.flow.bead_flow):
-            found = _KNOWN[flow.flow] = cls(flow)
-        return found
+        return made_once(_KNOWN, flow, cls)
 
 
-_KNOWN: WeakKeyDictionary[JointFlow, KnownRegion] = WeakKeyDictionary()
-
-
-def versions(module: nn.Module) -> tuple[int, ...]:
-    """Counts of the changes of each tensor so far."""
-    return tuple(t._version for t in (*module.parameters(), *module.buffers()))
+_KNOWN: Made[KnownRegion] = Made()
