@@ -134,7 +134,7 @@ class Trainable(Trained[Coordinates]):
             fresh = not trainer.history
             with (
                 Interruptible() as interrupted,
-                self.compute.parallel() as parallel,
+                self.compute.parallel(self.target.potential.recordable) as parallel,
                 Reporter(progress, metrics, fresh) as reporter,
             ):
                 budget = Budget(seconds, limit, call[0], call[1], interrupted)

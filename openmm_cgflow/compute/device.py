@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openmm_cgflow.compute.graphs import Graphs
 from openmm_cgflow.compute.parallel import Parallel
 from openmm_cgflow.errors import InvalidInputError
 
@@ -48,9 +49,13 @@ class Compute:
                 "is a GPU and a torch built for it"
             ) from error
 
-    def parallel(self) -> Parallel:
-        """Threads on a CPU, one stream on a GPU."""
-        return Parallel(device=self.device)
+    def parallel(self, recorded: bool = False) -> Parallel:
+        """Threads on a CPU, one stream on a GPU.
+
+        Arguments:
+            recorded: whether a GPU may record what is done again and again.
+        """
+        return Parallel(device=self.device, graphs=Graphs() if recorded and self.device.type == "cuda" else None)
 
     def tensor(self, values: np.ndarray) -> Tensor:
         """An array as a tensor here."""

@@ -2,15 +2,18 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import reduce
+from functools import partial, reduce
 from types import TracebackType
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+from openmm_cgflow.compute.graphs import Graphs
 
 __all__ = ["BATCH", "CHUNK", "Parallel", "available_cores"]
 
@@ -43,13 +46,20 @@ class Parallel:
     Arguments:
         workers: number of threads; by default the available cores, at most 8, and one for a GPU.
         device: where the work is done.
+        graphs: what a GPU records; None where nothing can be recorded.
+
+    Attributes:
+        rows: of a part, where they do not matter.
     """
 
-    def __init__(self, workers: int | None = None, device: torch.device | None = None) -> None:
+    def __init__(
+        self, workers: int | None = None, device: torch.device | None = None, graphs: Graphs | None = None
+    ) -> None:
         self.device = device or torch.device("cpu")
         on_cpu = self.device.type == "cpu"
         self.workers = workers or (min(8, available_cores()) if on_cpu else 1)
-        self._rows = CHUNK if on_cpu else BATCH  # of a part, where they do not matter
+        self.rows = CHUNK if on_cpu else BATCH  # a GPU takes as long for a few as for some thousand
+        self._graphs = graphs
         self._most = BATCH
         self._pool = ThreadPoolExecutor(self.workers)
 
@@ -79,7 +89,7 @@ class Parallel:
             with torch.no_grad():  # each thread has its own gradient mode
                 return function(*piece)
 
-        results = self._each(part, batches, chunk or self._rows)
+        results = self._each(self._recorded(function, part), batches, chunk or self.rows)
         return tuple(torch.cat(column) for column in zip(*results, strict=True))
 
     def gradients(
@@ -97,18 +107,28 @@ class Parallel:
         """
         rows = batches[0].shape[0]
 
-        def part(*piece: Tensor) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
+        def part(*piece: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
             result = loss(*piece)
             value, *kept = (result,) if isinstance(result, Tensor) else result
             share = value * (piece[0].shape[0] / rows)
             gradients = torch.autograd.grad(share, parameters, allow_unused=True)
-            filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
-            return share.detach(), tuple(filled), kept
+            filled = (torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True))
+            return share.detach(), parameters_to_vector(filled), kept
 
-        parts = self._each(part, batches, CHUNK)
-        total = [reduce(torch.add, column).contiguous() for column in zip(*[g for _, g, _ in parts], strict=True)]
+        parts = self._each(self._recorded((loss, rows), part), batches, self.rows)
+        total = reduce(torch.add, [gradient for _, gradient, _ in parts]).split([p.numel() for p in parameters])
         kept = [torch.cat(column) for column in zip(*[k for _, _, k in parts], strict=True)]
-        return float(sum(share for share, _, _ in parts)), total, kept
+        value = float(sum(share for share, _, _ in parts))
+        return value, [g.view_as(p) for g, p in zip(total, parameters, strict=True)], kept
+
+    def _recorded(self, key: Hashable, part: Callable[..., Result]) -> Callable[..., Result]:
+        """`part` by a CUDA graph, where there are some: the same for all parts that have the same key."""
+        return part if self._graphs is None else partial(self._graphs, key, part)
+
+    def forget(self) -> None:
+        """How something is computed has changed: nothing that was recorded is used any more."""
+        if self._graphs is not None:
+            self._graphs.forget()
 
     def _each(self, function: Callable[..., Result], batches: Sequence[Tensor], chunk: int) -> list[Result]:
         """`function` of each chunk, in their order: on the CPU in a thread of the pool even where there is but one."""
@@ -128,4 +148,5 @@ class Parallel:
                 self._most = largest // 2
                 where, now = self.device, self._most
                 _log.warning("the memory of %s is too small for %d rows at once: going on with %d", where, largest, now)
+                self.forget()
                 torch.cuda.empty_cache()

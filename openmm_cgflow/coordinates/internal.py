@@ -56,6 +56,7 @@ class InternalCoordinates(torch.nn.Module):
     _middle: Tensor
     _constants: Tensor
     _slots: Tensor
+    _planar: Tensor
     _primary_slots: Tensor
     _mean_slots: Tensor
     _order: Tensor
@@ -106,6 +107,8 @@ class InternalCoordinates(torch.nn.Module):
         self._keep("_siblings", [row - 3 for row in layout.siblings])
         self._keep("_is_sibling", [[float(row != k + 3)] for k, row in enumerate(layout.siblings)], torch.float64)
         linear = set(layout.linear)
+        planar = [[slots[row - 3] for row in layout.linear] for slots in (layout.angle_slots[1:], layout.torsion_slots)]
+        self._keep("_planar", planar[0] + planar[1])
         self._keep("_is_linear", [[k + 3 in linear] for k in range(n - 3)], torch.bool)
         self._keep("_sources", self._find_sources())
         self._relabelling = Relabelling(layout) if layout.triples else None
@@ -282,13 +285,9 @@ class InternalCoordinates(torch.nn.Module):
         """
         inside = ((q > self.low.to(q.dtype)) & (q < self.high.to(q.dtype))).all(-1)
         if self.layout.linear:
-            a, b = (q[:, self._planar(part)] for part in (0, 1))
+            a, b = q.index_select(1, self._planar).chunk(2, 1)
             inside = inside & ((a * a + b * b) < math.pi**2).all(-1)
         return inside
-
-    def _planar(self, part: int) -> list[int]:
-        slots = (self.layout.angle_slots[1:], self.layout.torsion_slots)[part]
-        return [slots[row - 3] for row in self.layout.linear]
 
     # ---- q -> x
 

@@ -5,6 +5,7 @@ import threading
 import torch
 from torch import Tensor
 
+from openmm_cgflow.compute import on_host
 from openmm_cgflow.errors import InvalidInputError
 
 __all__ = ["EnergyWithGradient", "Potential", "check_positions"]
@@ -50,9 +51,12 @@ class Potential(torch.nn.Module):
         n_atoms: The number of atoms (for toy targets, the dimension).
         piece: How many configurations to ask for at once, where they are evaluated one by one and limits of time are to
             be kept; None where a batch is as quick as a part of it.
+        recordable: Whether a CUDA graph may hold the energies: made by torch alone, on the device of the positions,
+            without waiting for it.
     """
 
     piece: int | None = None
+    recordable: bool = False
     n_atoms: int
 
     def __init__(self, n_atoms: int) -> None:
@@ -72,11 +76,19 @@ class Potential(torch.nn.Module):
 
     def count(self, evaluations: int) -> None:
         """Note that energies were computed; threads may share a potential."""
+        on_host(self._add, evaluations)
+
+    def _add(self, evaluations: int) -> None:
         with _COUNTING:
             self._computed += evaluations
 
-    def settle(self) -> None:
-        """To be called between batches, by one thread: how energies are computed may change here, and only here."""
+    def settle(self) -> bool:
+        """To be called between batches, by one thread: how energies are computed may change here, and only here.
+
+        Returns:
+            Whether it has.
+        """
+        return False
 
     def energy(self, x: Tensor) -> Tensor:
         """Energies of `x` (batch, atoms, 3) in nm: (batch,) in kJ/mol, differentiable once in `x`."""

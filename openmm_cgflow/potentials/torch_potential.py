@@ -24,6 +24,7 @@ _COMPILING = threading.Lock()  # one compilation at a time; other threads go on 
 _EAGER_ENTRIES, _COMPILED_ENTRIES, _GPU_ENTRIES = 500_000, 130_000, 8_000_000  # rows x columns of a chunk
 _WIDTH = 32  # chunks hold a multiple of it: then no bit of an energy depends on what else is in the batch
 _AUTO_WORK = 4e9  # rows computed until "auto" compiles, which takes some 20 s
+_GPU_PATIENCE = 5  # times as much on a GPU, where little is gained
 _GB_WORK = 32  # what a row of an implicit solvent's System gains by it, in those of one without
 
 
@@ -41,6 +42,8 @@ class TorchPotential(Potential):
         dtype: The precision of the computation; energies are summed up and returned in float64.
         forces: Names of the forces in it.
     """
+
+    recordable = True
 
     def __init__(self, system: openmm.System, terms: list[tuple[int, Term]], table: DifferenceTable, dtype: torch.dtype,
                  compile: bool | Literal["auto"] = "auto") -> None:  # fmt: skip
@@ -211,17 +214,20 @@ class TorchPotential(Potential):
 
     # When to compile.
 
-    def settle(self) -> None:
+    def settle(self) -> bool:
         """Compile, if that is worth it by now and the result can be compared with OpenMM.
 
         It depends on the number of evaluations alone, and not on when a thread comes to it: energies of compiled code
         differ in their last bits.
         """
+        before = self._compiled
         if self._compile == "auto" and self._judge is not None and self._worth_compiling():
             self._make_compiled(torch.from_numpy(self._judge.x).to(self._index.plus.device))
+        return self._compiled is not before
 
     def _worth_compiling(self) -> bool:
-        return self._computed * self._work >= _AUTO_WORK
+        patience = 1 if self._index.plus.device.type == "cpu" else _GPU_PATIENCE
+        return self._computed * self._work >= _AUTO_WORK * patience
 
     def _compiled_function(self, x: Tensor) -> EnergyGradient | None:
         """The compiled function; None where it is not (yet) to be used.

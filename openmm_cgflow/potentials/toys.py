@@ -22,6 +22,7 @@ class _VectorPotential(Potential):
     """
 
     log_z: float
+    recordable = True
 
     def __init__(self, dim: int, log_z: float) -> None:
         super().__init__(dim)

@@ -89,9 +89,9 @@ class BoltzmannTarget(nn.Module):
         """Reduced energies `(batch,)` of positions: the one place from which training gets energies."""
         return self.potential.energy(x) / self.kT
 
-    def settle(self) -> None:
+    def settle(self) -> bool:
         """To be called between batches: how energies are computed changes here, if at all, and not within a batch."""
-        self.potential.settle()
+        return self.potential.settle()
 
     def weigh(self, q: Tensor, log_q: Tensor, moved: Callable[[Tensor], Tensor] = lambda x: x) -> Drawn:
         """Places rows of q `(batch, dof)` that were drawn with log-density `log_q (batch,)`, with their energies.

@@ -1,7 +1,6 @@
 """What importance weights say about themselves."""
 
 import math
-from bisect import bisect_left
 
 import torch
 from torch import Tensor
@@ -16,6 +15,8 @@ __all__ = [
     "trust",
     "trustworthy",
 ]
+
+_SOFTEST = 66  # powers of 0.9: a thousandth
 
 
 def log_mean_exp(log_weights: Tensor) -> tuple[float, float]:
@@ -39,10 +40,13 @@ def effective_sample_size(log_weights: Tensor) -> float:
         >>> round(effective_sample_size(torch.log(torch.tensor([1.0, 1.0, 1.0, 0.0]))), 6)
         0.75
     """
+    return _effective(log_weights).item()
+
+
+def _effective(log_weights: Tensor) -> Tensor:
     log_weights = log_weights.double()
     top = 2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0)
-    value = (torch.exp(top) / log_weights.numel()).item()
-    return value if math.isfinite(value) else 0.0
+    return (torch.exp(top) / log_weights.numel()).nan_to_num(0.0, 0.0)
 
 
 def clip_log_weights(log_weights: Tensor, fraction: float = 1e-4) -> Tensor:
@@ -57,8 +61,8 @@ def clip_log_weights(log_weights: Tensor, fraction: float = 1e-4) -> Tensor:
     return torch.minimum(log_weights, ceiling)
 
 
-def soften_log_weights(log_weights: Tensor, least: float, clipped: float) -> tuple[Tensor, float]:
-    """Log-weights times the largest power, at most 1, that leaves a share of them effective.
+def soften_log_weights(log_weights: Tensor, least: float, clipped: float) -> tuple[Tensor, Tensor]:
+    """Log-weights times the largest power of 0.9, at most 1, that leaves a share of them effective.
 
     Arguments:
         log_weights: `(n,)`.
@@ -66,15 +70,15 @@ def soften_log_weights(log_weights: Tensor, least: float, clipped: float) -> tup
         clipped: share of the largest weights that is levelled first.
 
     Returns:
-        the log-weights `(n,)` and the power.
+        the log-weights `(n,)` and the power `()`.
     """
     levelled = clip_log_weights(log_weights, clipped)
-
-    def enough(times: int) -> bool:
-        return not effective_sample_size(0.9**times * levelled) < least
-
     # the more they are softened, the more of them are effective: the first power that is enough is found by halving
-    power = 1.0 if enough(0) else 0.9 ** bisect_left(range(66), True, lo=1, key=enough)
+    times, step = levelled.new_zeros(()), 2 ** (_SOFTEST - 1).bit_length()
+    while step := step // 2:
+        less = times + step - 1
+        times = torch.where(_effective(0.9**less * levelled) < least, less + 1, times)
+    power = 0.9 ** times.clamp(max=_SOFTEST)
     return power * levelled, power
 
 

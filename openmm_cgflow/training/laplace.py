@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openmm_cgflow.compute import CHUNK, Parallel
+from openmm_cgflow.compute import Parallel
 from openmm_cgflow.sampling import BoltzmannTarget
 
 __all__ = ["LaplaceMixture", "curvature_factor", "laplace", "minimise"]
@@ -137,7 +137,8 @@ def minimise(
     action, gradient = parallel.map(target.action_and_gradient, q)
     radius = q.new_full((len(q),), 3.0)
     for _ in range(iterations):
-        target.settle()
+        if target.settle():
+            parallel.forget()
         downhill = -gradient[:, stiff] @ factor  # in whitened units
         length = downhill.norm(dim=1)
         move = downhill * torch.clamp(radius / length.clamp(min=1e-12), max=1.0).unsqueeze(1)
@@ -168,7 +169,7 @@ def _factors(target: BoltzmannTarget, minima: Tensor, stiff: Tensor, factor: Ten
         white = (gradient[:, 0] - gradient[:, 1]) @ factor / (2 * _STEP)
         return (0.5 * (white + white.transpose(1, 2)),)
 
-    hessian = parallel.map(curvature, minima, chunk=max(1, CHUNK // (2 * n)))[0]
+    hessian = parallel.map(curvature, minima, chunk=max(1, parallel.rows // (2 * n)))[0]
     values, vectors = torch.linalg.eigh(hessian.double())
     inverse = vectors @ torch.diag_embed(1 / values.clamp(1 / 30, 30.0)) @ vectors.transpose(1, 2)
     covariance = factor.double() @ inverse @ factor.double().T

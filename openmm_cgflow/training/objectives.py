@@ -29,9 +29,8 @@ def clip_action(action: Tensor, ceiling: Tensor) -> Tensor:
 def _bounded(divergence: Tensor) -> Tensor:
     """`log q + action` of each row, bounded above the median plus 30 kT."""
     finite = torch.isfinite(divergence)
-    values = torch.where(finite, divergence, 0.0)
     with torch.no_grad():
-        typical = torch.median(values[finite]) if bool(finite.any()) else values.new_zeros(())
+        typical = torch.nanmedian(torch.where(finite, divergence, torch.nan)).nan_to_num(0.0)
     return clip_action(torch.where(finite, divergence, torch.inf), typical + 30.0)
 
 

@@ -54,7 +54,7 @@ class Replay:
         # on the CPU, where rows are chosen by them
         self.buffers = [*self.buffers, (q, weights.cpu())][-self.settings.kept :]
         own = log_weights if own is None else own[~own.isnan()]
-        return {"ess": effective_sample_size(own), "logZ": log_mean_exp(own)[0], "beta": power}
+        return {"ess": effective_sample_size(own), "logZ": log_mean_exp(own)[0], "beta": power.item()}
 
     def pool(self) -> tuple[Tensor, Tensor]:
         """All kept samples `(n, dof)` and their weights `(n,)`."""

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from openmm_cgflow.compute import on_host
 from openmm_cgflow.sampling import BoltzmannTarget
 from openmm_cgflow.training.budget import Budget
 
@@ -38,12 +39,13 @@ class BudgetedTarget(BoltzmannTarget):
         return torch.cat([self._paid(piece) for piece in pieces])
 
     def _paid(self, x: Tensor) -> Tensor:
-        self._budget.spend(len(x))
+        on_host(self._budget.spend, len(x))
         return super().reduced(x)
 
-    def settle(self) -> None:
+    def settle(self) -> bool:
         """As without a budget, if there is time."""
         seconds = self._budget.seconds
         if seconds is None or seconds - self._budget.elapsed > _SETTLING:
             with self._at_once():
-                super().settle()
+                return super().settle()
+        return False

@@ -97,7 +97,7 @@ class Task:
 
     def draw(self, loop: Loop, noise: Tensor, chunk: int | None = None) -> Drawn:
         """Own samples made of noise, with their energies."""
-        self.target.settle()
+        self.settle(loop)
         with loop.timed():
             return Drawn(
                 *loop.parallel.map(lambda part: self.target.weigh(*self.flow.sample_from(part)), noise, chunk=chunk)
@@ -107,11 +107,16 @@ class Task:
         self, loop: Loop, rate: float, loss: Callable[..., Tensor | tuple[Tensor, ...]], *rows: Tensor
     ) -> tuple[float, list[Tensor]]:
         """A step of the loop; the rows of one that had to be left out are counted."""
-        self.target.settle()
+        self.settle(loop)
         value, kept = loop.step(rate, loss, *rows)
         if math.isnan(value):
             self.replay.dropped += len(rows[0])
         return value, kept
+
+    def settle(self, loop: Loop) -> None:
+        """Let the potential change how it computes energies, which it does here and nowhere else."""
+        if self.target.settle():
+            loop.parallel.forget()
 
     def rate(self, stage: int, progress: float) -> float:
         """Half a cosine from the stage's learning rate to a hundredth of it."""

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import openmm_cgflow as cgf
 from openmm_cgflow.cli import app
-from openmm_cgflow.compute import Compute, Parallel, choose, seeded
+from openmm_cgflow.compute import Compute, Graphs, Parallel, choose, seeded
 from openmm_cgflow.openmm_plugin.bead_free_energy import BeadFreeEnergy
 from openmm_cgflow.openmm_plugin.structure_density import StructureDensity
 from openmm_cgflow.potentials import DoubleWell
@@ -116,6 +116,43 @@ def test_device_every_stage_of_training_takes_a_step(device, slow, settings, sta
 
     here, there = trained(device).flow.state_dict(), trained("cpu").flow.state_dict()
     assert all(close(here[name].cpu().numpy(), there[name].numpy(), 0.05) for name in there)
+
+
+@pytest.fixture
+def gpu(request) -> str:
+    """A GPU in earnest."""
+    if request.config.getoption("--device") != "cuda" or not torch.cuda.is_available():
+        pytest.skip("CUDA graphs need a GPU")
+    return "cuda:0"
+
+
+def test_device_training_by_cuda_graphs_is_that_without(gpu):
+    def trained(graphs: Graphs | None) -> dict[str, torch.Tensor]:
+        flow = cgf.CGFlow.load(MODEL, device=gpu)
+        trainer = Trainer(flow.flow, flow.target, TrainSettings(**QUICK), 0)
+        trainer.trained()
+        with Parallel(device=torch.device(gpu), graphs=graphs) as parallel, Reporter(False) as reporter:
+            trainer.run(Budget(evaluations=1000), parallel, reporter, lambda force=False: None)
+        assert 900 < trainer.loop.evaluations <= 1000
+        return flow.flow.state_dict()
+
+    graphs = Graphs()
+    plain, recorded = trained(None), trained(graphs)
+    assert any(not isinstance(known, int) for known in graphs._known.values())
+    assert all(close(plain[name].cpu().numpy(), recorded[name].cpu().numpy(), 2e-3) for name in plain)
+
+
+def test_device_what_waits_for_the_gpu_is_not_recorded(gpu, caplog):
+    def positive(x: torch.Tensor) -> torch.Tensor:
+        return x if bool((x > 0).all()) else -x
+
+    graphs = Graphs()
+    with caplog.at_level(logging.INFO, "openmm_cgflow"):
+        for k in range(-3, 3):
+            x = torch.full((4,), k + 0.5, device=gpu)
+            assert graphs("positive", positive, x).tolist() == [abs(k + 0.5)] * 4
+    assert "going on without" in caplog.text
+    assert graphs("double", lambda x: 2 * x, torch.ones(3, device=gpu)).sum().item() == 6
 
 
 def test_device_molecule_is_refined_and_saved(flow, device, tmp_path):

@@ -35,8 +35,8 @@ class Quadratic(nn.Module):
         self.coordinates = self
         self.evaluations = 0
 
-    def settle(self) -> None:
-        pass
+    def settle(self) -> bool:
+        return False
 
     def action(self, q: Tensor, beta: float = 1.0) -> Tensor:
         deviation = q[:, 1:] - torch.sin(q[:, :1]) * self.direction

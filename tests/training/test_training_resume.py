@@ -220,7 +220,8 @@ def _with(value, *path):
 
 
 def _half_a_tensor(tensors, header):
-    name = next(name for name in tensors if name.startswith("module/") and tensors[name].dim() == 2)
+    # sorted: safetensors gives them in any order; some are empty, of which a half is the whole
+    name = next(n for n in sorted(tensors) if n.startswith("module/") and tensors[n].dim() == 2 and len(tensors[n]) > 1)
     tensors[name] = tensors[name][: len(tensors[name]) // 2].clone()
 
 

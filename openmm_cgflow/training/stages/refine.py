@@ -77,22 +77,28 @@ class Refine:
     def _step(self, loop: Loop, rate: float, n: int, rows: Tensor) -> tuple[float, list[Tensor]]:
         """A step with `n` fresh samples; what is kept of these goes into the next buffer."""
         task, frames = self.task, self.task.frames
-
-        def loss(noise: Tensor, rows: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
-            given, log_ratio, own = self.defended(noise)
-            # with weights as if all were the flow's own: nearly those of the stiff variables at given slow ones
-            divergence, q, log_weights = stiff_divergence(
-                task.flow, task.target, noise, given, task.settings.least_path_ess
-            )
-            drawn = (q, log_weights - log_ratio, torch.where(own, log_weights, torch.nan))
-            total = divergence + negative_log_soft(task.flow, rows)
-            if frames is not None:
-                total = total + _FRAMES * negative_log_likelihood(task.flow, frames[chosen], frames[chosen])
-            return total, *drawn
-
         noise = task.flow.draw_noise(n, task.generator)
         chosen = torch.randint(1 if frames is None else len(frames), (n,), generator=task.generator)
-        return task.step(loop, rate, loss, noise, rows, chosen)
+        return task.step(loop, rate, self.loss, noise, rows, chosen)
+
+    def loss(self, noise: Tensor, rows: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
+        """What is minimised, `()`; then fresh samples and their log-weights, of all and of the flow's own.
+
+        Arguments:
+            noise: of the fresh samples.
+            rows: kept ones, `(n, dof)`.
+            chosen: indices `(n,)` of the simulation's frames, if there are any.
+        """
+        task, frames = self.task, self.task.frames
+        given, log_ratio, own = self.defended(noise)
+        # with weights as if all were the flow's own: nearly those of the stiff variables at given slow ones
+        divergence, q, log_weights = stiff_divergence(
+            task.flow, task.target, noise, given, task.settings.least_path_ess
+        )
+        total = divergence + negative_log_soft(task.flow, rows)
+        if frames is not None:
+            total = total + _FRAMES * negative_log_likelihood(task.flow, frames[chosen], frames[chosen])
+        return total, q, log_weights - log_ratio, torch.where(own, log_weights, torch.nan)
 
     @torch.no_grad()
     def defended(self, noise: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:

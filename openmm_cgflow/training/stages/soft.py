@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from openmm_cgflow.training.loop import Loop
 from openmm_cgflow.training.objectives import negative_log_soft
 from openmm_cgflow.training.task import Task
@@ -36,10 +38,13 @@ class Soft:
             figures = task.draw_buffer(loop, settings.buffer)
             pool, rate, n = task.replay.pool(), task.rate(0, done), loop.free_rows(settings.batch)
             losses = [
-                task.step(loop, rate, lambda rows: negative_log_soft(task.flow, rows), task.replay.rows(*pool, n))[0]
-                for _ in range(settings.buffer_steps)
+                task.step(loop, rate, self.loss, task.replay.rows(*pool, n))[0] for _ in range(settings.buffer_steps)
             ]
             loop.report("soft", task.replay.dropped, loss=sum(losses) / len(losses), **figures)
+
+    def loss(self, rows: Tensor) -> Tensor:
+        """What is minimised, `()`, of kept samples `(n, dof)`."""
+        return negative_log_soft(self.task.flow, rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""

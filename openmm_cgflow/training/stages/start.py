@@ -140,11 +140,13 @@ class Start:
             (q,) = loop.parallel.map(lambda *rows: (mixture.place(*rows),), chosen, noise)
             blurred = task.replay.blurred(q, settings.start_blur)
             with task.flow.gaussian():
-                loss, _ = task.step(
-                    loop, task.rate(0, done), lambda *rows: negative_log_likelihood(task.flow, *rows), q, blurred
-                )
+                loss, _ = task.step(loop, task.rate(0, done), self.loss, q, blurred)
             if (i + 1) % 50 == 0:
                 loop.report("fit", task.replay.dropped, loss=loss)
+
+    def loss(self, q: Tensor, blurred: Tensor) -> Tensor:
+        """What is minimised, `()`, of the mixture's samples `(n, dof)`, and of these with other soft variables."""
+        return negative_log_likelihood(self.task.flow, q, blurred)
 
     @torch.no_grad()
     def _set_factors(self, mixture: LaplaceMixture) -> None:
