@@ -78,6 +78,9 @@ def jobs(cgback: Path | None = None) -> dict[str, Job]:
         quick = (name, "--threads", "1", "--rounds", "1", "--seconds", "2", "--warm", "1")
         found[f"throughput/{name}"] = Job("benchmarks/throughput.py", (name,), quick)
     found["sampler"] = Job("benchmarks/sampler.py", (), ("--moves", "200", "--walkers", "16", "--picoseconds", "1"))
+    if Path("/dev/nvidia0").exists():
+        quick = ("--seconds", "5", "--evaluations", "40000", "--molecules", "butane")
+        found["gpu"] = Job("benchmarks/gpu.py", (), quick)
     if cgback is not None:
         options = ("--cgback", str(cgback), "--model", str(Path(tempfile.gettempdir()) / "ala4.cgflow"), "--frames")
         found["cgback"] = Job("benchmarks/cgback_comparison.py", (*options, "100"), (*options, "4", "--time", "20"))

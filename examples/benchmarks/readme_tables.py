@@ -308,6 +308,41 @@ def throughput(entries: Entries) -> str:
     return f"{table(head, rows)}\n\n{origin(entries, 'throughput')}"
 
 
+def gpu(entries: Entries) -> str:
+    """Trainings on a GPU, beside those on two cores."""
+    (figures,) = of(entries, "gpu")
+    rows = []
+    for name, f in figures.items():
+        if "ess" not in f:
+            continue
+        if name.startswith("demo"):
+            title, on_cpu = "alanine dipeptide, OBC1", of(entries, "demo")
+        else:
+            title = name if name in LIGANDS.split() else f"Ace-{name.capitalize()}-Nme"
+            on_cpu = [row for rows in of(entries, f"molecules/{name}") for row in rows]
+        rows.append(
+            [
+                title,
+                f"{f['batch'] or 1024:,}",
+                scientific(f["evaluations"]),
+                f"{f['training_seconds']:.0f} s",
+                f"{100 * f['ess']:.1f} %",
+                f"{100 * f['ess_clipped']:.1f} %",
+                f"{f['khat']:.2f}",
+                f"{f['samples_seconds']:.2f} s",
+                spread([100 * row["ess"] for row in on_cpu], ".1f", " %"),
+            ]
+        )
+    head = ["", "rows a step", "energies", "training", "ESS", "clipped", "k-hat", "100,000 samples"]
+    both = figures["energies"]
+    return (
+        f"{table([*head, 'ESS on 2 CPU cores (tables above)'], rows)}\n\n"
+        f"An energy with its gradient, OBC1: {both['ours_us']:.2f} us in a batch of {both['batch']:,}, compiled; "
+        f"{both['openmm_cuda_us']:.0f} us by an OpenMM Context on the same GPU, one structure after the other.\n\n"
+        f"{origin(entries, 'gpu')}"
+    )
+
+
 RENDERERS: dict[str, Callable[[Entries], str]] = {
     function.__name__: function
     for function in (
@@ -322,6 +357,7 @@ RENDERERS: dict[str, Callable[[Entries], str]] = {
         cgback,
         energies,
         throughput,
+        gpu,
     )
 }
 
