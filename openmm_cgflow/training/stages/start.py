@@ -91,6 +91,7 @@ class Start:
             found = separating_directions(target, plan.points, parallel, task.generator, plan.descent, plan.descents)
             assert isinstance(coordinates, LinearCoordinates)
             coordinates.turn(found)
+            parallel.forget()  # of the coordinates as they were
         reference, scale = coordinates.reference.float().unsqueeze(0), coordinates.scale.float()
         structure, factor = curvature_factor(target, reference, task.stiff, scale, parallel, plan.descents)
         points = self._spread(structure, plan.points)
