@@ -5,7 +5,7 @@ import math
 import types
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
 from openmm_cgflow.errors import ModelFileError
 
@@ -16,7 +16,15 @@ _LARGEST = 2**53  # beyond it JSON's numbers are not exact everywhere
 _SIMPLE: dict[type, str] = {bool: "true or false", str: "text"}
 
 
-def read_as(declared: type[T], value: Any, where: str, finite: bool = True) -> T:  # noqa: ANN401
+@overload
+def read_as(declared: type[T], value: Any, where: str, finite: bool = True) -> T: ...  # noqa: ANN401
+
+
+@overload
+def read_as(declared: types.UnionType, value: Any, where: str, finite: bool = True) -> Any: ...  # noqa: ANN401
+
+
+def read_as(declared: Any, value: Any, where: str, finite: bool = True) -> Any:
     """A value that `json` gave, as the declared type; nothing is converted but whole numbers where others may stand.
 
     Arguments:

@@ -245,7 +245,7 @@ class Loop:
         for name, stage in self.stages.items():
             stage.load_state_dict(state["stages"][name])
         self.optimizer = None
-        self.call = read_as(tuple[float, int] | None, state.get("call"), "call")  # type: ignore[arg-type]
+        self.call = read_as(tuple[float, int] | None, state.get("call"), "call")
         if min(self.seconds, self.evaluations, *(self.call or ())) < 0:
             raise ValueError("negative seconds or evaluations")
         if "module" in state:

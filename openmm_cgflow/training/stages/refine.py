@@ -127,4 +127,4 @@ class Refine:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set where it began."""
-        self.entered = read_as(tuple[float, int] | None, state["entered"], "entered")  # type: ignore[arg-type]
+        self.entered = read_as(tuple[float, int] | None, state["entered"], "entered")

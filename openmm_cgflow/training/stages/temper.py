@@ -92,4 +92,4 @@ class Temper:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the level."""
-        self.level = read_as(Level | None, state["level"], "level")  # type: ignore[arg-type]
+        self.level = read_as(Level | None, state["level"], "level")
