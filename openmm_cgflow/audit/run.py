@@ -14,6 +14,7 @@ from openmm_cgflow.audit.weigh import cost, log_partition
 from openmm_cgflow.chemistry.axes import Axis
 from openmm_cgflow.chemistry.barriers import TURNING_BARRIER
 from openmm_cgflow.chemistry.forms import Fingerprint, handedness, same_isomer
+from openmm_cgflow.chemistry.loops import loop_forms
 from openmm_cgflow.chemistry.perception import Perceived, perceive
 from openmm_cgflow.compute import Parallel, seeded
 from openmm_cgflow.coverage import Coverage, Form, heaviest_first, rounded
@@ -61,7 +62,8 @@ def audit(flow: TrainedFlow, evaluations: int, over: Callable[[], bool] = lambda
     """Look for forms of the molecule that a flow does not reach.
 
     Walkers start from samples of the flow, each at its own temperature between two and five times the flow's, are
-    cooled and quenched, again and again. To these minima come the forms that stiff torsions have beside the input's.
+    cooled and quenched, again and again. To these minima come the forms that stiff torsions have beside the input's,
+    and those of large rings, which OpenMM minimises: these energies are not counted.
     A minimum is missing where the density of the flow is far below what its energy asks for, unless it is the mirror
     image or a relabelling of one where it is not.
     Left aside: mirror images, equivalent atoms that changed places, inverted stereocentres, forms below 1 % by weight.
@@ -76,7 +78,7 @@ def audit(flow: TrainedFlow, evaluations: int, over: Callable[[], bool] = lambda
         return Coverage(why_not=f"{evaluations:,} evaluations are too few for it, at least {LEAST:,} are needed")
     with flow.compute.parallel() as parallel:
         surface = Surface(flow.potential, flow.system, parallel, evaluations, over)
-        auditor = _Auditor(flow, surface, parallel, evaluations)
+        auditor = _Auditor(flow, surface, parallel, evaluations, over)
         auditor.explore()
         if not auditor.rounds:
             spent = flow.potential.evaluations - before
@@ -85,8 +87,10 @@ def audit(flow: TrainedFlow, evaluations: int, over: Callable[[], bool] = lambda
 
 
 class _Auditor:
-    def __init__(self, flow: TrainedFlow, surface: Surface, parallel: Parallel, evaluations: int) -> None:
-        self.flow, self.surface, self.parallel = flow, surface, parallel
+    def __init__(
+        self, flow: TrainedFlow, surface: Surface, parallel: Parallel, evaluations: int, over: Callable[[], bool]
+    ) -> None:
+        self.flow, self.surface, self.parallel, self.over = flow, surface, parallel, over
         self.kT = flow.target.kT
         self.generator = seeded(flow.seed)
         x = np.asarray(flow.positions.value_in_unit(unit.nanometer))
@@ -107,6 +111,7 @@ class _Auditor:
         self.reference = quench(self.surface, self.reference, _LONG_DESCENT)[0]
         self.known = self._descend(x)  # one for each sample
         forms = [form.positions for axis in self.perceived.axes for form in axis.others]
+        forms += loop_forms(self.molecule, self.flow.system, self.over)
         if forms:
             self.found = self._distinct(self._descend(self.flow.compute.tensor(np.stack(forms).astype(np.float32))))
         hot = self.kT * torch.linspace(_COOLEST, _HOTTEST, self.walkers)

@@ -8,7 +8,7 @@ import numpy as np
 
 from openmm_cgflow.chemistry.molecule import Molecule
 
-__all__ = ["Fingerprint", "handedness", "same_isomer", "smallest_rings"]
+__all__ = ["Fingerprint", "fours_of", "handedness", "same_isomer", "smallest_rings"]
 
 _STRETCHED = 0.1  # of a bond's length, by which two forms may differ
 
@@ -67,6 +67,11 @@ def _classes(molecule: Molecule) -> list[int]:
 def smallest_rings(molecule: Molecule) -> list[list[int]]:
     """The smallest rings, each in the order of its bonds."""
     return [list(ring) for ring in networkx.minimum_cycle_basis(networkx.Graph(sorted(molecule.ring_bonds)))]
+
+
+def fours_of(ring: list[int]) -> list[tuple[int, ...]]:
+    """The four atoms of the torsion about each bond of a ring."""
+    return [tuple(ring[(k + shift) % len(ring)] for shift in (-1, 0, 1, 2)) for k in range(len(ring))]
 
 
 def handedness(molecule: Molecule, x: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import openmm
 
 from openmm_cgflow.chemistry.driven import Driven, torsion_angles
-from openmm_cgflow.chemistry.forms import same_isomer, smallest_rings
+from openmm_cgflow.chemistry.forms import fours_of, same_isomer, smallest_rings
 from openmm_cgflow.chemistry.molecule import Molecule, bond_key
 
 __all__ = ["flipping_bonds"]
@@ -29,30 +29,25 @@ def flipping_bonds(molecule: Molecule, system: openmm.System, beads: Collection[
     rings = [ring for ring in smallest_rings(molecule) if len(ring) <= _LARGEST and _saturated(molecule, ring)]
     if not rings:
         return set()
-    driven = Driven(system, (atoms for ring in rings for atoms in _fours(ring)))
+    driven = Driven(system, (atoms for ring in rings for atoms in fours_of(ring)))
     plain, energy = driven.minimised(molecule.positions)
     found: set[tuple[int, int]] = set()
     for ring in rings:
-        angles = torsion_angles(plain, _fours(ring))
+        angles = torsion_angles(plain, fours_of(ring))
         flipped, its_energy = _turned(driven, plain, ring, -angles)
         if its_energy - energy < WITHIN and same_isomer(molecule, plain, flipped):
-            change = (torsion_angles(flipped, _fours(ring)) - angles + np.pi) % (2 * np.pi) - np.pi
-            bonds = {bond_key(*_fours(ring)[k][1:3]) for k in np.flatnonzero(np.abs(change) > _TURNED)}
+            change = (torsion_angles(flipped, fours_of(ring)) - angles + np.pi) % (2 * np.pi) - np.pi
+            bonds = {bond_key(*fours_of(ring)[k][1:3]) for k in np.flatnonzero(np.abs(change) > _TURNED)}
             found |= {bond for bond in bonds if not set(bond) <= set(beads)} or bonds
     return found
 
 
 def _turned(driven: Driven, x: np.ndarray, ring: list[int], wanted: np.ndarray) -> tuple[np.ndarray, float]:
     """The minimum reached from `x` after the ring was pulled to the wanted torsions, and its energy."""
-    pulled, _ = driven.minimised(x, dict(zip(_fours(ring), wanted.tolist(), strict=True)), 10.0, 300)
+    pulled, _ = driven.minimised(x, dict(zip(fours_of(ring), wanted.tolist(), strict=True)), 10.0, 300)
     return driven.minimised(pulled)
 
 
 def _saturated(molecule: Molecule, ring: list[int]) -> bool:
     near = molecule.neighbours
     return any(len(near[ring[k - 1]]) == 4 and len(near[ring[k]]) == 4 for k in range(len(ring)))
-
-
-def _fours(ring: list[int]) -> list[tuple[int, ...]]:
-    """The four atoms of the torsion about each bond of the ring."""
-    return [tuple(ring[(k + shift) % len(ring)] for shift in (-1, 0, 1, 2)) for k in range(len(ring))]

@@ -86,15 +86,14 @@ def test_audit_of_a_flow_that_turns_the_torsion_finds_nothing():
 def test_audit_finds_the_other_forms_of_a_ring_of_ten():
     """A lactone: minima 13, 10, 7 and 6 kJ/mol below the input's.
 
-    Five of five audits of 10,000 to 50,000 evaluations found at least one of them; the chance of failing is not known
-    better than that.
+    They are searched for, whatever the dynamics find.
     """
     flow = cgf.CGFlow(*load("macrolactone"))
     quickly(flow)
-    coverage = flow.audit(40_000)
+    coverage = flow.audit(8_000)
     assert not coverage.covered
     rings = [form for form in coverage.forms if form.what == "ring of 10 atoms"]
-    assert min(form.energy for form in rings) < -5
+    assert min(form.energy for form in rings) < -12
     assert "start from it" in rings[0].include
     start = np.array(rings[0].positions)
     context = openmm.Context(
