@@ -5,16 +5,16 @@
 """
 
 from openmm_cgflow.forcematching.bead_model import BeadModel
+from openmm_cgflow.forcematching.fitting import FitSettings, FittedBeads, fit_beads
 from openmm_cgflow.forcematching.force_map import ForceMap, aggregated_map, generalised_forces, optimal_map
 from openmm_cgflow.forcematching.mixture import BeadMixture
-from openmm_cgflow.forcematching.teacher import FitSettings, Teacher, fit_beads
 
 __all__ = [
     "BeadMixture",
     "BeadModel",
     "FitSettings",
+    "FittedBeads",
     "ForceMap",
-    "Teacher",
     "aggregated_map",
     "fit_beads",
     "generalised_forces",

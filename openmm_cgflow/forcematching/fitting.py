@@ -1,9 +1,9 @@
-"""The teacher: the density of beads that makes frames of them likeliest."""
+"""The density of beads that makes frames of them likeliest: a teacher."""
 
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from openmm import unit
 from torch import Tensor
 
+from openmm_cgflow.chemistry.molecule import bond_key
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import BeadFlow, SoftVariables, StiffDensity
@@ -24,7 +25,7 @@ from openmm_cgflow.forcematching.mixture import BeadMixture
 from openmm_cgflow.forcematching.ridge import choose_penalty, fit_ridge, set_start
 from openmm_cgflow.units import PositionsLike
 
-__all__ = ["FitSettings", "Teacher", "build_density", "fit_beads", "frames_needed"]
+__all__ = ["FitSettings", "FittedBeads", "build_density", "fit_beads", "frames_needed"]
 
 _MANY = 5_000  # frames from which the learning rate may be higher
 _VERY_MANY = 10_000  # frames above which the stiff density has couplings
@@ -89,14 +90,15 @@ class FitSettings:
 
 
 @dataclass(frozen=True)
-class Teacher:
+class FittedBeads:
     """A density of beads that was fitted to frames of them.
 
     Attributes:
         model: the beads.
         coordinates: their internal coordinates, slow torsions first.
         density: of these coordinates.
-        fixed: bonds of one length, which are no coordinates.
+        positions: `(beads, 3)`, nm, the likeliest of the frames.
+        constraints: lengths (nm) of the bonds that are no coordinates, by pairs of beads.
         frames: how many there were.
         effective: how many they are by their weights (Kish).
         torsions, stiff: how the fit of each member ended; nothing for stiff coordinates that are of the closed form.
@@ -106,7 +108,8 @@ class Teacher:
     model: BeadModel
     coordinates: InternalCoordinates
     density: BeadMixture
-    fixed: tuple[tuple[int, int], ...]
+    positions: np.ndarray
+    constraints: Mapping[tuple[int, int], float]
     frames: int
     effective: float
     torsions: tuple[Fitted, ...]
@@ -168,7 +171,7 @@ def fit_beads(
     settings: FitSettings | None = None,
     fixed: Sequence[tuple[int, int]] = (),
     seed: int = 0,
-) -> Teacher:
+) -> FittedBeads:
     """Fit a density of beads to frames of them, by maximum likelihood.
 
     Torsions are fitted by Adam, with early stopping on a fifth of the frames; stiff coordinates given the torsions in
@@ -228,10 +231,21 @@ def fit_beads(
         members.append(member.requires_grad_(False))
         torsions.append(of_torsions)
         stiff += [] if of_stiff is None else [of_stiff]
-    held = tuple((int(i), int(j)) for i, j in fixed)
-    seconds = time.perf_counter() - began
     density = BeadMixture(members)
-    return Teacher(model, coordinates, density, held, len(x), effective, tuple(torsions), tuple(stiff), seconds)
+    with torch.no_grad():
+        likely = density.log_prob(q.float()) - coordinates.log_measure(q)
+    return FittedBeads(
+        model,
+        coordinates,
+        density,
+        x[int(likely.argmax())],
+        {bond_key(i, j): float(np.linalg.norm(x[:, i] - x[:, j], axis=1).mean()) for i, j in fixed},
+        len(x),
+        effective,
+        tuple(torsions),
+        tuple(stiff),
+        time.perf_counter() - began,
+    )
 
 
 class _Fit:
