@@ -18,11 +18,12 @@ from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import BeadFlow, SoftVariables, StiffDensity
 from openmm_cgflow.forcematching.bead_model import BeadModel
+from openmm_cgflow.forcematching.chain_torsions import ChainTorsions
 from openmm_cgflow.forcematching.force_map import generalised_forces, reduced_forces
 from openmm_cgflow.forcematching.frames import check_finite, warn_of_duplicates
 from openmm_cgflow.forcematching.likelihood import Fitted, Rows, minimise_held_out
 from openmm_cgflow.forcematching.mixture import BeadMixture
-from openmm_cgflow.forcematching.ridge import choose_penalty, fit_ridge, set_start
+from openmm_cgflow.forcematching.ridge import choose_penalty, fit_ridge, near_torsions, set_start
 from openmm_cgflow.units import PositionsLike
 
 __all__ = ["FitSettings", "FittedBeads", "build_density", "fit_beads", "frames_needed"]
@@ -52,6 +53,7 @@ class FitSettings:
         components: mixture components of each torsion.
         hidden: width of the networks.
         harmonics: Fourier pairs by which torsions are shown.
+        own_networks: torsions up to which each has a network of its own; more share one (see `ChainTorsions`).
         couplings: coupling layers of the stiff coordinates; by default 4 above 10,000 frames, else none.
         rank: number of matrices of which their covariance is mixed.
         rate: learning rate; by default 5e-4, and 1e-3 from 5,000 frames on.
@@ -70,6 +72,7 @@ class FitSettings:
     components: int = 16
     hidden: int = 64
     harmonics: int = 3
+    own_networks: int = 4
     couplings: int | None = None
     rank: int = 8
     rate: float | None = None
@@ -78,7 +81,7 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            least = 0 if name in ("couplings", "steps", "force_weight") else 1
+            least = 0 if name in ("couplings", "own_networks", "steps", "force_weight") else 1
             whole = name not in ("rate", "force_weight")
             if value is None and name in ("couplings", "rate", "steps"):
                 continue
@@ -153,8 +156,11 @@ def build_density(coordinates: InternalCoordinates, settings: FitSettings, coupl
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
         torch.manual_seed(seed)
-        slow = SoftVariables(
-            centre[:n_slow], period[:n_slow], 0, settings.components, settings.hidden, settings.harmonics
+        sizes = settings.components, settings.hidden, settings.harmonics
+        slow = (
+            ChainTorsions(centre[:n_slow], *sizes)
+            if n_slow > settings.own_networks
+            else SoftVariables(centre[:n_slow], period[:n_slow], 0, *sizes)
         )
         stiff = StiffDensity(
             centre[n_slow:], scale[n_slow:], slow.n_features, couplings, settings.hidden, settings.rank, seed
@@ -282,7 +288,7 @@ class _Fit:
         many = effective >= _MANY
         self.couplings = settings.couplings
         if self.couplings is None:
-            self.couplings = 4 if effective > _VERY_MANY else 0
+            self.couplings = 4 if round(effective) > _VERY_MANY else 0
         self.rate = settings.rate or (1e-3 if many else 5e-4)
         steps = settings.steps
         self.steps = round(min(max(600 * math.sqrt(effective / 1000), 400), 6000)) if steps is None else steps
@@ -291,7 +297,10 @@ class _Fit:
         n_slow = coordinates.sizes[0]
         self.reference, self.scale = coordinates.reference[n_slow:], coordinates.scale[n_slow:]
         self.values, self.features = (stiff - self.reference) / self.scale, features.double()
-        self.penalty = choose_penalty(self.values, self.features, share * effective, self.blocks % _FOLDS)
+        # sines of all torsions come first, then cosines
+        self.near = near_torsions(coordinates).repeat_interleave(settings.harmonics, dim=1).repeat(1, 2)
+        weight, folds = share * effective, self.blocks % _FOLDS
+        self.penalty = choose_penalty(self.values, self.features, weight, folds, self.near)
 
     def _held_out(self, k: int) -> Tensor:
         """Which frames are held out of member k, `(frames,)` bool: whole pieces of the trajectory."""
@@ -328,7 +337,7 @@ class _Fit:
         # what is not judged by held-out frames may learn from all
         used = mine if refined else torch.arange(len(self.share))
         weight = self.share[used] / self.share[used].sum() * self.effective * len(used) / len(self.share)
-        set_start(flow.stiff, fit_ridge(self.values[used], self.features[used], weight, self.penalty))
+        set_start(flow.stiff, fit_ridge(self.values[used], self.features[used], weight, self.penalty, self.near))
         if not refined:
             return flow, torsions, None
         return flow, torsions, self._refine(flow, mine, others, pulled, generator)
@@ -371,8 +380,8 @@ class _Fit:
         Raises:
             MismatchError: they are of another unit, sign or map, or of other frames.
         """
-        ridge = fit_ridge(self.values, self.features, self.share * self.effective, self.penalty)
-        left = self.values - ridge.intercept - self.features @ ridge.slopes.T
+        ridge = fit_ridge(self.values, self.features, self.share * self.effective, self.penalty, self.near)
+        left = ridge.left(self.values, self.features)
         own = -torch.cholesky_solve(left.T, ridge.factor).T - self._slope_of_measure() * self.scale
         given = pulled * self.scale
         square = (self.share.unsqueeze(1) * own * own).sum()

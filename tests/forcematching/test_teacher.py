@@ -13,7 +13,7 @@ from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.forcematching import BeadModel, FitSettings, FittedBeads, fit_beads
 from openmm_cgflow.forcematching.likelihood import Rows, minimise_held_out
-from openmm_cgflow.forcematching.ridge import choose_penalty, fit_ridge
+from openmm_cgflow.forcematching.ridge import Penalty, choose_penalty, fit_ridge, near_torsions
 from openmm_cgflow.units import KB
 
 KELVIN = 300.0
@@ -217,7 +217,7 @@ def test_ridge_finds_the_line_that_was_there():
     factor = torch.tensor([[0.5, 0.0], [0.4, 0.3]], dtype=torch.float64)
     values = 7 + features @ slopes.T + torch.randn(4000, 2, generator=generator, dtype=torch.float64) @ factor.T
     weights = torch.ones(4000, dtype=torch.float64)
-    ridge = fit_ridge(values, features, weights, 2.0)
+    ridge = fit_ridge(values, features, weights, Penalty(2.0))
     assert ridge.slopes.numpy() == pytest.approx(slopes.numpy(), abs=0.05)
     assert ridge.intercept.numpy() == pytest.approx(7, abs=0.05)
     assert (ridge.factor @ ridge.factor.T).numpy() == pytest.approx((factor @ factor.T).numpy(), abs=0.02)
@@ -232,8 +232,41 @@ def test_ridge_has_more_penalty_where_there_is_less_to_learn(strength, largest):
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(200, 12, generator=generator, dtype=torch.float64)
     values = torch.randn(200, 3, generator=generator, dtype=torch.float64) + strength * features[:, :3]
-    penalty = choose_penalty(values, features, torch.ones(200, dtype=torch.float64), torch.arange(200) % 5)
+    penalty = choose_penalty(values, features, torch.ones(200, dtype=torch.float64), torch.arange(200) % 5).slopes
     assert penalty <= largest if largest else penalty == 1000.0
+
+
+def test_ridge_shrinks_more_correlations_of_more_variables():
+    generator = torch.Generator().manual_seed(2)
+    factor = torch.eye(30, dtype=torch.float64)
+    values, ones = torch.randn(90, 30, generator=generator, dtype=torch.float64), torch.ones(90, dtype=torch.float64)
+    none = torch.randn(90, 2, generator=generator, dtype=torch.float64)
+    chosen = choose_penalty(values, none, ones, torch.arange(90) % 5)
+    assert chosen.shrinkage == 2500
+    assert fit_ridge(values, none, ones, chosen).factor.numpy() == pytest.approx(factor.numpy(), abs=0.3)
+    pairs = torch.cat([values[:, :2], values[:, :2] + 0.3 * values[:, 2:4]], dim=1)
+    assert choose_penalty(pairs, none, ones, torch.arange(90) % 5).shrinkage == 20
+
+
+def test_ridge_leaves_far_torsions_out():
+    """In a chain of eight beads an angle depends on the torsions that it shares a bead with; slopes of others are 0."""
+    step = np.arange(8)
+    line = np.stack([0.23 * np.cos(1.7 * step), 0.23 * np.sin(1.7 * step), 0.15 * step], axis=1)
+    x = line + np.random.default_rng(0).normal(0, 0.02, (40, 8, 3))
+    coordinates = BeadModel.fromSequence("G" * 8).coordinates(x)
+    near = near_torsions(coordinates)
+    torsions = [set(four) for four in coordinates.slow_torsions]
+    assert near.shape == (13, 5)
+    bead = {f"GLY{k + 1}:CA": k for k in range(8)}
+    for row, name in zip(near, coordinates.names[5:], strict=True):
+        own = {bead[label] for label in name.split()[1:]}
+        assert row.tolist() == [bool(own & four) for four in torsions]
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(40, 13, generator=generator, dtype=torch.float64)
+    features = torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    slopes = fit_ridge(values, features, torch.ones(40, dtype=torch.float64), Penalty(2.0), near).slopes
+    assert ((slopes != 0) == near).all()
+    assert not near.all()
 
 
 def test_a_fit_that_only_gets_worse_leaves_its_start():
