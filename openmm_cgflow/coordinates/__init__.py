@@ -5,7 +5,8 @@ knows the `sizes` of the four blocks of `q` (slow, bead, rotor, atom), and the `
 `period` and `span` of its entries.
 """
 
+from openmm_cgflow.coordinates.chain import chain_coordinates
 from openmm_cgflow.coordinates.internal import InternalCoordinates
 from openmm_cgflow.coordinates.linear import LinearCoordinates
 
-__all__ = ["InternalCoordinates", "LinearCoordinates"]
+__all__ = ["InternalCoordinates", "LinearCoordinates", "chain_coordinates"]

@@ -20,7 +20,7 @@ FLOORS = [
     {"structures", "training"},
     {"beads", "door", "inputs"},
     {"slow_scan", "trained"},
-    {"analysis", "audit", "openmm_plugin", "trainable"},
+    {"analysis", "audit", "forcematching", "openmm_plugin", "trainable"},
     {"backmapping", "vector_flow"},
     {"model"},
     {"cli", "ml_potential", "__init__"},

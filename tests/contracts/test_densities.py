@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.flows import AtomFlow, BeadFlow, Factor, FlowSettings, JointFlow, SoftVariables, StiffDensity
+from openmm_cgflow.forcematching import BeadMixture
 
 CONTEXT = 3
 TURN = 2 * math.pi
@@ -48,6 +49,7 @@ DENSITIES: dict[str, Callable[[], Factor]] = {
     "no variables": lambda: stiff(0, CONTEXT),
     "no soft variables": lambda: soft([], CONTEXT),
     "beads": lambda: BeadFlow(soft([TURN]), stiff(2, 4)),
+    "mixture of beads": lambda: BeadMixture([BeadFlow(soft([TURN]), stiff(2, 4)) for _ in range(3)]),
     "atoms given beads": lambda: AtomFlow(soft([TURN / 3], CONTEXT), stiff(2, CONTEXT + 4)),
     "all": joint,
 }
