@@ -18,6 +18,7 @@ from openmm_cgflow.version import __version__
 
 if TYPE_CHECKING:
     from openmm_cgflow.coverage import Coverage
+    from openmm_cgflow.force_field import CGForceField
     from openmm_cgflow.model import CGFlow
     from openmm_cgflow.openmm_plugin.force import force_from_energy
     from openmm_cgflow.openmm_plugin.mcmc_move import FlowMove
@@ -32,6 +33,7 @@ __all__ = [
     "AdaptiveTempering",
     "CGFlow",
     "CGFlowError",
+    "CGForceField",
     "Coverage",
     "FlowMonteCarlo",
     "FlowMove",
@@ -54,6 +56,7 @@ __all__ = [
 _HOMES = {
     "AdaptiveTempering": "training",
     "CGFlow": "model",
+    "CGForceField": "force_field",
     "Coverage": "coverage",
     "FlowMonteCarlo": "openmm_plugin.monte_carlo",
     "FlowMove": "openmm_plugin.mcmc_move",

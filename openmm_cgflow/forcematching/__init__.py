@@ -1,22 +1,41 @@
-"""Coarse-grained force fields of frames: a density of the beads is fitted first, and a force field learns from it.
+"""Coarse-grained force fields of frames or of a flow alone: a density of the beads, and a network that learns from it.
 
-`BeadModel` says what the beads are and reads frames of them; `fit_beads` fits their density, the teacher
-(flow-matching: Köhler et al. 2023, arXiv 2203.11167).
+A teacher is a density of the beads' internal coordinates: that of a trained flow, or one that `fit_beads` fits to frames
+of a `BeadModel` (flow-matching: Köhler et al. 2023, arXiv 2203.11167). `distil` fits a `BeadNetwork`, the student, to
+its forces and energies. `judge_beads` says what any energy of the beads gives at equilibrium, without a simulation;
+`BatchedLangevin` moves many copies of the beads at once. Nothing here knows of OpenMM's forces.
 """
 
 from openmm_cgflow.forcematching.bead_model import BeadModel
+from openmm_cgflow.forcematching.distil import Distilled, DistilSettings, distil
+from openmm_cgflow.forcematching.evaluator import BeadMarginal, judge_beads, torsion_histogram
 from openmm_cgflow.forcematching.fitting import FitSettings, FittedBeads, fit_beads
 from openmm_cgflow.forcematching.force_map import ForceMap, aggregated_map, generalised_forces, optimal_map
+from openmm_cgflow.forcematching.langevin import BatchedLangevin
 from openmm_cgflow.forcematching.mixture import BeadMixture
+from openmm_cgflow.forcematching.student import BeadNetwork, StudentSettings
+from openmm_cgflow.forcematching.teacher import Points, Teacher, training_points
 
 __all__ = [
+    "BatchedLangevin",
+    "BeadMarginal",
     "BeadMixture",
     "BeadModel",
+    "BeadNetwork",
+    "DistilSettings",
+    "Distilled",
     "FitSettings",
     "FittedBeads",
     "ForceMap",
+    "Points",
+    "StudentSettings",
+    "Teacher",
     "aggregated_map",
+    "distil",
     "fit_beads",
     "generalised_forces",
+    "judge_beads",
     "optimal_map",
+    "torsion_histogram",
+    "training_points",
 ]

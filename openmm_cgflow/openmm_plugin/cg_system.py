@@ -1,5 +1,6 @@
 """A System of beads whose force is the free energy that the flow learned."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mdtraj
@@ -11,7 +12,7 @@ from rich.progress import track
 from openmm_cgflow.openmm_plugin.force import BeadBackend, create_bead_force
 from openmm_cgflow.trained import TrainedFlow
 
-__all__ = ["CGSystem", "create_cg_system", "langevin_frames"]
+__all__ = ["CGSystem", "create_cg_system", "langevin_frames", "system_of_beads"]
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,33 @@ class CGSystem:
 
 def create_cg_system(flow: TrainedFlow, backend: BeadBackend | None = None) -> CGSystem:
     """The CG System of `CGFlow.createCGSystem`, which see."""
-    force = create_bead_force(flow, backend)
+    beads, force = flow.beads, create_bead_force(flow, backend)
+    return system_of_beads(beads.topology, beads.masses, beads.constraints, beads.positions, force)
+
+
+def system_of_beads(
+    topology: app.Topology,
+    masses: Sequence[float],
+    constraints: Mapping[tuple[int, int], float],
+    positions: unit.Quantity,
+    force: openmm.Force,
+) -> CGSystem:
+    """A System of beads with one force.
+
+    Arguments:
+        topology: of the beads.
+        masses: dalton.
+        constraints: distances, nm, by the numbers of the two beads.
+        positions: `(beads, 3)`.
+        force: of all beads; the System takes it.
+    """
     system = openmm.System()
-    for mass in flow.beads.masses:
+    for mass in masses:
         system.addParticle(mass)
-    for (i, j), distance in flow.beads.constraints.items():
+    for (i, j), distance in constraints.items():
         system.addConstraint(i, j, distance)
     system.addForce(force)
-    return CGSystem(flow.beads.topology, system, flow.beads.positions)
+    return CGSystem(topology, system, positions)
 
 
 def langevin_frames(

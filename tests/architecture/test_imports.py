@@ -21,7 +21,7 @@ FLOORS = [
     {"beads", "door", "inputs"},
     {"slow_scan", "trained"},
     {"analysis", "audit", "forcematching", "openmm_plugin", "trainable"},
-    {"backmapping", "vector_flow"},
+    {"backmapping", "force_field", "vector_flow"},
     {"model"},
     {"cli", "ml_potential", "__init__"},
     {"__main__"},

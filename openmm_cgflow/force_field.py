@@ -1,0 +1,348 @@
+"""The facade of a student: a coarse-grained force field of one molecule, in one file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from openmm import app, unit
+from torch import Tensor
+
+from openmm_cgflow.compute import Device
+from openmm_cgflow.coordinates import InternalCoordinates
+from openmm_cgflow.copies import copied_topology
+from openmm_cgflow.errors import InvalidInputError, MismatchError, ModelFileError
+from openmm_cgflow.forcematching import BatchedLangevin, BeadNetwork, DistilSettings, StudentSettings, Teacher, distil
+from openmm_cgflow.openmm_plugin.cg_system import CGSystem, system_of_beads
+from openmm_cgflow.openmm_plugin.force import BeadBackend, force_from_energy
+from openmm_cgflow.storage import (
+    Allowance,
+    StoredTopology,
+    check_fit,
+    fill,
+    read_as,
+    read_file,
+    reading,
+    topology_from_json,
+    topology_to_json,
+    write_file,
+)
+from openmm_cgflow.trained import Made, TrainedFlow, made_once
+from openmm_cgflow.units import KB, PositionsLike, in_kelvin, in_nm
+
+__all__ = ["CGForceField", "student_of"]
+
+_KIND = "force field"
+_HEAVIEST, _HOTTEST, _FURTHEST = 1e6, 1e6, 1e4  # dalton, K, nm
+
+
+@dataclass
+class Fitted:
+    """How a student was fitted.
+
+    Attributes:
+        force_error: rms over held-out points, in units of 1 / sd of each coordinate.
+        energy_error: the same of energies, kT.
+        points: at which the teacher was asked.
+        steps: of the optimizer.
+        seed: of everything random.
+        seconds: that it took.
+    """
+
+    force_error: float
+    energy_error: float
+    points: int
+    steps: int
+    seed: int
+    seconds: float
+
+
+@dataclass
+class _Stored:
+    """What a file says beside its tensors."""
+
+    temperature: float
+    student: StudentSettings
+    topology: StoredTopology
+    masses: list[float]
+    constraints: list[tuple[int, int, float]]
+    coordinates: dict[str, Any] = field(metadata={"finite": False})
+    fitted: Fitted
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < _HOTTEST:
+            raise ModelFileError(f"the description has the temperature {self.temperature:g} K")
+        if not all(0 < mass < _HEAVIEST for mass in self.masses):
+            raise ModelFileError("the description has a mass that is not positive, or huge")
+        n = len(self.masses)
+        if not all(0 <= i < j < n and 0 < distance < _FURTHEST for i, j, distance in self.constraints):
+            raise ModelFileError(f"the description has a constraint that is none between {n} beads")
+
+
+class CGForceField:
+    """A coarse-grained force field of one molecule: a fast, smooth energy of its beads, fitted to an exact density.
+
+    Arguments:
+        student: the energy of bead positions.
+        topology: of the beads.
+        positions: a structure of the beads, `(beads, 3)`, Quantity or nm.
+        masses: of the beads, dalton.
+        constraints: distances (nm) between beads, by their numbers.
+        temperature: at which it is valid, Quantity or K.
+        fitted: how it was fitted.
+
+    Attributes:
+        student: the energy, a torch module of positions `(beads, 3)` or `(n, beads, 3)` in nm that gives kJ/mol.
+        masses: dalton.
+        constraints: nm.
+        fitted: how it was fitted, and how well.
+
+    Raises:
+        MismatchError: if topology, positions, masses and student are not of the same number of beads.
+
+    Source: Köhler et al., arXiv 2203.11167; here without a frame of a simulation.
+
+    Example:
+        force_field = CGForceField.fromFlow(CGFlow.load("model.cgflow"))
+        force_field.save("model.cgff")
+        cg = CGForceField.load("model.cgff").createCGSystem()
+    """
+
+    def __init__(
+        self,
+        student: BeadNetwork,
+        topology: app.Topology,
+        positions: PositionsLike,
+        masses: Sequence[float],
+        constraints: Mapping[tuple[int, int], float],
+        temperature: unit.Quantity | float,
+        fitted: Fitted,
+    ) -> None:
+        self.student, self.masses, self.constraints, self.fitted = student, tuple(masses), dict(constraints), fitted
+        self._topology, self._positions, self._kelvin = (
+            copied_topology(topology),
+            in_nm(positions),
+            in_kelvin(temperature),
+        )
+        n = student.coordinates.n_atoms
+        found = (self._topology.getNumAtoms(), len(self.masses), *self._positions.shape)
+        if found != (n, n, n, 3):
+            raise MismatchError(
+                f"the student is of {n} beads, but the topology has {found[0]}, there are {found[1]} masses, and the "
+                f"positions have shape {self._positions.shape}: give those of one molecule's beads."
+            )
+
+    @classmethod
+    def fromFlow(cls, flow: TrainedFlow, settings: DistilSettings | None = None) -> Self:
+        """The force field of a trained flow: its exact density of beads is the teacher, and no frame is needed.
+
+        Arguments:
+            flow: a trained flow with at least four beads.
+            settings: how the student is fitted: budgets, size and seed.
+
+        Raises:
+            InvalidInputError: with fewer than four beads, or settings that cannot be.
+            TrainingError: if the flow's density is not finite.
+
+        Example:
+            force_field = CGForceField.fromFlow(flow)
+            print(force_field.fitted)
+        """
+        return cls.fromTeacher(
+            flow.flow.bead_flow,
+            flow.coordinates.bead_coordinates(),
+            flow.beads.topology,
+            flow.beads.positions,
+            flow.beads.masses,
+            flow.beads.constraints,
+            flow.temperature,
+            settings,
+        )
+
+    @classmethod
+    def fromTeacher(
+        cls,
+        teacher: Teacher,
+        coordinates: InternalCoordinates,
+        topology: app.Topology,
+        positions: PositionsLike,
+        masses: Sequence[float],
+        constraints: Mapping[tuple[int, int], float],
+        temperature: unit.Quantity | float,
+        settings: DistilSettings | None = None,
+    ) -> Self:
+        """The force field of any exact density of beads.
+
+        Arguments:
+            teacher: a density of the beads' internal coordinates, see `forcematching.Teacher`.
+            coordinates: of the beads alone, as `bead_coordinates()` gives them.
+            topology: of the beads.
+            positions: a structure of the beads, `(beads, 3)`, Quantity or nm.
+            masses: of the beads, dalton.
+            constraints: distances (nm) between beads, by their numbers.
+            temperature: of the density, Quantity or K.
+            settings: how the student is fitted.
+
+        Raises:
+            InvalidInputError: for settings that cannot be.
+            MismatchError: if the parts are not of the same number of beads.
+            TrainingError: if the density is not finite.
+        """
+        settings = settings or DistilSettings()
+        found = distil(teacher, coordinates, KB * in_kelvin(temperature), settings)
+        fitted = Fitted(
+            found.force_error, found.energy_error, found.points, settings.steps, settings.seed, found.seconds
+        )
+        return cls(found.student, topology, positions, masses, constraints, temperature, fitted)
+
+    @property
+    def topology(self) -> app.Topology:
+        """The beads: a copy at each call."""
+        return copied_topology(self._topology)
+
+    @property
+    def positions(self) -> unit.Quantity:
+        """A structure of the beads, `(beads, 3)`; a copy."""
+        return self._positions.copy() * unit.nanometer
+
+    @property
+    def temperature(self) -> unit.Quantity:
+        """At which dynamics with this energy samples the teacher's distribution."""
+        return self._kelvin * unit.kelvin
+
+    def createCGSystem(self, backend: BeadBackend | None = None) -> CGSystem:
+        """A System of the beads with this energy; the parameter `cgflow_scale` scales it.
+
+        Arguments:
+            backend: `"torch"`, a `TorchForce`; `"python"`, a `PythonForce`; `"compiled"`, the same as machine code,
+                the fastest, after half a minute at the first step. By default a TorchForce where it works.
+
+        Returns:
+            `.topology`, `.system` and `.positions`, as `CGFlow.createCGSystem` gives them.
+
+        Raises:
+            InvalidInputError: for another backend.
+            UnsupportedForceError: if a TorchForce is asked for and cannot be had; for `"compiled"` without a compiler.
+
+        Example:
+            cg = force_field.createCGSystem("compiled")
+        """
+        force = force_from_energy(self.student, self._positions, backend)
+        return system_of_beads(self.topology, self.masses, self.constraints, self.positions, force)
+
+    def createWalkers(
+        self,
+        positions: PositionsLike,
+        friction: float = 1.0,
+        timestep: float = 0.002,
+        seed: int = 0,
+        device: Device | None = None,
+    ) -> BatchedLangevin:
+        """Langevin dynamics of many copies of the beads at once, at this temperature.
+
+        Arguments:
+            positions: where they start, `(walkers, beads, 3)`, Quantity or nm.
+            friction: 1/ps.
+            timestep: ps.
+            seed: of velocities and noise.
+            device: where they are; by default the GPU where there is one.
+
+        Raises:
+            InvalidInputError: where beads are constrained, or for positions of another shape.
+
+        Example:
+            frames = force_field.createWalkers(samples.positions[:1000, flow.coordinates.bead_atoms]).run(5000)
+        """
+        if self.constraints:
+            raise InvalidInputError(
+                f"createWalkers: {len(self.constraints)} distances between beads are constrained, which walkers cannot "
+                "keep; use createCGSystem, whose System has the constraints"
+            )
+        x = torch.as_tensor(in_nm(positions))
+        return BatchedLangevin(self.student, x, self.masses, KB * self._kelvin, friction, timestep, seed, device)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one file, usually with the suffix `.cgff`.
+
+        Raises:
+            ModelFileError: if it cannot be written; an older file there stays.
+        """
+        header = {
+            "temperature": self._kelvin,
+            "student": self.student.settings.as_dict(),
+            "topology": topology_to_json(self._topology),
+            "masses": list(self.masses),
+            "constraints": [[i, j, distance] for (i, j), distance in self.constraints.items()],
+            "coordinates": self.student.coordinates.state(),
+            "fitted": asdict(self.fitted),
+        }
+        tensors = {f"student.{name}": t for name, t in self.student.state_dict().items()}
+        write_file(path, _KIND, tensors | {"positions": torch.as_tensor(self._positions)}, header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a force field that `save` wrote. Nothing in the file is run.
+
+        Raises:
+            ModelFileError: for a missing, damaged, foreign or newer file.
+        """
+        with reading(path, _KIND):
+            tensors, header = read_file(path, _KIND)
+            stored = read_as(_Stored, header, "the description")
+            constraints = {(i, j): distance for i, j, distance in stored.constraints}
+            return cls(
+                _student(stored, tensors),
+                topology_from_json(stored.topology),
+                _positions(tensors, len(stored.masses)),
+                stored.masses,
+                constraints,
+                stored.temperature,
+                stored.fitted,
+            )
+
+
+def _positions(tensors: Mapping[str, Tensor], n: int) -> np.ndarray:
+    positions = tensors.get("positions")
+    if positions is None or positions.dtype != torch.float64 or positions.shape != (n, 3):
+        raise ModelFileError("the tensor 'positions' is missing, or not (beads, 3) in double precision")
+    if not bool((positions.abs() < _FURTHEST).all()):
+        raise ModelFileError("the tensor 'positions' holds NaN, infinite or huge values")
+    return positions.numpy()
+
+
+def _student(stored: _Stored, tensors: Mapping[str, Tensor]) -> BeadNetwork:
+    """The student of a file: sizes first, and what is made is no larger than what is there.
+
+    Raises:
+        ModelFileError: if it does not fit.
+    """
+    for name in tensors:
+        if name != "positions" and not name.startswith("student."):
+            raise ModelFileError(f"the tensor {name[:80]!r} is unknown")
+    coordinates = InternalCoordinates.from_state(stored.coordinates)
+    if coordinates.n_atoms != len(stored.masses):
+        raise ModelFileError(f"it has {len(stored.masses)} masses for coordinates of {coordinates.n_atoms} beads")
+    n_features = tensors["student.mean"].numel() if "student.mean" in tensors else 0
+    if n_features != BeadNetwork.count_features(coordinates) or stored.student.layers > len(tensors):
+        raise ModelFileError("it declares another network than it holds")
+    values = sum(t.numel() for t in tensors.values())
+    with Allowance(8 * values + 100_000, 40 * len(tensors) + 4_000):
+        student = BeadNetwork(coordinates, KB * stored.temperature, stored.student)
+    check_fit(tensors, student, "student")
+    fill(student, tensors, "student")
+    if not bool((student.scale > 0).all() and (student.stiffness > 0).all() and (student.low < student.high).all()):
+        raise ModelFileError("the student's units, springs or ranges are not positive")
+    student.requires_grad_(False)
+    if not bool(torch.isfinite(student(torch.as_tensor(_positions(tensors, len(stored.masses)))))):
+        raise ModelFileError("the student's energy is not finite at the positions")
+    return student
+
+
+def student_of(flow: TrainedFlow) -> CGForceField:
+    """The force field of a flow by the default settings, made once; made again after the flow has changed."""
+    return made_once(_KNOWN, flow, CGForceField.fromFlow)
+
+
+_KNOWN: Made[CGForceField] = Made()
