@@ -27,6 +27,7 @@ DEMO_SECONDS, DEMO_EVALUATIONS = 420.0, 3_000_000
 """What the demo's training takes at most: with start, samples and pictures it stays below ten minutes on two cores."""
 CHECK_SAMPLES = 5000
 FORMATS = (".dcd", ".xtc", ".pdb", ".npz")
+FORCE_FIELD = ".cgff"
 
 
 class _Commands(TyperGroup):
@@ -325,6 +326,54 @@ def backmap(
     _table([*rows, ("written", ", ".join(str(path) for path in _save(result, output)))])
 
 
+@app.command("fit-cg")
+def fit_cg(
+    trajectory: Annotated[Path, typer.Argument(metavar="TRAJ", help="Frames, in any file that mdtraj reads.")],
+    top: Annotated[Path, typer.Argument(metavar="TOP", help="Topology with bonds: .pdb, .prmtop or .psf.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Force field, .cgff.", show_default=False)],
+    beads: Annotated[str, typer.Option(help="ca, backbone, dipeptide, or a selection in mdtraj's language.")] = "ca",
+    temperature: Annotated[float, typer.Option(help="Of the frames, K.")] = 300.0,
+    forces: Annotated[
+        Path | None, typer.Option(help="Forces on atoms or beads, .npy, kJ/mol/nm.", show_default=False)
+    ] = None,
+    stride: Annotated[int, typer.Option(help="Take every so many frames.")] = 1,
+    seed: Seed = 0,
+) -> None:
+    """Fit a coarse-grained force field to frames of a simulation: its density first, then the energy of that."""
+    _positive("--stride", stride)
+    _positive("--temperature", temperature)
+    if output.suffix != FORCE_FIELD:
+        raise InvalidInputError(f"{output}: a force field is a {FORCE_FIELD} file; name it so")
+    _writable_folder(output.parent)
+    _start()
+    import mdtraj
+    import numpy as np
+
+    from openmm_cgflow.analysis import duration
+    from openmm_cgflow.force_field import CGForceField
+    from openmm_cgflow.forcematching import BeadModel
+
+    for path in (trajectory, top, *([forces] if forces else [])):
+        if not path.is_file():
+            raise InvalidInputError(f"{path}: there is no such file")
+    start = time.monotonic()
+    model = BeadModel.fromTopology(mdtraj.load_topology(str(top)), beads)
+    frames = model.read(trajectory, str(top), stride)
+    pushes = None if forces is None else np.load(forces, allow_pickle=False)[::stride]
+    fitted = CGForceField.fromFrames(model, frames, forces=pushes, temperature=temperature, seed=seed)
+    fitted.save(output)
+    _table(
+        [
+            ("beads", f"{model.n_beads}: {', '.join(model.labels[:8])}{' ...' if model.n_beads > 8 else ''}"),
+            ("frames", f"{len(frames):,}"),
+            ("forces", f"off by {fitted.fitted.force_error:.3f} of their unit at points that were held out"),
+            ("energies", f"off by {fitted.fitted.energy_error:.3f} kT there"),
+            ("time", duration(time.monotonic() - start)),
+            ("written", str(output)),
+        ]
+    )
+
+
 @app.command()
 def simulate(
     model: Model,
@@ -337,18 +386,21 @@ def simulate(
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Run Langevin dynamics of the beads in the free energy that the flow learned, at its temperature."""
+    """Run Langevin dynamics of the beads, at the temperature of the model: a flow's, or a force field's of fit-cg."""
     for name, value in (("--time", picoseconds), ("--timestep", timestep), ("--interval", interval)):
         _positive(name, value)
     _trajectory_file(output, "beads")
     _start()
     from openmm_cgflow.analysis import duration
+    from openmm_cgflow.force_field import CGForceField
     from openmm_cgflow.model import CGFlow
     from openmm_cgflow.openmm_plugin.cg_system import langevin_frames
 
-    flow = CGFlow.load(model, device)
+    source: CGForceField | CGFlow = (
+        CGForceField.load(model) if model.suffix == FORCE_FIELD else CGFlow.load(model, device)
+    )
     start = time.monotonic()
-    trajectory = langevin_frames(flow, picoseconds, timestep, interval, seed)
+    trajectory = langevin_frames(source.createCGSystem(), source.temperature, picoseconds, timestep, interval, seed)
     taken = time.monotonic() - start
     steps = round(1000 * picoseconds / timestep)
     trajectory.save(str(output))

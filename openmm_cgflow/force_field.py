@@ -14,7 +14,19 @@ from openmm_cgflow.compute import Device
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.copies import copied_topology
 from openmm_cgflow.errors import InvalidInputError, MismatchError, ModelFileError
-from openmm_cgflow.forcematching import BatchedLangevin, BeadNetwork, DistilSettings, StudentSettings, Teacher, distil
+from openmm_cgflow.forcematching import (
+    BatchedLangevin,
+    BeadMapping,
+    BeadModel,
+    BeadNetwork,
+    DistilSettings,
+    FitSettings,
+    StudentSettings,
+    Teacher,
+    aggregated_map,
+    distil,
+    fit_beads,
+)
 from openmm_cgflow.openmm_plugin.cg_system import CGSystem, system_of_beads
 from openmm_cgflow.openmm_plugin.force import BeadBackend, force_from_energy
 from openmm_cgflow.storage import (
@@ -102,7 +114,7 @@ class CGForceField:
     Raises:
         MismatchError: if topology, positions, masses and student are not of the same number of beads.
 
-    Source: Köhler et al., arXiv 2203.11167; here without a frame of a simulation.
+    Source: Köhler et al., arXiv 2203.11167; `fromFlow` does it without a frame of a simulation.
 
     Example:
         force_field = CGForceField.fromFlow(CGFlow.load("model.cgflow"))
@@ -196,6 +208,69 @@ class CGForceField:
             found.force_error, found.energy_error, found.points, settings.steps, settings.seed, found.seconds
         )
         return cls(found.student, topology, positions, masses, constraints, temperature, fitted)
+
+    @classmethod
+    def fromFrames(
+        cls,
+        topology: Any,  # noqa: ANN401
+        frames: PositionsLike,
+        beads: BeadMapping = "ca",
+        forces: Any = None,  # noqa: ANN401
+        temperature: unit.Quantity | float = 300 * unit.kelvin,
+        weights: Sequence[float] | np.ndarray | None = None,
+        fixed: Sequence[tuple[int, int]] = (),
+        fit: FitSettings | None = None,
+        settings: DistilSettings | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """The force field that gives what frames of a simulation show of the beads; no System is needed.
+
+        A density of the beads is fitted to the frames by maximum likelihood, and its forces and energies are what the
+        force field learns: forces of the simulation are not needed, and where they exist, they help with bonds and
+        angles alone.
+
+        Arguments:
+            topology: OpenMM or mdtraj Topology of all atoms, with bonds; or a `forcematching.BeadModel`.
+            frames: of all atoms or of the beads: an mdtraj Trajectory, a file that mdtraj reads (or several), or
+                `(frames, atoms or beads, 3)`, nm or a Quantity.
+            beads: which atoms make them, as `BeadModel.fromTopology` takes it: `"ca"`, `"backbone"`, `"dipeptide"`, a
+                selection of mdtraj, indices of atoms, or groups of atoms.
+            forces: on the beads or on all atoms, `(frames, beads or atoms, 3)`, kJ/mol/nm or a Quantity, if there are
+                any; those on atoms are added up for each bead.
+            temperature: of the frames, Quantity or K.
+            weights: `(frames,)` of biased frames; all the same by default.
+            fixed: bonds between beads of one length (constraints), pairs of beads.
+            fit: of the density.
+            settings: of the force field.
+            seed: of the fit's splits, start weights and batches.
+
+        Raises:
+            InvalidInputError: for frames that are too few, broken or of one structure, and settings that cannot be.
+            MismatchError: for frames, forces or weights of other beads or of another number.
+            TrainingError: if the density is not finite.
+
+        Source: Köhler et al. 2023 (arXiv 2203.11167).
+
+        Example:
+            force_field = CGForceField.fromFrames(pdb.topology, "md.xtc", beads="ca", temperature=300)
+            cg = force_field.createCGSystem()
+        """
+        model = topology if isinstance(topology, BeadModel) else BeadModel.fromTopology(topology, beads)
+        if forces is not None and model.owners is not None and np.ndim(forces) == 3:
+            n = len(forces[0])
+            if n == len(model.owners) != model.n_beads:
+                forces = aggregated_map(model)(forces)
+        found = fit_beads(frames, model, forces, temperature, weights, fit, fixed, seed)
+        return cls.fromTeacher(
+            found.density,
+            found.coordinates,
+            model.topology,
+            found.positions,
+            model.masses,
+            found.constraints,
+            temperature,
+            settings,
+        )
 
     @property
     def topology(self) -> app.Topology:

@@ -1,12 +1,12 @@
 """Coarse-grained force fields of frames or of a flow alone: a density of the beads, and a network that learns from it.
 
-A teacher is a density of the beads' internal coordinates: that of a trained flow, or one that `fit_beads` fits to frames
-of a `BeadModel` (flow-matching: Köhler et al. 2023, arXiv 2203.11167). `distil` fits a `BeadNetwork`, the student, to
+A teacher is a density of the beads' internal coordinates: that of a trained flow, or one that `fit_beads` fits to
+frames of a `BeadModel` (flow-matching: Köhler et al. 2023, arXiv 2203.11167). `distil` fits a `BeadNetwork`, to
 its forces and energies. `judge_beads` says what any energy of the beads gives at equilibrium, without a simulation;
 `BatchedLangevin` moves many copies of the beads at once. Nothing here knows of OpenMM's forces.
 """
 
-from openmm_cgflow.forcematching.bead_model import BeadModel
+from openmm_cgflow.forcematching.bead_model import BeadMapping, BeadModel
 from openmm_cgflow.forcematching.distil import Distilled, DistilSettings, distil
 from openmm_cgflow.forcematching.evaluator import BeadMarginal, judge_beads, torsion_histogram
 from openmm_cgflow.forcematching.fitting import FitSettings, FittedBeads, fit_beads
@@ -18,6 +18,7 @@ from openmm_cgflow.forcematching.teacher import Points, Teacher, training_points
 
 __all__ = [
     "BatchedLangevin",
+    "BeadMapping",
     "BeadMarginal",
     "BeadMixture",
     "BeadModel",

@@ -62,24 +62,24 @@ def system_of_beads(
 
 
 def langevin_frames(
-    flow: TrainedFlow, picoseconds: float, timestep: float, interval: float, seed: int = 0
+    cg: CGSystem, temperature: unit.Quantity, picoseconds: float, timestep: float, interval: float, seed: int = 0
 ) -> mdtraj.Trajectory:
-    """Frames of Langevin dynamics of the beads at the flow's temperature (friction 1 / ps, Reference platform).
+    """Frames of Langevin dynamics of beads (friction 1 / ps, Reference platform).
 
     Arguments:
-        flow: the flow.
+        cg: the beads.
+        temperature: of the thermostat.
         picoseconds: how long, ps.
         timestep: fs.
         interval: between frames, ps.
         seed: of velocities and noise.
     """
-    cg = create_cg_system(flow)
-    integrator = openmm.LangevinMiddleIntegrator(flow.temperature, 1 / unit.picosecond, timestep * unit.femtosecond)
+    integrator = openmm.LangevinMiddleIntegrator(temperature, 1 / unit.picosecond, timestep * unit.femtosecond)
     integrator.setRandomNumberSeed(seed)
     # a handful of particles: starting threads or a GPU for each step costs more than the step
     context = openmm.Context(cg.system, integrator, openmm.Platform.getPlatformByName("Reference"))
     context.setPositions(cg.positions)
-    context.setVelocitiesToTemperature(flow.temperature, seed)
+    context.setVelocitiesToTemperature(temperature, seed)
     every = max(1, round(1000 * interval / timestep))
     frames = np.empty((max(1, round(1000 * picoseconds / timestep / every)), cg.topology.getNumAtoms(), 3))
     for frame in track(frames, description="beads", transient=True):
