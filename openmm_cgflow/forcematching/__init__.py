@@ -1,7 +1,7 @@
 """Coarse-grained force fields of frames or of a flow alone: a density of the beads, and a network that learns from it.
 
 A teacher is a density of the beads' internal coordinates: that of a trained flow, or one that `fit_beads` fits to
-frames of a `BeadModel` (flow-matching: Köhler et al. 2023, arXiv 2203.11167). `distil` fits a `BeadNetwork`, the student,
+frames of a `BeadModel` (flow-matching: Köhler et al. 2023, arXiv 2203.11167). `distil` fits a student, a `BeadNetwork`,
 to its forces and energies. `judge_beads` says what any energy of the beads gives at equilibrium, without a simulation;
 `BatchedLangevin` moves many copies of the beads at once. Nothing here knows of OpenMM's forces.
 """
