@@ -73,6 +73,10 @@ class Molecule:
         angle = self.angle(i, j, k)
         return angle > LINEAR or angle < np.pi - LINEAR
 
+    def linear_centres(self) -> set[int]:
+        """The atoms of which `is_linear_centre` is true."""
+        return {atom for atom in range(self.n_atoms) if self.is_linear_centre(atom)}
+
     def is_linear_centre(self, atom: int) -> bool:
         """Whether the atom has exactly two neighbours, opposite one another."""
         near = self.neighbours[atom]

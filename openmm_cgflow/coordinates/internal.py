@@ -161,7 +161,8 @@ class InternalCoordinates(torch.nn.Module):
         plan = plan_beads(perceived, beads, slow)
         plan.soft.update(flipping_bonds(molecule, system, plan.beads))
         rows = build_zmatrix(molecule, plan, centres)
-        return cls(build_layout(molecule, plan, rows, centres, fixed_bonds(molecule, system, rows)))
+        fixed = fixed_bonds(molecule, system, rows)
+        return cls(build_layout(molecule, plan, rows, centres, fixed, perceived.relaxed))
 
     def state(self) -> dict[str, Any]:
         """Plain numbers, strings and lists that `from_state` rebuilds this from; fit for JSON."""

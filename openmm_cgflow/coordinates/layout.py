@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,7 @@ def build_layout(
     rows: list[Row],
     centres: set[int],
     fixed: Mapping[tuple[int, int], float],
+    relaxed: np.ndarray,
 ) -> "Layout":
     """The layout of a Z-matrix.
 
@@ -128,8 +129,10 @@ def build_layout(
         rows: from `build_zmatrix`.
         centres: centres of symmetric rotors.
         fixed: constrained bond lengths by `bond_key`, nm.
+        relaxed: `(atoms, 3)` nm, the minimum next to the input: the windows of stiff torsions are around it, and it
+            says which centres are pyramids, which an input that is not relaxed may not.
     """
-    return _LayoutBuilder(molecule, plan, rows, centres, fixed).build()
+    return _LayoutBuilder(molecule, plan, rows, centres, fixed, relaxed).build()
 
 
 class _LayoutBuilder:
@@ -140,8 +143,10 @@ class _LayoutBuilder:
         rows: list[Row],
         centres: set[int],
         fixed: Mapping[tuple[int, int], float],
+        relaxed: np.ndarray,
     ) -> None:
         self.molecule, self.plan, self.fixed = molecule, plan, fixed
+        self.relaxed = replace(molecule, positions=relaxed)
         depth: dict[int, int] = {}
         for row in rows:
             depth[row.atom] = 0 if row.kind == "seed" else 1 + max(depth[j] for j in row.refs)
@@ -258,16 +263,7 @@ class _LayoutBuilder:
             ring = bond_key(row.refs[0], row.refs[1]) in self.molecule.ring_bonds
             width = math.pi if ring or not self.molecule.bonded(*row.refs[:2]) else math.pi / 2
             name = self._label("torsion", row, 3)
-            coordinate = Coordinate(
-                name,
-                stiff,
-                value,
-                low=value - width,
-                high=value + width,
-                scale=_SCALES["torsion"],
-                middle=value,
-                torsion=True,
-            )
+            coordinate = self._around(name, stiff, value, self._settled(row), width, _SCALES["torsion"])
         self._add(row, "third", coordinate)
 
     def _soft(self, row: Row, value: float) -> Coordinate:
@@ -294,20 +290,32 @@ class _LayoutBuilder:
         middle = value + (1 - _LESS) * _wrapped(3 * lowest) / 3
         return Coordinate(name, ROTOR, value, period=TWO_PI / 3, scale=_SCALES["rotor"], middle=middle, torsion=True)
 
-    def _difference(self, row: Row) -> float:
-        value = self._measured(row)
+    def _difference(self, row: Row, molecule: Molecule | None = None) -> float:
+        molecule = molecule or self.molecule
+        value = molecule.torsion(row.atom, *row.refs)
         if row.primary >= 0:
-            value = _wrapped(value - self._measured(self.rows[self.rank[row.primary]]))
+            first = self.rows[self.rank[row.primary]]
+            value = _wrapped(value - molecule.torsion(first.atom, *first.refs))
         return value
 
+    def _settled(self, row: Row) -> float:
+        """The value at the minimum, to ten degrees: two minimisations give the same layout."""
+        return math.radians(10 * round(math.degrees(self._difference(row, self.relaxed)) / 10))
+
     def _improper(self, row: Row, block: int) -> Coordinate:
-        value = self._difference(row)
-        low, high = value - math.pi / 2, value + math.pi / 2
-        if self._pyramidal(row.refs[0], value):
-            low, high = (0.0, math.pi) if value > 0 else (-math.pi, 0.0)
-        name = self._label("improper", row, 3)
-        width = _SCALES["improper"]
-        return Coordinate(name, block, value, low=low, high=high, scale=width, middle=value, torsion=True)
+        value, settled = self._difference(row), self._settled(row)
+        name, width, scale = self._label("improper", row, 3), math.pi / 2, _SCALES["improper"]
+        if self._pyramidal(row.refs[0], settled):
+            settled = math.copysign(width, settled)
+        return self._around(name, block, value, settled, width, scale)
+
+    @staticmethod
+    def _around(name: str, block: int, value: float, middle: float, width: float, scale: float) -> Coordinate:
+        """A stiff torsion in a window, in which the input's value lies unless that is far from its minimum."""
+        value = middle + _wrapped(value - middle)
+        reference = value if abs(value - middle) < width else middle
+        low, high = middle - width, middle + width
+        return Coordinate(name, block, reference, low=low, high=high, scale=scale, middle=middle, torsion=True)
 
     def _pyramidal(self, centre: int, value: float) -> bool:
         """Whether the side on which the atom lies is a matter of chirality: centres that are clearly not planar."""
