@@ -5,6 +5,7 @@
 """
 
 from openmm_cgflow.forcematching.bead_model import BeadModel
+from openmm_cgflow.forcematching.chain_torsions import ChainTorsions
 from openmm_cgflow.forcematching.fitting import FitSettings, FittedBeads, fit_beads
 from openmm_cgflow.forcematching.force_map import ForceMap, aggregated_map, generalised_forces, optimal_map
 from openmm_cgflow.forcematching.mixture import BeadMixture
@@ -12,6 +13,7 @@ from openmm_cgflow.forcematching.mixture import BeadMixture
 __all__ = [
     "BeadMixture",
     "BeadModel",
+    "ChainTorsions",
     "FitSettings",
     "FittedBeads",
     "ForceMap",
