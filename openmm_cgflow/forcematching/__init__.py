@@ -7,6 +7,7 @@ to its forces and energies. `judge_beads` says what any energy of the beads give
 """
 
 from openmm_cgflow.forcematching.bead_model import BeadMapping, BeadModel
+from openmm_cgflow.forcematching.chain_torsions import ChainTorsions
 from openmm_cgflow.forcematching.distil import Distilled, DistilSettings, distil
 from openmm_cgflow.forcematching.evaluator import BeadMarginal, judge_beads, torsion_histogram
 from openmm_cgflow.forcematching.fitting import FitSettings, FittedBeads, fit_beads
@@ -23,6 +24,7 @@ __all__ = [
     "BeadMixture",
     "BeadModel",
     "BeadNetwork",
+    "ChainTorsions",
     "DistilSettings",
     "Distilled",
     "FitSettings",

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from openmm_cgflow.flows import MixtureDensity, SoftVariables
+from openmm_cgflow.flows.by_hand import Gradients, differentiable
+from openmm_cgflow.flows.mixture import _learn
 from openmm_cgflow.flows.networks import MLP
 
 __all__ = ["ChainMixture", "ChainTorsions"]
@@ -75,17 +77,30 @@ class ChainMixture(MixtureDensity):
     def _parameters_of(self, k: int, before: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self._split(self.network(self._inputs(before, context)[:, k]) + self.bias[k])
 
+    def _raw(self, y: Tensor, context: Tensor) -> Tensor:
+        """What the network says of each variable given those before, `(batch, n, outputs)`."""
+        inputs = self._inputs(y[:, :-1], context)
+        return self.network(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2]) + self.bias
+
     def log_prob(self, y: Tensor, context: Tensor) -> Tensor:
         """Log-density `(batch,)` of `y (batch, n)`; all factors at once."""
         if not self.n:
             return y.sum(1)
-        inputs = self._inputs(y[:, :-1], context)
-        raw = self.network(inputs.flatten(0, 1)) + self.bias.repeat(len(y), 1)
-        return self._log_prob_of(0, y.flatten(), self._split(raw)).reshape(y.shape).sum(1)
+        parameters = self._split(self._raw(y, context).flatten(0, 1))
+        return self._log_prob_of(0, y.flatten(), parameters).reshape(y.shape).sum(1)
 
     def learned_log_prob(self, y: Tensor, context: Tensor) -> Tensor:
-        """The same, differentiable by the parameters alone."""
-        return self.log_prob(y.detach(), context)
+        """The same, differentiable by the parameters alone: what comes after the network has its gradient by hand."""
+        if not self.n:
+            return y.sum(1)
+        raw, learning = self._raw(y.detach(), context), torch.is_grad_enabled()
+        with torch.no_grad():
+            log_prob, slopes = _learn(raw.permute(1, 2, 0), y.T, self.n, self.min_scale, learning)
+
+        def pull(cotangent: Tensor) -> tuple[list[Tensor], Gradients]:
+            return [(slopes * cotangent).permute(2, 0, 1)], {}
+
+        return differentiable(pull, (log_prob.sum(0),), (raw,), ())[0]
 
 
 class ChainTorsions(SoftVariables):

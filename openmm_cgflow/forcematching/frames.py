@@ -11,7 +11,7 @@ from openmm_cgflow.structures import distances
 __all__ = ["check_bonds_of_frames", "check_finite", "warn_of_duplicates"]
 
 _SHOWN = 5
-_SPLIT = 2.5  # times the usual length: a bond that long is broken by a box
+_SPLIT = (3.0, 0.1)  # times the usual length, and nm more: a bond that long is broken by a box
 _COINCIDENT = 1e-3  # nm
 _UNIT = 2.5  # ratio to the length that is known, from which the unit is wrong
 _DUPLICATES = 0.01  # share of frames that are copies of others, from which it is said
@@ -52,7 +52,7 @@ def check_bonds_of_frames(
         InvalidInputError: naming bond and frames, and what the reason may be.
     """
     length = distances(x, np.array(bonds))
-    usual = np.quantile(length, 0.25, axis=0)
+    usual = np.quantile(length, 0.4, axis=0)
     for k, bond in enumerate(bonds):
         pair = "-".join(labels[i] for i in bond)
         if len(close := np.flatnonzero(length[:, k] < _COINCIDENT)):
@@ -64,7 +64,7 @@ def check_bonds_of_frames(
                 f"{pair} is {usual[k]:.4g} nm long, where about {expected[bond]:.3f} nm are expected, which {unit} or "
                 "other beads: give nm, or a Quantity, such as x * unit.angstrom"
             )
-        if len(broken := np.flatnonzero(length[:, k] > _SPLIT * usual[k])):
+        if len(broken := np.flatnonzero(length[:, k] > _SPLIT[0] * usual[k] + _SPLIT[1])):
             worst = length[broken[0], k]
             raise InvalidInputError(
                 f"{pair} is {worst:.4g} nm long in frame {broken[0]}, where {usual[k]:.4g} nm are usual ({len(broken)} "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.flows import AtomFlow, BeadFlow, Factor, FlowSettings, JointFlow, SoftVariables, StiffDensity
-from openmm_cgflow.forcematching import BeadMixture
+from openmm_cgflow.forcematching import BeadMixture, ChainTorsions
 
 CONTEXT = 3
 TURN = 2 * math.pi
@@ -41,6 +41,7 @@ def joint() -> JointFlow:
 DENSITIES: dict[str, Callable[[], Factor]] = {
     "torsions": lambda: soft([TURN, TURN]),
     "torsion and line": lambda: soft([TURN, 0.0]),
+    "torsions of a chain": lambda: ChainTorsions(torch.linspace(-1, 1, 5), components=5, hidden=16, harmonics=2),
     "rotors given beads": lambda: soft([TURN / 3, TURN / 2], CONTEXT),
     "stiff": lambda: stiff(4),
     "stiff given others": lambda: stiff(4, CONTEXT),
