@@ -415,6 +415,41 @@ def simulate(
     )
 
 
+@app.command("fit-cg")
+def fit_cg(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File for the force field, such as MOL.cgff.", show_default=False)
+    ],
+    points: Annotated[int, typer.Option(help="Points at which the flow is asked.")] = 50_000,
+    steps: Annotated[int, typer.Option(help="Steps of the fit.")] = 2_500,
+    seed: Seed = 0,
+) -> None:
+    """Fit a small, fast energy of the beads to a model, without a frame; `cgf.CGForceField.load` reads the file."""
+    _start()
+    from openmm_cgflow.analysis import duration
+    from openmm_cgflow.force_field import CGForceField
+    from openmm_cgflow.forcematching import DistilSettings, judge_beads
+    from openmm_cgflow.model import CGFlow
+
+    settings = DistilSettings(points=points, steps=steps, seed=seed)
+    _writable_folder(output.parent)
+    flow = CGFlow.load(model, "cpu")
+    force_field = CGForceField.fromFlow(flow, settings)
+    force_field.save(output)
+    fitted, beads = force_field.fitted, flow.coordinates.bead_coordinates()
+    rows = [
+        ("student", f"{fitted.points:,} points, {fitted.steps:,} steps, in {duration(fitted.seconds)}"),
+        ("error of its energy", f"{fitted.energy_error:.3f} kT, at points held out"),
+    ]
+    if beads.sizes[0]:
+        found = judge_beads(force_field.student, flow.flow.bead_flow, beads, flow.target.kT, n=20_000)
+        rows.append(
+            ("KL from the model", f"{found.kl:.4f} nats, by importance sampling with an ESS of {found.ess:.2f}")
+        )
+    _table([*rows, ("written", str(output))])
+
+
 @app.command()
 def report(
     ctx: typer.Context,

@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +134,7 @@ def distil(
 
     Raises:
         InvalidInputError: for settings that cannot be, or more points than fit into memory.
-        TrainingError: if the teacher's density is not finite where it was drawn.
+        TrainingError: if the teacher's density is not finite where it was drawn, or it draws other isomers alone.
 
     Source: Köhler et al., arXiv 2203.11167, whose students learn from forces at samples alone.
 
@@ -147,7 +147,7 @@ def distil(
     coordinates = copy.deepcopy(coordinates).cpu()
     if isinstance(teacher, nn.Module):
         teacher = copy.deepcopy(teacher).cpu().double().requires_grad_(False)
-    student = BeadNetwork(coordinates, kT, settings.student)
+    student = BeadNetwork(coordinates, kT, settings.student, settings.seed)
     size = settings.points * student.n_features * coordinates.dof
     if size > _MOST_VALUES:
         raise InvalidInputError(
@@ -162,7 +162,7 @@ def distil(
         n_train = len(q) - round(settings.held_out * len(q))
         network = copy.deepcopy(student.network).float()
         student.offset.fill_(float(targets.energy[:n_train].mean()))
-        targets.energy.sub_(float(student.offset))
+        targets = replace(targets, energy=targets.energy - float(student.offset))
         _fit(network, targets, n_train, settings, generator)
         student.network.load_state_dict(network.double().state_dict())
         with torch.enable_grad():

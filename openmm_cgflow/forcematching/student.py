@@ -23,12 +23,10 @@ class StudentSettings:
     Attributes:
         hidden: width of each hidden layer.
         layers: number of hidden layers.
-        seed: of the start weights.
     """
 
     hidden: int = 96
     layers: int = 3
-    seed: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Settings as plain numbers, to be stored."""
@@ -50,6 +48,7 @@ class BeadNetwork(nn.Module):
         coordinates: of the beads alone, as `bead_coordinates()` gives them.
         kT: thermal energy, kJ/mol.
         settings: size of the network.
+        seed: of its start weights.
 
     Raises:
         InvalidInputError: for sizes that are not positive, or atoms that are not beads.
@@ -82,7 +81,9 @@ class BeadNetwork(nn.Module):
     second: Tensor
     is_torsion: Tensor
 
-    def __init__(self, coordinates: InternalCoordinates, kT: float, settings: StudentSettings | None = None) -> None:
+    def __init__(
+        self, coordinates: InternalCoordinates, kT: float, settings: StudentSettings | None = None, seed: int = 0
+    ) -> None:
         super().__init__()
         settings = settings or StudentSettings()
         if settings.hidden < 1 or settings.layers < 1:
@@ -115,7 +116,7 @@ class BeadNetwork(nn.Module):
         stiff_torsions = [entry.torsion for entry in entries[n_slow:]]
         self.register_buffer("is_torsion", torch.tensor(stiff_torsions, dtype=torch.bool), persistent=False)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
+            torch.manual_seed(seed)
             widths = [self.n_features, *[settings.hidden] * settings.layers]
             layers: list[nn.Module] = []
             for n_in, n_out in pairwise(widths):

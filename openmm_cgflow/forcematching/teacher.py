@@ -10,9 +10,11 @@ from torch import Tensor
 
 from openmm_cgflow.compute import Parallel
 from openmm_cgflow.coordinates import InternalCoordinates
+from openmm_cgflow.errors import TrainingError
 
 __all__ = ["Points", "Teacher", "labels", "training_points"]
 
+_FEWEST = 10  # samples
 _ROUNDS = 50  # of drawing flattened points, after which there are fewer
 _TURNED = 2  # torsions of a point that are flattened at once
 
@@ -67,11 +69,19 @@ def training_points(
         flat: the share of flattened ones; there are fewer where the floor leaves too little room.
         floor: kT.
         generator: of everything random.
+
+    Raises:
+        TrainingError: if hardly a sample is of the isomer that the coordinates describe.
     """
     n_slow = coordinates.sizes[0]
     n_flat = round(flat * n) if n_slow else 0
     own = teacher.sample(n - n_flat, generator)[0]
     own = own[coordinates.in_domain(own)]
+    if len(own) < _FEWEST:
+        raise TrainingError(
+            f"only {len(own)} of {n - n_flat:,} samples of the teacher are the isomer of its coordinates; train it "
+            "further"
+        )
     least = teacher.log_prob(own).mean() - floor
     tree = cKDTree(_on_circle(own[:, :n_slow]), boxsize=2 * math.pi) if n_flat else None
     kept = [own[:0]]

@@ -62,9 +62,12 @@ def compile_to_machine_code(module: nn.Module, positions: Tensor) -> EnergyAndFo
     """The same as a function of `(positions, scale)` in double precision, by torch's compiler: most of a minute."""
     start = time.perf_counter()
     recorded, example = _record(module, positions)
+    for node in recorded.graph.nodes:
+        node.meta.clear()  # of what was recorded, which the compiler takes for its own
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        compiled = torch._inductor.compile(recorded, list(example))
+        # kernels that are called by machine code too, instead of by Python: two thirds of the time
+        compiled = torch._inductor.compile(recorded, list(example), options={"cpp_wrapper": True})
     _log.info("compiled the force in %.0f s", time.perf_counter() - start)
     return compiled
 

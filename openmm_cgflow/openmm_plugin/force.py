@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -40,24 +41,29 @@ class PythonFreeEnergy:
         self.module, self.positions, self.parameter = module, positions, parameter
         self.machine_code = machine_code
         self._compiled: EnergyAndForces | None = None
+        self._factor: tuple[float, torch.Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": None}
+        return {**self.__dict__, "_compiled": None, "_factor": None}
 
     def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
         """Energy in kJ/mol and forces `(particles, 3)` in kJ/mol/nm at the positions of a State."""
-        x = torch.tensor(state.getPositions(asNumpy=True)._value, dtype=torch.float64)
+        x = torch.from_numpy(np.asarray(state.getPositions(asNumpy=True)._value, dtype=np.float64))
         if len(x) != len(self.positions):
             raise MismatchError(misfit(len(self.positions), len(x)))
-        scale = torch.tensor(state.getParameters()[self.parameter], dtype=torch.float64)
+        factor = state.getParameters()[self.parameter]
+        known = self._factor  # of its own: other threads may change it meanwhile
+        if known is None or known[0] != factor:  # a new tensor costs more than a look
+            known = self._factor = factor, torch.tensor(factor, dtype=torch.float64)
         if self._compiled is None:
             compiler = compile_to_machine_code if self.machine_code else compile_forces
             self._compiled = compiler(self.module, self.positions)
         with torch.no_grad():
-            energy, forces = self._compiled(x, scale)
-        if not bool(torch.isfinite(energy)):
+            energy, forces = self._compiled(x, known[1])
+        value = energy.item()
+        if not math.isfinite(value):
             raise TrainingError("the free energy is not finite: the simulation has blown up; shorten its time step.")
-        return energy.item(), forces.numpy()
+        return value, forces.numpy()
 
 
 def create_force(

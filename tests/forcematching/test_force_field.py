@@ -9,7 +9,7 @@ import openmm
 import pytest
 import torch
 from fuzz.mutate import JSON_WORDS, damaged
-from molecules import MODELS
+from molecules import MODELS, load
 from openmm import unit
 
 import openmm_cgflow as cgf
@@ -210,3 +210,18 @@ def test_damaged_bytes_end_in_the_one_error(good, tmp_path):
         else:
             assert torch.isfinite(read.student(torch.as_tensor(read.positions._value)))
     assert refused > 20
+
+
+def test_constrained_beads_keep_their_distances():
+    flow = cgf.CGFlow(*load("aldp_vacuum", constraints="AllBonds"), device="cpu")  # untrained, which is a density too
+    force_field = cgf.CGForceField.fromFlow(flow, QUICK)
+    assert len(force_field.constraints) == 4
+    cg = force_field.createCGSystem("python")
+    context = context_of(cg, openmm.LangevinMiddleIntegrator(300, 1 / unit.picosecond, 0.002))
+    context.getIntegrator().step(100)
+    x = context.getState(positions=True).getPositions(asNumpy=True)._value
+    for (i, j), distance in force_field.constraints.items():
+        assert np.linalg.norm(x[i] - x[j]) == pytest.approx(distance, rel=1e-4)
+    q = force_field.student.coordinates.to_internal(torch.tensor(x)[None])[0]
+    away = (q[0, 2:] - force_field.student.rest) * force_field.student.stiffness.sqrt()
+    assert float(away.abs().max()) < 8  # angles, in standard deviations: nothing has flown apart

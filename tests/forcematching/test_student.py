@@ -212,6 +212,13 @@ def test_bad_input_is_named(beads, teacher):
     with pytest.raises(TrainingError, match="density is not finite"):
         distil(Broken(beads), beads, KT, TINY)
 
+    class Elsewhere(Analytic):
+        def sample(self, n, generator=None):
+            return (-super().sample(n, generator)[0],)  # negative bonds
+
+    with pytest.raises(TrainingError, match="only 0 of 267 samples of the teacher are the isomer"):
+        distil(Elsewhere(beads), beads, KT, TINY)
+
 
 def _whole(name):
     from molecules import load
