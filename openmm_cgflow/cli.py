@@ -18,6 +18,8 @@ from openmm_cgflow.errors import CGFlowError, InvalidInputError
 
 if TYPE_CHECKING:
     from openmm_cgflow.backmapping import Backmapped
+    from openmm_cgflow.force_field import CGForceField
+    from openmm_cgflow.forcematching import DistilSettings
     from openmm_cgflow.model import CGFlow
     from openmm_cgflow.sampling import Samples
 
@@ -27,7 +29,7 @@ DEMO_SECONDS, DEMO_EVALUATIONS = 420.0, 3_000_000
 """What the demo's training takes at most: with start, samples and pictures it stays below ten minutes on two cores."""
 CHECK_SAMPLES = 5000
 FORMATS = (".dcd", ".xtc", ".pdb", ".npz")
-FORCE_FIELD = ".cgff"
+MODEL, FORCE_FIELD = ".cgflow", ".cgff"
 
 
 class _Commands(TyperGroup):
@@ -328,50 +330,99 @@ def backmap(
 
 @app.command("fit-cg")
 def fit_cg(
-    trajectory: Annotated[Path, typer.Argument(metavar="TRAJ", help="Frames, in any file that mdtraj reads.")],
-    top: Annotated[Path, typer.Argument(metavar="TOP", help="Topology with bonds: .pdb, .prmtop or .psf.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Force field, .cgff.", show_default=False)],
-    beads: Annotated[str, typer.Option(help="ca, backbone, dipeptide, or a selection in mdtraj's language.")] = "ca",
-    temperature: Annotated[float, typer.Option(help="Of the frames, K.")] = 300.0,
+    source: Annotated[
+        Path, typer.Argument(metavar="MODEL|TRAJ", help="Model of a flow, .cgflow; or frames that mdtraj reads.")
+    ],
+    top: Annotated[
+        Path | None, typer.Argument(metavar="[TOP]", help="Of frames: a topology with bonds.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File for the force field, such as MOL.cgff.", show_default=False)
+    ] = Path("beads.cgff"),
+    beads: Annotated[
+        str, typer.Option(help="Of frames: ca, backbone, dipeptide, or a selection in mdtraj's language.")
+    ] = "ca",
+    temperature: Annotated[float, typer.Option(help="Of frames, K.")] = 300.0,
     forces: Annotated[
-        Path | None, typer.Option(help="Forces on atoms or beads, .npy, kJ/mol/nm.", show_default=False)
+        Path | None, typer.Option(help="On the frames' atoms or beads, .npy, kJ/mol/nm.", show_default=False)
     ] = None,
     stride: Annotated[int, typer.Option(help="Take every so many frames.")] = 1,
+    points: Annotated[int, typer.Option(help="Points at which the density of the beads is asked.")] = 50_000,
+    steps: Annotated[int, typer.Option(help="Steps of the fit.")] = 2_500,
     seed: Seed = 0,
 ) -> None:
-    """Fit a coarse-grained force field to frames of a simulation: its density first, then the energy of that."""
-    _positive("--stride", stride)
-    _positive("--temperature", temperature)
+    """Fit a small, fast energy of beads to the density that a model has of them, or that is fitted to frames first."""
+    for name, value in (("--stride", stride), ("--temperature", temperature)):
+        _positive(name, value)
     if output.suffix != FORCE_FIELD:
         raise InvalidInputError(f"{output}: a force field is a {FORCE_FIELD} file; name it so")
+    for path in (source, top, forces):
+        if path is not None and not path.is_file():
+            raise InvalidInputError(f"{path}: there is no such file")
     _writable_folder(output.parent)
     _start()
+    from openmm_cgflow.analysis import duration
+    from openmm_cgflow.force_field import CGForceField
+    from openmm_cgflow.forcematching import DistilSettings
+    from openmm_cgflow.model import CGFlow
+
+    settings = DistilSettings(points=points, steps=steps, seed=seed)
+    start = time.monotonic()
+    rows: list[tuple[str, str]] = []
+    if source.suffix == MODEL:
+        flow = CGFlow.load(source, "cpu")
+        force_field = CGForceField.fromFlow(flow, settings)
+        rows += _judged(force_field, flow)
+    elif top is None:
+        raise InvalidInputError(f"{source}: give the topology of these frames after them, or a {MODEL} file alone")
+    else:
+        force_field, shown = _of_frames(source, top, beads, forces, stride, temperature, settings)
+        rows += shown
+    force_field.save(output)
+    fitted = force_field.fitted
+    rows = [
+        ("student", f"{fitted.points:,} points, {fitted.steps:,} steps"),
+        ("error of its energy", f"{fitted.energy_error:.3f} kT, at points held out"),
+        *rows,
+    ]
+    _table([*rows, ("time", duration(time.monotonic() - start)), ("written", str(output))])
+
+
+def _judged(force_field: "CGForceField", flow: "CGFlow") -> list[tuple[str, str]]:
+    """How far a force field is from the density of its flow."""
+    from openmm_cgflow.forcematching import judge_beads
+
+    coordinates = flow.coordinates.bead_coordinates()
+    if not coordinates.sizes[0]:
+        return []
+    found = judge_beads(force_field.student, flow.flow.bead_flow, coordinates, flow.target.kT, n=20_000)
+    return [("KL from the model", f"{found.kl:.4f} nats, by importance sampling with an ESS of {found.ess:.2f}")]
+
+
+def _of_frames(
+    trajectory: Path,
+    top: Path,
+    beads: str,
+    forces: Path | None,
+    stride: int,
+    temperature: float,
+    settings: "DistilSettings",
+) -> tuple["CGForceField", list[tuple[str, str]]]:
+    """A force field of frames, and what there is to say of them."""
     import mdtraj
     import numpy as np
 
-    from openmm_cgflow.analysis import duration
     from openmm_cgflow.force_field import CGForceField
     from openmm_cgflow.forcematching import BeadModel
 
-    for path in (trajectory, top, *([forces] if forces else [])):
-        if not path.is_file():
-            raise InvalidInputError(f"{path}: there is no such file")
-    start = time.monotonic()
     model = BeadModel.fromTopology(mdtraj.load_topology(str(top)), beads)
     frames = model.read(trajectory, str(top), stride)
     pushes = None if forces is None else np.load(forces, allow_pickle=False)[::stride]
-    fitted = CGForceField.fromFrames(model, frames, forces=pushes, temperature=temperature, seed=seed)
-    fitted.save(output)
-    _table(
-        [
-            ("beads", f"{model.n_beads}: {', '.join(model.labels[:8])}{' ...' if model.n_beads > 8 else ''}"),
-            ("frames", f"{len(frames):,}"),
-            ("forces", f"off by {fitted.fitted.force_error:.3f} of their unit at points that were held out"),
-            ("energies", f"off by {fitted.fitted.energy_error:.3f} kT there"),
-            ("time", duration(time.monotonic() - start)),
-            ("written", str(output)),
-        ]
+    force_field = CGForceField.fromFrames(
+        model, frames, forces=pushes, temperature=temperature, settings=settings, seed=settings.seed
     )
+    named = ", ".join(model.labels[:8]) + (" ..." if model.n_beads > 8 else "")
+    return force_field, [("beads", f"{model.n_beads}: {named}"), ("frames", f"{len(frames):,}")]
 
 
 @app.command()
@@ -413,41 +464,6 @@ def simulate(
             ("written", f"{output}, {topology}"),
         ]
     )
-
-
-@app.command("fit-cg")
-def fit_cg(
-    model: Model,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="File for the force field, such as MOL.cgff.", show_default=False)
-    ],
-    points: Annotated[int, typer.Option(help="Points at which the flow is asked.")] = 50_000,
-    steps: Annotated[int, typer.Option(help="Steps of the fit.")] = 2_500,
-    seed: Seed = 0,
-) -> None:
-    """Fit a small, fast energy of the beads to a model, without a frame; `cgf.CGForceField.load` reads the file."""
-    _start()
-    from openmm_cgflow.analysis import duration
-    from openmm_cgflow.force_field import CGForceField
-    from openmm_cgflow.forcematching import DistilSettings, judge_beads
-    from openmm_cgflow.model import CGFlow
-
-    settings = DistilSettings(points=points, steps=steps, seed=seed)
-    _writable_folder(output.parent)
-    flow = CGFlow.load(model, "cpu")
-    force_field = CGForceField.fromFlow(flow, settings)
-    force_field.save(output)
-    fitted, beads = force_field.fitted, flow.coordinates.bead_coordinates()
-    rows = [
-        ("student", f"{fitted.points:,} points, {fitted.steps:,} steps, in {duration(fitted.seconds)}"),
-        ("error of its energy", f"{fitted.energy_error:.3f} kT, at points held out"),
-    ]
-    if beads.sizes[0]:
-        found = judge_beads(force_field.student, flow.flow.bead_flow, beads, flow.target.kT, n=20_000)
-        rows.append(
-            ("KL from the model", f"{found.kl:.4f} nats, by importance sampling with an ESS of {found.ess:.2f}")
-        )
-    _table([*rows, ("written", str(output))])
 
 
 @app.command()

@@ -62,7 +62,7 @@ def chain_coordinates(
     for i, j in bonds:
         _name_torsion(molecule, plan, i, j)
     rows = build_zmatrix(molecule, plan, set())
-    return InternalCoordinates(build_layout(molecule, plan, rows, set(), fixed or {}))
+    return InternalCoordinates(build_layout(molecule, plan, rows, set(), fixed or {}, molecule.positions))
 
 
 def _name_torsion(molecule: Molecule, plan: BeadPlan, i: int, j: int) -> None:

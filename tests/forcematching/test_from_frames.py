@@ -90,12 +90,11 @@ def test_command_line_fits_and_simulates(md, tmp_path, monkeypatch):
     trajectory[:400].save(str(tmp_path / "md.xtc"))
     trajectory[0].save_pdb(str(tmp_path / "md.pdb"))
     np.save(tmp_path / "f.npy", forces[:400])
-    quick = DistilSettings(points=500, steps=20, batch=64, student=StudentSettings(hidden=8, layers=1))
-    monkeypatch.setattr("openmm_cgflow.force_field.DistilSettings", lambda: quick)
     monkeypatch.setattr("openmm_cgflow.forcematching.fitting.FitSettings", lambda: FitSettings(members=1, steps=10))
     run = CliRunner().invoke
     files = [str(tmp_path / name) for name in ("md.xtc", "md.pdb")]
     options = ["--beads", "element C", "--temperature", "450", "--forces", str(tmp_path / "f.npy")]
+    options += ["--points", "500", "--steps", "20"]
     done = run(app, ["fit-cg", *files, "-o", str(tmp_path / "b.cgff"), *options])
     assert done.exit_code == 0, done.output
     assert "400" in done.output
