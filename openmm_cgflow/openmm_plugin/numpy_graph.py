@@ -10,6 +10,9 @@ import torch
 from scipy.linalg.lapack import dtrtrs, strtrs
 from torch import Tensor, fx
 
+from openmm_cgflow.openmm_plugin.gathered_moves import gather_moves
+from openmm_cgflow.openmm_plugin.written_for_numpy import written_for_numpy
+
 __all__ = ["replayed_by_numpy"]
 
 _ATEN = torch.ops.aten
@@ -20,39 +23,54 @@ _REDUCE: Callable[..., Any] = np.add.reduce
 _LARGEST: Callable[..., Any] = np.maximum.reduce
 
 
-def replayed_by_numpy(recorded: fx.GraphModule) -> fx.GraphModule:
-    """The same graph with each operation done by numpy, in place; it takes and returns arrays.
+def replayed_by_numpy(function: Callable[[Tensor], Tensor], example: Tensor) -> fx.GraphModule:
+    """A graph that does what a function does, with each operation done by numpy; it takes and returns arrays.
 
     What is not in the table below is done by torch itself, which is as right and takes longer.
 
     Arguments:
-        recorded: operations of ATen, as `make_fx` records them.
+        function: of one tensor, without a gradient; its operations are recorded once.
+        example: a tensor of the shape and type of all that come later.
 
     Example:
-        >>> from torch.fx.experimental.proxy_tensor import make_fx
-        >>> graph = replayed_by_numpy(make_fx(lambda x: x.exp().sum(0))(torch.zeros(3)))
+        >>> graph = replayed_by_numpy(lambda x: x.exp().sum(0), torch.zeros(4))
         >>> float(graph(np.zeros(4)))
         4.0
     """
+    recorded = written_for_numpy(function, example)
+    gather_moves(recorded)
     for node in recorded.graph.nodes:
         if node.op == "get_attr":
             value = getattr(recorded, node.target)
-            delattr(recorded, node.target)
             node.target = f"array_{node.target}"
-            setattr(recorded, node.target, value.detach().numpy().copy())
-        elif node.op == "call_function" and node.target is not operator.getitem:
+            setattr(recorded, node.target, value.numpy())
+        elif isinstance(node.target, torch._ops.OpOverload):
             known = _TABLE.get(node.target) if "alpha" not in node.kwargs else None
             node.target = known or _by_torch(node.target)
+            node.op = "call_method" if isinstance(known, str) else node.op
+    for name in list(recorded._buffers):
+        delattr(recorded, name)
     _drop_repetitions(recorded.graph)
+    _keep_slices(recorded)
     recorded.recompile()
     return recorded
+
+
+def _keep_slices(recorded: fx.GraphModule) -> None:
+    """Slices are made once."""
+    for node in list(recorded.graph.nodes):
+        if node.target is operator.getitem and isinstance(node.args[1], tuple):
+            name = f"part_{node.args[1][-1].start}_{node.args[1][-1].stop}"
+            setattr(recorded, name, node.args[1])
+            with recorded.graph.inserting_before(node):
+                node.update_arg(1, recorded.graph.create_node("get_attr", name))
 
 
 def _drop_repetitions(graph: fx.Graph) -> None:
     """What was computed before with the same arguments is not computed again; what changes nothing is left out."""
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function":
+        if node.op not in ("call_function", "call_method"):
             continue
         if node.target is _same:
             node.replace_all_uses_with(node.args[0])
@@ -88,6 +106,12 @@ def _addmm(bias: Array, left: Array, right: Array) -> Array:
     return product
 
 
+def _baddbmm(bias: Array, left: Array, right: Array) -> Array:
+    product: Array = left @ right
+    product += bias
+    return product
+
+
 def _index_select(a: Array, axis: int, index: Array) -> Array:
     return a.take(index, axis)
 
@@ -114,10 +138,15 @@ def _sum(a: Array, axes: Sequence[int] | int, keepdims: bool = False, dtype: Any
     return total
 
 
+_HALF = {np.dtype(t): np.array(0.5, t) for t in (np.float32, np.float64)}
+
+
 def _silu(a: Array) -> Array:
-    below: Array = np.exp(-a)
-    below += 1
-    return np.divide(a, below, out=below)
+    half = a * _HALF[a.dtype]
+    result: Array = np.tanh(half)
+    result *= half
+    result += half
+    return result
 
 
 def _sigmoid(a: Array) -> Array:
@@ -204,7 +233,7 @@ def _full(sizes: Sequence[int], value: float, dtype: torch.dtype | None = None, 
     return np.full(tuple(sizes), value, None if dtype is None else _DTYPES[dtype])
 
 
-_TABLE: dict[Any, Callable[..., Any]] = {
+_TABLE: dict[Any, Callable[..., Any] | str] = {
     _ATEN.add.Tensor: operator.add,
     _ATEN.sub.Tensor: operator.sub,
     _ATEN.rsub.Scalar: lambda a, b: b - a,
@@ -213,9 +242,10 @@ _TABLE: dict[Any, Callable[..., Any]] = {
     _ATEN.neg.default: operator.neg,
     _ATEN.reciprocal.default: lambda a: 1 / a,
     _ATEN.pow.Tensor_Scalar: lambda a, power: a * a if power == 2 else a**power,
-    _ATEN.mm.default: operator.matmul,
+    _ATEN.mm.default: "dot",
     _ATEN.bmm.default: operator.matmul,
     _ATEN.addmm.default: _addmm,
+    _ATEN.baddbmm.default: _baddbmm,
     _ATEN.linalg_solve_triangular.default: _solve_triangular,
     _ATEN.exp.default: np.exp,
     _ATEN.log.default: np.log,
@@ -250,8 +280,9 @@ _TABLE: dict[Any, Callable[..., Any]] = {
     _ATEN.squeeze.dim: _squeeze,
     _ATEN.squeeze.dims: _squeeze,
     _ATEN.expand.default: _expand,
-    _ATEN.view.default: lambda a, shape: a.reshape(shape),
-    _ATEN._unsafe_view.default: lambda a, shape: a.reshape(shape),
+    _ATEN.view.default: "reshape",
+    _ATEN.take.default: "take",
+    _ATEN.mv.default: "dot",
     _ATEN.permute.default: lambda a, axes: a.transpose(axes),
     _ATEN.t.default: np.transpose,
     _ATEN.transpose.int: np.swapaxes,
