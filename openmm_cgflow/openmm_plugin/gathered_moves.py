@@ -2,7 +2,7 @@
 
 import operator
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,14 +42,14 @@ def gather_moves(recorded: fx.GraphModule) -> None:
     the numbers that it takes. From then on the graph is for arrays of the recorded shapes.
 
     Arguments:
-        recorded: operations of ATen, as `make_fx` records them.
+        recorded: operations of ATen, as `make_fx` records them, none in place.
 
     Example:
         >>> from torch.fx.experimental.proxy_tensor import make_fx
         >>> graph = make_fx(lambda x: torch.stack([x[1:], x[:-1]]).t().reshape(2, 2).exp())(torch.zeros(3))
         >>> gather_moves(graph)
         >>> [node.name for node in graph.graph.nodes]
-        ['x_1', 'moved0', 'take', 'exp', 'output']
+        ['x_1', 'moved0', 'take_default', 'exp', 'output']
     """
     moves = _Moves(recorded)
     for node in list(recorded.graph.nodes):
@@ -60,7 +60,6 @@ def gather_moves(recorded: fx.GraphModule) -> None:
                 if seen in moves.moved:
                     node.replace_input_with(seen, moves.taken(seen, node))
     recorded.graph.eliminate_dead_code()
-    recorded.recompile()
 
 
 class _Moves:
@@ -130,11 +129,13 @@ class _Moves:
         parts = [self._labels[source] for source in sources]
         if len(sources) == 1:
             return self._pick(sources[0], parts[0], wanted)
-        axis = _axis_of_join([part.shape for part in parts])
-        if axis is None:
+        axes = [k for k in range(parts[0].ndim) if len({(*p.shape[:k], *p.shape[k + 1 :]) for p in parts}) == 1]
+        if not axes:
             sources = [self._call(_ATEN.view.default, source, [-1]) for source in sources]
-            parts, axis = [part.flatten() for part in parts], 0
-        result = self._pick(self._call(_ATEN.cat.default, sources, axis), torch.cat(parts, axis), wanted)
+            parts, axes = [part.flatten() for part in parts], [0]
+        joined = [torch.cat(parts, axis) for axis in axes]
+        best = max(range(len(axes)), key=lambda k: torch.equal(joined[k].flatten(), wanted.flatten()))
+        result = self._pick(self._call(_ATEN.cat.default, sources, axes[best]), joined[best], wanted)
         self._label_source(result, wanted.shape)
         return result
 
@@ -155,15 +156,6 @@ class _Moves:
         return self.recorded.graph.call_function(operation, args)
 
     def _constant(self, value: Tensor) -> fx.Node:
-        name = f"moved{len(self._taken)}"
+        name = f"moved{len(self.recorded._buffers)}"
         self.recorded.register_buffer(name, value)
         return self.recorded.graph.get_attr(name)
-
-
-def _axis_of_join(shapes: Sequence[torch.Size]) -> int | None:
-    """Along which arrays of these shapes are joined with all numbers in their order; None if along none."""
-    if len({len(shape) for shape in shapes}) == 1:
-        for axis in range(len(shapes[0])):
-            if len({s[axis + 1 :] for s in shapes}) == 1 and all(s[:axis].numel() == 1 for s in shapes):
-                return axis
-    return None

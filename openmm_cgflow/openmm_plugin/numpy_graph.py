@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ __all__ = ["replayed_by_numpy"]
 
 _ATEN = torch.ops.aten
 _DTYPES = {torch.float64: np.float64, torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
+_HALF = {np.dtype(t): np.array(0.5, t) for t in (np.float32, np.float64)}
 
 Array = np.ndarray
 _REDUCE: Callable[..., Any] = np.add.reduce
@@ -72,9 +72,6 @@ def _drop_repetitions(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op not in ("call_function", "call_method"):
             continue
-        if node.target is _same:
-            node.replace_all_uses_with(node.args[0])
-            continue
         key = (node.target, repr(node.args), repr(node.kwargs))  # nodes by their names, which are unique
         if seen.setdefault(key, node) is not node:
             node.replace_all_uses_with(seen[key])
@@ -116,29 +113,9 @@ def _index_select(a: Array, axis: int, index: Array) -> Array:
     return a.take(index, axis)
 
 
-def _slice(a: Array, axis: int = 0, start: int | None = None, stop: int | None = None, step: int = 1) -> Array:
-    if axis == 0:
-        return a[start:stop:step]
-    if axis == 1:
-        return a[:, start:stop:step]
-    return a[(slice(None),) * axis + (slice(start, stop, step),)]
-
-
-def _split(a: Array, size: int, axis: int = 0) -> list[Array]:
-    return [_slice(a, axis, k, k + size) for k in range(0, a.shape[axis], size)]
-
-
-def _split_with_sizes(a: Array, sizes: Sequence[int], axis: int = 0) -> list[Array]:
-    ends = accumulate(sizes)
-    return [_slice(a, axis, end - size, end) for end, size in zip(ends, sizes, strict=True)]
-
-
 def _sum(a: Array, axes: Sequence[int] | int, keepdims: bool = False, dtype: Any = None) -> Array:  # noqa: ANN401
     total: Array = _REDUCE(a, axes if isinstance(axes, int) else tuple(axes), None, None, keepdims)
     return total
-
-
-_HALF = {np.dtype(t): np.array(0.5, t) for t in (np.float32, np.float64)}
 
 
 def _silu(a: Array) -> Array:
@@ -174,35 +151,8 @@ def _clamp(a: Array, low: float | None = None, high: float | None = None) -> Arr
     return a if high is None else np.minimum(a, high)
 
 
-def _unbind(a: Array, axis: int = 0) -> list[Array]:
-    return [_select(a, axis, k) for k in range(a.shape[axis])]
-
-
 def _index(a: Array, indices: Sequence[Array | None]) -> Array:
     return a[tuple(slice(None) if index is None else index for index in indices)]
-
-
-def _unsqueeze(a: Array, axis: int) -> Array:
-    return a[(slice(None),) * (axis % (a.ndim + 1)) + (None,)]
-
-
-def _stack(arrays: Sequence[Array], axis: int = 0) -> Array:
-    return np.concatenate([_unsqueeze(a, axis) for a in arrays], axis)
-
-
-def _expand(a: Array, sizes: Sequence[int]) -> Array:
-    old = (1,) * (len(sizes) - a.ndim) + a.shape
-    new = tuple(was if size == -1 else size for size, was in zip(sizes, old, strict=True))
-    if new == a.shape:
-        return a
-    wide = np.empty(new, a.dtype)  # quicker than np.broadcast_to
-    wide[...] = a
-    return wide
-
-
-def _squeeze(a: Array, axis: Any) -> Array:  # noqa: ANN401
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
-    return a.squeeze(tuple(k for k in axes if a.shape[k] == 1))
 
 
 def _solve_triangular(a: Array, b: Array, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Array:
@@ -217,26 +167,14 @@ def _cast(a: Array, dtype: torch.dtype | None = None, **_: Any) -> Array:  # noq
     return a if dtype is None else np.asarray(a, dtype=_DTYPES[dtype])
 
 
-def _same(a: Array, *_: Any, **__: Any) -> Array:  # noqa: ANN401
-    return a
-
-
-def _select(a: Array, axis: int, index: int) -> Array:
-    return a[(slice(None),) * axis + (index,)]
-
-
 def _like(a: Array, value: float, dtype: torch.dtype | None = None) -> Array:
     return np.full(a.shape, value, a.dtype if dtype is None else _DTYPES[dtype])
-
-
-def _full(sizes: Sequence[int], value: float, dtype: torch.dtype | None = None, **_: Any) -> Array:  # noqa: ANN401
-    return np.full(tuple(sizes), value, None if dtype is None else _DTYPES[dtype])
 
 
 _TABLE: dict[Any, Callable[..., Any] | str] = {
     _ATEN.add.Tensor: operator.add,
     _ATEN.sub.Tensor: operator.sub,
-    _ATEN.rsub.Scalar: lambda a, b: b - a,
+    _ATEN.rsub.Scalar: lambda a, b, alpha=1: b - a * alpha,
     _ATEN.mul.Tensor: operator.mul,
     _ATEN.div.Tensor: operator.truediv,
     _ATEN.neg.default: operator.neg,
@@ -269,24 +207,10 @@ _TABLE: dict[Any, Callable[..., Any] | str] = {
     _ATEN.sum.dim_IntList: _sum,
     _ATEN.cumsum.default: lambda a, axis, **_: np.add.accumulate(a, axis),
     _ATEN.cat.default: np.concatenate,
-    _ATEN.stack.default: _stack,
     _ATEN.index_select.default: _index_select,
-    _ATEN.slice.Tensor: _slice,
-    _ATEN.select.int: _select,
-    _ATEN.split.Tensor: _split,
-    _ATEN.split_with_sizes.default: _split_with_sizes,
-    _ATEN.unbind.int: _unbind,
-    _ATEN.unsqueeze.default: _unsqueeze,
-    _ATEN.squeeze.dim: _squeeze,
-    _ATEN.squeeze.dims: _squeeze,
-    _ATEN.expand.default: _expand,
     _ATEN.view.default: "reshape",
     _ATEN.take.default: "take",
     _ATEN.mv.default: "dot",
-    _ATEN.permute.default: lambda a, axes: a.transpose(axes),
-    _ATEN.t.default: np.transpose,
-    _ATEN.transpose.int: np.swapaxes,
-    _ATEN.gather.default: lambda a, axis, index: np.take_along_axis(a, index, axis),
     _ATEN.where.self: np.where,
     _ATEN.gt.Tensor: operator.gt,
     _ATEN.gt.Scalar: operator.gt,
@@ -297,14 +221,8 @@ _TABLE: dict[Any, Callable[..., Any] | str] = {
     _ATEN.all.dim: lambda a, axis, keepdims=False: np.logical_and.reduce(a, axis=axis, keepdims=keepdims),
     _ATEN.isfinite.default: np.isfinite,
     _ATEN._to_copy.default: _cast,
-    _ATEN.clone.default: _same,
-    _ATEN.alias.default: _same,
-    _ATEN.detach.default: _same,
     _ATEN.ones_like.default: lambda a, dtype=None, **_: _like(a, 1, dtype),
     _ATEN.zeros_like.default: lambda a, dtype=None, **_: _like(a, 0, dtype),
     _ATEN.full_like.default: lambda a, value, dtype=None, **_: _like(a, value, dtype),
     _ATEN.index.Tensor: _index,
-    _ATEN.full.default: _full,
-    _ATEN.arange.default: lambda stop, **_: np.arange(stop),
-    _ATEN.scalar_tensor.default: lambda value, **_: np.float64(value),
 }

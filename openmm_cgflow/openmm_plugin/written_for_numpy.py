@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from openmm_cgflow.openmm_plugin.compiled_forces import fold_constants
@@ -25,7 +26,7 @@ def written_for_numpy(function: Callable[[Tensor], Tensor], example: Tensor) -> 
         example: a tensor of the shape and type of all that come later.
     """
     with torch.no_grad():
-        recorded = make_fx(lambda x: function(x), _OTHERWISE)(example)
+        recorded = make_fx(functionalize(lambda x: function(x)), _OTHERWISE)(example)
         kept = _Constants(recorded)
         for node in list(recorded.graph.nodes):
             _make_constant(node, kept)
@@ -96,27 +97,25 @@ class _Constants:
 
 
 def _make_constant(node: fx.Node, kept: _Constants) -> None:
-    """What depends on nothing, or has no elements; and numbers beside arrays, which take numpy longer than arrays."""
+    """What depends on nothing, or has no elements."""
     value = node.meta.get("val")
-    if not isinstance(node.target, torch._ops.OpOverload) or not isinstance(value, Tensor):
-        return
-    if not node.all_input_nodes:
-        node.replace_all_uses_with(kept.add(node.target(*node.args, **node.kwargs), node))
-    elif not value.numel():
-        node.replace_all_uses_with(kept.add(torch.empty(value.shape, dtype=value.dtype), node))
-    elif node.target in _WITH_NUMBERS:
-        for k, number in enumerate(node.args):
-            if isinstance(number, int | float):
-                node.update_arg(k, kept.add(torch.tensor(number, dtype=value.dtype), node))
+    if isinstance(node.target, torch._ops.OpOverload) and isinstance(value, Tensor):
+        if not node.all_input_nodes:
+            node.replace_all_uses_with(kept.add(node.target(*node.args, **node.kwargs), node))
+        elif not value.numel():
+            node.replace_all_uses_with(kept.add(torch.empty(value.shape, dtype=value.dtype), node))
 
 
 def _fit_constants(node: fx.Node, kept: _Constants) -> None:
-    """Constants beside arrays are given their shape: numpy takes longer to match another."""
-    if node.target in _WITH_NUMBERS or node.target is _ATEN.addmm.default:
-        summands = node.args[:1] if node.target is _ATEN.addmm.default else node.args
-        for k, constant in enumerate(summands):
-            if isinstance(constant, fx.Node) and constant.op == "get_attr" and kept[constant].ndim:
-                node.update_arg(k, kept.add(kept[constant].expand(node.meta["val"].shape), node))
+    """Numbers beside arrays become arrays, and constants have their shape: numpy takes longer to match others."""
+    if node.target not in (*_WITH_NUMBERS, _ATEN.addmm.default) or node.kwargs:
+        return
+    value = node.meta["val"]
+    for k, other in enumerate(node.args[:1] if node.target is _ATEN.addmm.default else node.args):
+        if isinstance(other, int | float):
+            node.update_arg(k, kept.add(torch.tensor(other, dtype=value.dtype), node))
+        elif isinstance(other, fx.Node) and other.op == "get_attr" and kept[other].ndim:
+            node.update_arg(k, kept.add(kept[other].expand(value.shape), node))
 
 
 def _fuse_layer(node: fx.Node, kept: _Constants) -> None:

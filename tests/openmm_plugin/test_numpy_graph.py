@@ -41,7 +41,17 @@ def rotors(x):
     return leaves.gather(1, torch.remainder(torch.arange(2)[None, :, None] - turns, 2))
 
 
+def in_place(x):
+    """What is changed after it was moved."""
+    y = x.exp()
+    first, rest = y[:, :1], y[:, 1:]
+    rest += first
+    y[:, -1] = 2
+    return y.mul_(3) - rest.t().flip(0).sum(0, keepdim=True).t()
+
+
 FUNCTIONS = {
+    "in place": in_place,
     "halves": halves,
     "mixed joins": mixed_joins,
     "rotors": rotors,
@@ -52,7 +62,10 @@ FUNCTIONS = {
     "sums": lambda x: x.sum(1) + x.sum(0).sum() + x[:, :, None].sum(1)[:, 0] + x.sum(1, keepdim=True)[:, 0] + x.sum(),
     "whole numbers": lambda x: x * (torch.floor(x).long().sum(1) * 2 - 1)[:, None],
     "numbers": lambda x: 3 - x / 7 + torch.remainder(x - 0.25, 0.5) * 2 + 1.5,
-    "constants": lambda x: WEIGHTS * x + WEIGHTS.sum() - x * WEIGHTS.exp()[None] + torch.ones(1),
+    "numbers before": lambda x: torch.rsub(x, 2, alpha=3) + torch.add(x, x.exp(), alpha=2),
+    "constants": lambda x: WEIGHTS * x + (2 - WEIGHTS.sum()) - x * WEIGHTS.exp()[None] + torch.ones(1),
+    "activations": lambda x: torch.nn.functional.silu(x) - x.tanh() * torch.nn.functional.softplus(x),
+    "side by side": lambda x: torch.baddbmm(WEIGHTS.to(x), x + ORDERS[:, None], (WEIGHTS * ORDERS[:, :, None]).to(x)),
     "logarithms": lambda x: torch.logsumexp(torch.cat([x, x[:, :1].clamp(min=-0.1)], 1), 1) + x.sigmoid().log().sum(1),
 }
 
@@ -74,6 +87,7 @@ def test_moves_between_computations_are_one():
     graph = make_fx(halves)(torch.zeros(1, 4))
     fold_constants(graph)
     gather_moves(graph)
+    graph.recompile()
     found = [node.target for node in graph.graph.nodes if node.op == "call_function"]
     assert found.count(ATEN.exp.default) == found.count(ATEN.mul.Tensor) == 2
     assert len(found) <= 4 + 7  # without this pass it would be 4 + 12
