@@ -1,5 +1,6 @@
 """The smooth coupling layer of the stiff densities."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from openmm_cgflow.flows.by_hand import Gradients, asinh
 from openmm_cgflow.flows.networks import MLP, MLPTape
 
-__all__ = ["CouplingTape", "SinhArcsinhCoupling"]
+__all__ = ["CouplingTape", "Inverted", "SinhArcsinhCoupling", "log_slope_of_inverses"]
 
 _LOG_SCALE, _LOG_TAIL = 1.5, 0.5  # how far both can go; the skew goes to 1
 
@@ -27,6 +28,22 @@ class CouplingTape(NamedTuple):
     seen: Tensor
     slope: Tensor
     effect: Tensor
+
+
+class Inverted(NamedTuple):
+    """What `SinhArcsinhCoupling.inverse` gives.
+
+    Attributes:
+        x: `(batch, n)`.
+        moved: the moved variables of `x`, `(batch, n_moved)`.
+        bent: and before they were bent, `(batch, n_moved)`: `sinh(asinh(bent) / d - e)` is `moved`.
+        log_factor: `log a + log d`, `(batch, n_moved)`.
+    """
+
+    x: Tensor
+    moved: Tensor
+    bent: Tensor
+    log_factor: Tensor
 
 
 class SinhArcsinhCoupling(nn.Module):
@@ -57,8 +74,11 @@ class SinhArcsinhCoupling(nn.Module):
         self.network = MLP(kept.numel() + n_context, 4 * moved.numel(), hidden)
 
     def _shape(self, kept: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        shift, scale, skew, tail = self.network(torch.cat([kept, context], dim=1)).chunk(4, dim=1)
-        return shift, _LOG_SCALE * torch.tanh(scale), torch.tanh(skew), _LOG_TAIL * torch.tanh(tail)
+        n = self.moved.numel()
+        shift, raw = self.network(torch.cat([kept, context], dim=1)).split([n, 3 * n], dim=1)
+        bounds = (0.5 * self.width).flatten().repeat_interleave(n)
+        log_scale, skew, log_tail = (torch.tanh(raw) * bounds).split(n, dim=1)
+        return shift, log_scale, skew, log_tail
 
     def _split(self, x: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
         return x.index_select(dim, self.kept), x.index_select(dim, self.moved)
@@ -75,14 +95,13 @@ class SinhArcsinhCoupling(nn.Module):
         log_slope = log_scale + log_tail + 0.5 * (torch.log1p(bent * bent) - torch.log1p(moved * moved))
         return self._join(kept, y), log_slope.sum(1)
 
-    def inverse(self, y: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """`x` and `log |det dx/dy|` of `y (batch, n)`."""
+    def inverse(self, y: Tensor, context: Tensor) -> Inverted:
+        """`x` of `y (batch, n)`; its log-determinant is that of `log_slope_of_inverses`."""
         kept, moved = self._split(y)
         shift, log_scale, skew, log_tail = self._shape(kept, context)
-        bent = (moved - shift) * torch.exp(-log_scale)
-        x = torch.sinh(torch.asinh(bent) * torch.exp(-log_tail) - skew)
-        log_slope = 0.5 * (torch.log1p(x * x) - torch.log1p(bent * bent)) - log_scale - log_tail
-        return self._join(kept, x), log_slope.sum(1)
+        bent = (moved - shift) / torch.exp(log_scale)
+        x = torch.sinh(torch.asinh(bent) / torch.exp(log_tail) - skew)
+        return Inverted(self._join(kept, x), x, bent, log_scale + log_tail)
 
     def push(
         self, x: Tensor, context: Tensor, score: Tensor, rows: Tensor
@@ -147,3 +166,9 @@ class SinhArcsinhCoupling(nn.Module):
         change, gradients = self.network.gradients(tape.network, towards, tape.seen)
         split = kept.shape[0]
         return self._join(kept + change[:split], moved * tape.slope, 0), change[split:], gradients
+
+
+def log_slope_of_inverses(inverses: Sequence[Inverted]) -> Tensor:
+    """`log |det dx/dy|` `(batch,)` of inverses one after another: of all at once, in few operations."""
+    _, moved, bent, log_factor = (torch.cat(parts, dim=1) for parts in zip(*inverses, strict=True))
+    return (0.5 * (torch.log1p(moved * moved) - torch.log1p(bent * bent)) - log_factor).sum(1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from openmm_cgflow.flows.by_hand import Gradients, differentiable
 from openmm_cgflow.flows.networks import MLP, fourier_features
-from openmm_cgflow.flows.side_by_side import gradients_side_by_side, push_side_by_side
+from openmm_cgflow.flows.side_by_side import gradients_side_by_side, outputs_side_by_side, push_side_by_side
 
 __all__ = ["MixtureDensity"]
 
@@ -113,6 +113,9 @@ class MixtureDensity(nn.Module):
 
     def log_prob(self, y: Tensor, context: Tensor) -> Tensor:
         """Log-density `(batch,)` of `y (batch, n)` given `context (batch, n_context)`."""
+        if self.n and not torch.is_grad_enabled():
+            raw = outputs_side_by_side(self._networks(), self._inputs(y, context))
+            return _learn(raw, y.T, self.n_circular, self.min_scale, learning=False)[0].sum(0)
         total = y[:, :0].sum(1)
         for k in range(self.n):
             total = total + self._log_prob_of(k, y[:, k], self._parameters_of(k, y[:, :k], context))
@@ -120,18 +123,20 @@ class MixtureDensity(nn.Module):
 
     def learned_log_prob(self, y: Tensor, context: Tensor) -> Tensor:
         """The same, differentiable by the parameters alone: all factors at once, with their gradient by hand."""
-        networks = [network for network in self.conditioners if isinstance(network, MLP)]
-        if not networks:
+        if not (self.n and torch.is_grad_enabled()):
             return self.log_prob(y, context)
-        learning = torch.is_grad_enabled()
+        networks = self._networks()
         with torch.no_grad():
             raw, tape = push_side_by_side(networks, self._inputs(y, context))
-            log_prob, slopes = _learn(raw, y.T, self.n_circular, self.min_scale, learning)
+            log_prob, slopes = _learn(raw, y.T, self.n_circular, self.min_scale)
 
         def pull(cotangent: Tensor) -> tuple[list[Tensor], Gradients]:
             return [], gradients_side_by_side(networks, tape, slopes * cotangent)
 
         return differentiable(pull, (log_prob.sum(0),), (), list(self.parameters()))[0]
+
+    def _networks(self) -> list[MLP]:
+        return [network for network in self.conditioners if isinstance(network, MLP)]
 
     def _inputs(self, y: Tensor, context: Tensor) -> list[Tensor]:
         """What each network sees, `(n_in, batch)`."""
@@ -231,17 +236,16 @@ def _learn_kind(raw: Tensor, y: Tensor, circular: bool, min_scale: float, learni
         slope = torch.exp(raw_scales.clamp(max=4.0))
         scales = min_scale + slope
         slope = torch.where(raw_scales <= 4.0, slope, 0.0)
-    precision = scales.reciprocal().square_()
+    precision = scales.reciprocal().square()
     terms = logits - 0.5 * v * v * precision - torch.log(scales) - _LOG_SQRT_2PI
     if circular:
         above = torch.exp((-2 * math.pi) * (math.pi + v) * precision)
         below = torch.exp((-2 * math.pi) * (math.pi - v) * precision)
         total = 1 + above + below
         terms = terms + torch.log(total)
-    terms = torch.cat([terms, uniform.clamp(min=-12.0) - math.log(2 * math.pi)], dim=1)
-    weights = torch.cat([logits, uniform.clamp(min=-12.0)], dim=1)
-    if not circular:
-        terms[:, -1], weights[:, -1] = -math.inf, -math.inf
+    last = uniform.clamp(min=-12.0) if circular else torch.full_like(uniform, -math.inf)
+    terms = torch.cat([terms, last - math.log(2 * math.pi)], dim=1)
+    weights = torch.cat([logits, last], dim=1)
     log_prob = torch.logsumexp(terms, dim=1)
     normalised = log_prob - torch.logsumexp(weights, dim=1)
     if not learning:

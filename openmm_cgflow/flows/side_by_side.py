@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from openmm_cgflow.flows.by_hand import Gradients
 from openmm_cgflow.flows.networks import MLP
 
-__all__ = ["SideBySideTape", "gradients_side_by_side", "push_side_by_side"]
+__all__ = ["SideBySideTape", "gradients_side_by_side", "outputs_side_by_side", "push_side_by_side"]
 
 
 class SideBySideTape(NamedTuple):
@@ -33,7 +33,7 @@ def push_side_by_side(networks: Sequence[MLP], first: Sequence[Tensor]) -> tuple
         networks: as many as there are inputs.
         first: their inputs, `(n_in, batch)` each.
     """
-    ours = [x if network.n_in else x.new_ones(1, x.shape[1]) for network, x in zip(networks, first, strict=True)]
+    ours = _fed(networks, first)
     layers = _layers(networks)
     x = torch.stack([torch.addmm(f.bias.unsqueeze(1), f.weight, x) for f, x in zip(layers[0], ours, strict=True)])
     inputs, slopes, one = [], [], x.new_ones(())
@@ -42,10 +42,18 @@ def push_side_by_side(networks: Sequence[MLP], first: Sequence[Tensor]) -> tuple
         x = x.mul_(gate)
         slopes.append(torch.lerp(x, one, gate))
         inputs.append(x)
-        x = torch.baddbmm(
-            torch.stack([f.bias for f in linear]).unsqueeze(2), torch.stack([f.weight for f in linear]), x
-        )
+        x = _apply(linear, x)
     return x, SideBySideTape(ours, inputs, slopes)
+
+
+def outputs_side_by_side(networks: Sequence[MLP], first: Sequence[Tensor]) -> Tensor:
+    """The outputs alone, `(networks, n_out, batch)`."""
+    layers = _layers(networks)
+    ours = zip(layers[0], _fed(networks, first), strict=True)
+    x = torch.stack([torch.addmm(f.bias.unsqueeze(1), f.weight, x) for f, x in ours])
+    for linear in layers[1:]:
+        x = _apply(linear, torch.nn.functional.silu(x))
+    return x
 
 
 def gradients_side_by_side(networks: Sequence[MLP], tape: SideBySideTape, cotangent: Tensor) -> Gradients:
@@ -61,6 +69,14 @@ def gradients_side_by_side(networks: Sequence[MLP], tape: SideBySideTape, cotang
     for k, (f, x) in enumerate(zip(first, tape.first, strict=True)):
         found[f.weight], found[f.bias] = cotangent[k] @ x.T, by_bias[k]
     return found
+
+
+def _fed(networks: Sequence[MLP], first: Sequence[Tensor]) -> list[Tensor]:
+    return [x if f.n_in else f.one.expand(1, x.shape[1]) for f, x in zip(networks, first, strict=True)]
+
+
+def _apply(linear: Sequence[nn.Linear], x: Tensor) -> Tensor:
+    return torch.baddbmm(torch.stack([f.bias for f in linear]).unsqueeze(2), torch.stack([f.weight for f in linear]), x)
 
 
 def _layers(networks: Sequence[MLP]) -> list[tuple[nn.Linear, ...]]:

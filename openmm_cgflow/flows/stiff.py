@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from openmm_cgflow.flows.by_hand import Gradients, tanh
-from openmm_cgflow.flows.coupling import CouplingTape, SinhArcsinhCoupling
+from openmm_cgflow.flows.coupling import CouplingTape, SinhArcsinhCoupling, log_slope_of_inverses
 from openmm_cgflow.flows.factor import Decoded, Encoded, Factor
 from openmm_cgflow.flows.networks import MLP, MLPTape
 
@@ -163,7 +163,7 @@ class StiffDensity(Factor):
         """The inverse of `whiten`: `f`, and `log |det df/dw|`."""
         shares, matrices, log_diagonal = self._bends(context)
         bent = (shares @ matrices.flatten(1)).reshape(w.shape[0], self.n, self.n)
-        bent = bent + torch.diag_embed(torch.exp(log_diagonal))
+        torch.diagonal(bent, dim1=1, dim2=2).copy_(torch.exp(log_diagonal))
         y = torch.linalg.solve_triangular(bent, w.unsqueeze(2), upper=False).squeeze(2) if self.n else w
         f = self.reference + self.scale * (self.mean(context) + y @ self.factor.T)
         return f, self._log_scale() - log_diagonal.sum(1)
@@ -199,13 +199,13 @@ class StiffDensity(Factor):
 
     def unbend(self, whitened: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The couplings alone: the latent `(batch, n)` of whitened variables, and `log |det dlatent/dwhitened|`."""
-        latent, logdet = whitened, whitened[:, :0].sum(1)
+        latent, inverses = whitened, []
         for layer in range(len(self.couplings) - 1, -1, -1):
             coupling = self.couplings[layer]
             assert isinstance(coupling, SinhArcsinhCoupling)
-            latent, change = coupling.inverse(latent, context)
-            logdet = logdet + change
-        return latent, logdet
+            inverses.append(coupling.inverse(latent, context))
+            latent = inverses[-1].x
+        return latent, log_slope_of_inverses(inverses) if inverses else whitened[:, :0].sum(1)
 
     def push(self, latent: Tensor, context: Tensor, columns: Tensor) -> Pushed:
         """`decode` with the score of the whitened variables, by hand (see `by_hand`); the rest is `colour_score`.

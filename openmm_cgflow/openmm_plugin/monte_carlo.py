@@ -46,7 +46,7 @@ def attempt(
     kT = KB * temperature.value_in_unit(unit.kelvin)
     groups = integrated_groups(context.getIntegrator())
     state = context.getState(positions=True, energy=True, groups=groups)
-    old = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+    old = state.getPositions(asNumpy=True)._value
     if not np.isfinite(old).all():
         raise TrainingError("the positions are not finite: the simulation has blown up; shorten its time step.")
     proposal, log_q_new = sampler.propose(old)
@@ -54,7 +54,7 @@ def attempt(
     try:
         context.setPositions(proposal)
         u_old, u_new = (
-            s.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole) / kT - metric.log_factor(x)
+            s.getPotentialEnergy()._value / kT - metric.log_factor(x)
             for s, x in ((state, old), (context.getState(energy=True, groups=groups), proposal))
         )
         accepted, log_ratio = sampler.decide(u_old, u_new, log_q_old, log_q_new)

@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -10,52 +9,68 @@ import torch
 from scipy.linalg.lapack import dtrtrs, strtrs
 from torch import Tensor, fx
 
+from openmm_cgflow.openmm_plugin.gathered_moves import gather_moves
+from openmm_cgflow.openmm_plugin.written_for_numpy import written_for_numpy
+
 __all__ = ["replayed_by_numpy"]
 
 _ATEN = torch.ops.aten
 _DTYPES = {torch.float64: np.float64, torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
+_HALF = {np.dtype(t): np.array(0.5, t) for t in (np.float32, np.float64)}
 
 Array = np.ndarray
 _REDUCE: Callable[..., Any] = np.add.reduce
 _LARGEST: Callable[..., Any] = np.maximum.reduce
 
 
-def replayed_by_numpy(recorded: fx.GraphModule) -> fx.GraphModule:
-    """The same graph with each operation done by numpy, in place; it takes and returns arrays.
+def replayed_by_numpy(function: Callable[[Tensor], Tensor], example: Tensor) -> fx.GraphModule:
+    """A graph that does what a function does, with each operation done by numpy; it takes and returns arrays.
 
     What is not in the table below is done by torch itself, which is as right and takes longer.
 
     Arguments:
-        recorded: operations of ATen, as `make_fx` records them.
+        function: of one tensor, without a gradient; its operations are recorded once.
+        example: a tensor of the shape and type of all that come later.
 
     Example:
-        >>> from torch.fx.experimental.proxy_tensor import make_fx
-        >>> graph = replayed_by_numpy(make_fx(lambda x: x.exp().sum(0))(torch.zeros(3)))
+        >>> graph = replayed_by_numpy(lambda x: x.exp().sum(0), torch.zeros(4))
         >>> float(graph(np.zeros(4)))
         4.0
     """
+    recorded = written_for_numpy(function, example)
+    gather_moves(recorded)
     for node in recorded.graph.nodes:
         if node.op == "get_attr":
             value = getattr(recorded, node.target)
-            delattr(recorded, node.target)
             node.target = f"array_{node.target}"
-            setattr(recorded, node.target, value.detach().numpy().copy())
-        elif node.op == "call_function" and node.target is not operator.getitem:
+            setattr(recorded, node.target, value.numpy())
+        elif isinstance(node.target, torch._ops.OpOverload):
             known = _TABLE.get(node.target) if "alpha" not in node.kwargs else None
             node.target = known or _by_torch(node.target)
+            node.op = "call_method" if isinstance(known, str) else node.op
+    for name in list(recorded._buffers):
+        delattr(recorded, name)
     _drop_repetitions(recorded.graph)
+    _keep_slices(recorded)
     recorded.recompile()
     return recorded
+
+
+def _keep_slices(recorded: fx.GraphModule) -> None:
+    """Slices are made once."""
+    for node in list(recorded.graph.nodes):
+        if node.target is operator.getitem and isinstance(node.args[1], tuple):
+            name = f"part_{node.args[1][-1].start}_{node.args[1][-1].stop}"
+            setattr(recorded, name, node.args[1])
+            with recorded.graph.inserting_before(node):
+                node.update_arg(1, recorded.graph.create_node("get_attr", name))
 
 
 def _drop_repetitions(graph: fx.Graph) -> None:
     """What was computed before with the same arguments is not computed again; what changes nothing is left out."""
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function":
-            continue
-        if node.target is _same:
-            node.replace_all_uses_with(node.args[0])
+        if node.op not in ("call_function", "call_method"):
             continue
         key = (node.target, repr(node.args), repr(node.kwargs))  # nodes by their names, which are unique
         if seen.setdefault(key, node) is not node:
@@ -88,25 +103,14 @@ def _addmm(bias: Array, left: Array, right: Array) -> Array:
     return product
 
 
+def _baddbmm(bias: Array, left: Array, right: Array) -> Array:
+    product: Array = left @ right
+    product += bias
+    return product
+
+
 def _index_select(a: Array, axis: int, index: Array) -> Array:
     return a.take(index, axis)
-
-
-def _slice(a: Array, axis: int = 0, start: int | None = None, stop: int | None = None, step: int = 1) -> Array:
-    if axis == 0:
-        return a[start:stop:step]
-    if axis == 1:
-        return a[:, start:stop:step]
-    return a[(slice(None),) * axis + (slice(start, stop, step),)]
-
-
-def _split(a: Array, size: int, axis: int = 0) -> list[Array]:
-    return [_slice(a, axis, k, k + size) for k in range(0, a.shape[axis], size)]
-
-
-def _split_with_sizes(a: Array, sizes: Sequence[int], axis: int = 0) -> list[Array]:
-    ends = accumulate(sizes)
-    return [_slice(a, axis, end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
 def _sum(a: Array, axes: Sequence[int] | int, keepdims: bool = False, dtype: Any = None) -> Array:  # noqa: ANN401
@@ -115,9 +119,11 @@ def _sum(a: Array, axes: Sequence[int] | int, keepdims: bool = False, dtype: Any
 
 
 def _silu(a: Array) -> Array:
-    below: Array = np.exp(-a)
-    below += 1
-    return np.divide(a, below, out=below)
+    half = a * _HALF[a.dtype]
+    result: Array = np.tanh(half)
+    result *= half
+    result += half
+    return result
 
 
 def _sigmoid(a: Array) -> Array:
@@ -145,35 +151,8 @@ def _clamp(a: Array, low: float | None = None, high: float | None = None) -> Arr
     return a if high is None else np.minimum(a, high)
 
 
-def _unbind(a: Array, axis: int = 0) -> list[Array]:
-    return [_select(a, axis, k) for k in range(a.shape[axis])]
-
-
 def _index(a: Array, indices: Sequence[Array | None]) -> Array:
     return a[tuple(slice(None) if index is None else index for index in indices)]
-
-
-def _unsqueeze(a: Array, axis: int) -> Array:
-    return a[(slice(None),) * (axis % (a.ndim + 1)) + (None,)]
-
-
-def _stack(arrays: Sequence[Array], axis: int = 0) -> Array:
-    return np.concatenate([_unsqueeze(a, axis) for a in arrays], axis)
-
-
-def _expand(a: Array, sizes: Sequence[int]) -> Array:
-    old = (1,) * (len(sizes) - a.ndim) + a.shape
-    new = tuple(was if size == -1 else size for size, was in zip(sizes, old, strict=True))
-    if new == a.shape:
-        return a
-    wide = np.empty(new, a.dtype)  # quicker than np.broadcast_to
-    wide[...] = a
-    return wide
-
-
-def _squeeze(a: Array, axis: Any) -> Array:  # noqa: ANN401
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
-    return a.squeeze(tuple(k for k in axes if a.shape[k] == 1))
 
 
 def _solve_triangular(a: Array, b: Array, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Array:
@@ -188,34 +167,23 @@ def _cast(a: Array, dtype: torch.dtype | None = None, **_: Any) -> Array:  # noq
     return a if dtype is None else np.asarray(a, dtype=_DTYPES[dtype])
 
 
-def _same(a: Array, *_: Any, **__: Any) -> Array:  # noqa: ANN401
-    return a
-
-
-def _select(a: Array, axis: int, index: int) -> Array:
-    return a[(slice(None),) * axis + (index,)]
-
-
 def _like(a: Array, value: float, dtype: torch.dtype | None = None) -> Array:
     return np.full(a.shape, value, a.dtype if dtype is None else _DTYPES[dtype])
 
 
-def _full(sizes: Sequence[int], value: float, dtype: torch.dtype | None = None, **_: Any) -> Array:  # noqa: ANN401
-    return np.full(tuple(sizes), value, None if dtype is None else _DTYPES[dtype])
-
-
-_TABLE: dict[Any, Callable[..., Any]] = {
+_TABLE: dict[Any, Callable[..., Any] | str] = {
     _ATEN.add.Tensor: operator.add,
     _ATEN.sub.Tensor: operator.sub,
-    _ATEN.rsub.Scalar: lambda a, b: b - a,
+    _ATEN.rsub.Scalar: lambda a, b, alpha=1: b - a * alpha,
     _ATEN.mul.Tensor: operator.mul,
     _ATEN.div.Tensor: operator.truediv,
     _ATEN.neg.default: operator.neg,
     _ATEN.reciprocal.default: lambda a: 1 / a,
     _ATEN.pow.Tensor_Scalar: lambda a, power: a * a if power == 2 else a**power,
-    _ATEN.mm.default: operator.matmul,
+    _ATEN.mm.default: "dot",
     _ATEN.bmm.default: operator.matmul,
     _ATEN.addmm.default: _addmm,
+    _ATEN.baddbmm.default: _baddbmm,
     _ATEN.linalg_solve_triangular.default: _solve_triangular,
     _ATEN.exp.default: np.exp,
     _ATEN.log.default: np.log,
@@ -239,23 +207,10 @@ _TABLE: dict[Any, Callable[..., Any]] = {
     _ATEN.sum.dim_IntList: _sum,
     _ATEN.cumsum.default: lambda a, axis, **_: np.add.accumulate(a, axis),
     _ATEN.cat.default: np.concatenate,
-    _ATEN.stack.default: _stack,
     _ATEN.index_select.default: _index_select,
-    _ATEN.slice.Tensor: _slice,
-    _ATEN.select.int: _select,
-    _ATEN.split.Tensor: _split,
-    _ATEN.split_with_sizes.default: _split_with_sizes,
-    _ATEN.unbind.int: _unbind,
-    _ATEN.unsqueeze.default: _unsqueeze,
-    _ATEN.squeeze.dim: _squeeze,
-    _ATEN.squeeze.dims: _squeeze,
-    _ATEN.expand.default: _expand,
-    _ATEN.view.default: lambda a, shape: a.reshape(shape),
-    _ATEN._unsafe_view.default: lambda a, shape: a.reshape(shape),
-    _ATEN.permute.default: lambda a, axes: a.transpose(axes),
-    _ATEN.t.default: np.transpose,
-    _ATEN.transpose.int: np.swapaxes,
-    _ATEN.gather.default: lambda a, axis, index: np.take_along_axis(a, index, axis),
+    _ATEN.view.default: "reshape",
+    _ATEN.take.default: "take",
+    _ATEN.mv.default: "dot",
     _ATEN.where.self: np.where,
     _ATEN.gt.Tensor: operator.gt,
     _ATEN.gt.Scalar: operator.gt,
@@ -266,14 +221,8 @@ _TABLE: dict[Any, Callable[..., Any]] = {
     _ATEN.all.dim: lambda a, axis, keepdims=False: np.logical_and.reduce(a, axis=axis, keepdims=keepdims),
     _ATEN.isfinite.default: np.isfinite,
     _ATEN._to_copy.default: _cast,
-    _ATEN.clone.default: _same,
-    _ATEN.alias.default: _same,
-    _ATEN.detach.default: _same,
     _ATEN.ones_like.default: lambda a, dtype=None, **_: _like(a, 1, dtype),
     _ATEN.zeros_like.default: lambda a, dtype=None, **_: _like(a, 0, dtype),
     _ATEN.full_like.default: lambda a, value, dtype=None, **_: _like(a, value, dtype),
     _ATEN.index.Tensor: _index,
-    _ATEN.full.default: _full,
-    _ATEN.arange.default: lambda stop, **_: np.arange(stop),
-    _ATEN.scalar_tensor.default: lambda value, **_: np.float64(value),
 }

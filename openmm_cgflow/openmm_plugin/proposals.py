@@ -114,7 +114,7 @@ class IndependenceSampler:
 
 def _rotation(generator: np.random.Generator) -> np.ndarray:
     """A rotation matrix, uniform over all orientations, of a normal quaternion."""
-    w, x, y, z = (q := generator.normal(size=4)) / np.linalg.norm(q)
+    w, x, y, z = ((q := generator.normal(size=4)) / np.linalg.norm(q)).tolist()
     return np.array(
         [
             [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],

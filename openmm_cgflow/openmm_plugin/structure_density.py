@@ -6,10 +6,8 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from openmm_cgflow.compute import seeded
-from openmm_cgflow.openmm_plugin.compiled_forces import fold_constants
 from openmm_cgflow.openmm_plugin.numpy_graph import replayed_by_numpy
 from openmm_cgflow.sampling import Drawn
 from openmm_cgflow.trained import Made, TrainedFlow, made_once
@@ -30,10 +28,7 @@ class StructureDensity:
         # one structure at a time, which takes longer to bring to a GPU than to compute
         self.coordinates = copy.deepcopy(flow.coordinates).cpu()
         self.flow = copy.deepcopy(flow.flow).cpu().requires_grad_(False)
-        with torch.no_grad():
-            recorded = make_fx(lambda x: self._log_prob(x))(torch.as_tensor(flow.positions._value)[None])
-        fold_constants(recorded)
-        self._one = replayed_by_numpy(recorded)
+        self._one = replayed_by_numpy(self._log_prob, torch.as_tensor(flow.positions._value)[None]).forward
 
     @classmethod
     def of(cls, flow: TrainedFlow) -> "StructureDensity":

@@ -13,6 +13,7 @@ from openmm_cgflow.flows import (
     StiffDensity,
     draw_with_score,
 )
+from openmm_cgflow.flows.coupling import log_slope_of_inverses
 
 
 def shake(module: torch.nn.Module, size: float = 0.3) -> torch.nn.Module:
@@ -157,7 +158,9 @@ def test_coupling_round_trip_and_jacobian():
     x = 2 * torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     context = torch.ones(4, 2, dtype=torch.float64)
     y, logdet = coupling(x, context)
-    torch.testing.assert_close(coupling.inverse(y, context)[0], x)
+    back = coupling.inverse(y, context)
+    torch.testing.assert_close(back.x, x)
+    torch.testing.assert_close(log_slope_of_inverses([back, back]), -2 * logdet)
     torch.testing.assert_close(logdet, slogdet(lambda r: coupling(r, context[:1])[0], x))
 
 

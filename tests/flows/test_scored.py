@@ -112,6 +112,8 @@ def test_learned_log_densities_are_the_plain_ones(n_circular, n_linear, n_contex
         found.append((value.detach(), *gradients))
     for plain, learned in zip(*found, strict=True):
         torch.testing.assert_close(learned, plain, rtol=1e-9, atol=1e-11)
+    with torch.no_grad():  # all factors at once
+        torch.testing.assert_close(density.log_prob(y, context), found[0][0], rtol=1e-9, atol=1e-11)
 
 
 def test_fast_functions_are_accurate_in_single_precision():
