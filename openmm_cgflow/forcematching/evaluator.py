@@ -183,7 +183,7 @@ def judge_beads(
             log_share = -flow.slow.log_prob(slow) - math.log(n)
 
         def weigh(slow: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-            decoded = flow.stiff.decode(noise, flow.slow.features(slow))
+            decoded = flow.stiff.decode(noise, flow.slow.features(slow, slow[:, :0]))
             q = torch.cat([slow, decoded.value], dim=1)
             x, log_measure = coordinates.to_cartesian(q)
             log_weight = log_measure - energy(x.contiguous()).double() / kT - decoded.log_prob
