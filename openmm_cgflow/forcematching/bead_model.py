@@ -237,7 +237,7 @@ class BeadModel:
         if isinstance(trajectory, str | Path):
             trajectory = [trajectory]
         files = isinstance(trajectory, list | tuple) and trajectory and isinstance(trajectory[0], str | Path)
-        pieces: Iterable[Any] = _stream(self._pieces(trajectory, top, stride, chunk)) if files else [trajectory]
+        pieces: Iterable[Any] = self._pieces(trajectory, top, stride, chunk) if files else [trajectory]
         parts = [self._read_piece(piece) for piece in pieces]
         x = np.concatenate(parts) if parts else np.empty((0, self.n_beads, 3))
         if not files:
@@ -426,11 +426,6 @@ def _whole(x: np.ndarray, bonds: np.ndarray, box: np.ndarray | None) -> np.ndarr
     x[split] = made_whole(x[split], bonds, box[split])
     _log.info("%d of %d frames were split by their periodic box; they are made whole", split.sum(), len(x))
     return x
-
-
-def _stream(pieces: Iterator[mdtraj.Trajectory]) -> Iterator[mdtraj.Trajectory]:
-    """The pieces; a generator of its own, so that files are opened one after the other."""
-    yield from pieces
 
 
 def atom_label_of(atom: Any) -> str:  # noqa: ANN401
