@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from openmm_cgflow.compute import Parallel, seeded
+from openmm_cgflow.compute import CHUNK, Parallel, seeded
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError, TrainingError
 from openmm_cgflow.forcematching.student import BeadNetwork, StudentSettings
@@ -158,7 +158,7 @@ def distil(
         points = training_points(teacher, coordinates, settings.points, settings.flat, settings.floor, generator)
         student.calibrate(points.own, points.q)
         q = points.q[torch.randperm(len(points.q), generator=generator)]
-        targets = _targets(student, q, *labels(teacher, coordinates, q, parallel), parallel)
+        targets = _targets(student, q, *labels(teacher, coordinates, q, parallel))
         n_train = len(q) - round(settings.held_out * len(q))
         network = copy.deepcopy(student.network).float()
         student.offset.fill_(float(targets.energy[:n_train].mean()))
@@ -174,7 +174,7 @@ def distil(
     return Distilled(student, force_error, energy_error, len(q), seconds)
 
 
-def _targets(student: BeadNetwork, q: Tensor, energy: Tensor, gradient: Tensor, parallel: Parallel) -> _Targets:
+def _targets(student: BeadNetwork, q: Tensor, energy: Tensor, gradient: Tensor) -> _Targets:
     """What is left for the network to learn beside the springs."""
     fine = torch.isfinite(energy) & torch.isfinite(gradient).all(1)
     if not bool(fine.all()):
@@ -200,7 +200,9 @@ def _targets(student: BeadNetwork, q: Tensor, energy: Tensor, gradient: Tensor, 
             (pull,) = torch.autograd.grad(springs.sum(), rows)
         return seen.float(), torch.stack(slopes, 1).float(), springs.detach(), pull
 
-    z, jacobian, springs, pull = parallel.map(at, q)
+    with torch.no_grad():  # not in threads: torch counts the levels of forward differentiation for all of them together
+        parts = [at(rows) for rows in q.split(CHUNK)]
+    z, jacobian, springs, pull = (torch.cat(column) for column in zip(*parts, strict=True))
     return _Targets(z, jacobian, (energy - springs).float(), ((gradient - pull) * units).float())
 
 
