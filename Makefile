@@ -48,7 +48,7 @@ examples:
 	python $(EXAMPLES)/add_to_script.py --picoseconds 2
 	python $(EXAMPLES)/flattening.py --picoseconds 2
 	python $(EXAMPLES)/cg_simulation.py --picoseconds 4 --output cg.dcd
-	python $(EXAMPLES)/data_free_cg.py --samples 200000
+	python $(EXAMPLES)/data_free_cg.py
 	python $(EXAMPLES)/flow_matching.py --quick
 	python $(EXAMPLES)/backmap.py --cg cg.dcd --output atoms.dcd
 	python $(EXAMPLES)/replica_exchange.py --iterations 4
