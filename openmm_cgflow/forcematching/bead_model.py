@@ -69,7 +69,8 @@ class BeadModel:
             topology: OpenMM or mdtraj Topology, with bonds; solvent and other molecules may be there.
             mapping: a preset: `"ca"` (one bead a residue), `"backbone"` (N, CA and C of each residue) or `"dipeptide"`
                 (ACE C; N, CA, C; NME N); or a selection in mdtraj's language, such as `"name CA CB"`; or indices of
-                atoms; or groups of atoms, each of whose centre of mass is a bead.
+                atoms; or groups of atoms, each of whose centre of mass is a bead. Where it chooses every atom and
+                there are no bonds, as of alpha carbons alone, this is `fromBeads`.
 
         Raises:
             InvalidInputError: no atom or fewer than 4 beads are chosen, an atom is named twice or does not exist, the
@@ -85,6 +86,8 @@ class BeadModel:
         """
         atoms = _as_mdtraj(topology)
         groups = _groups(atoms, mapping)
+        if not atoms.n_bonds and len(groups) == atoms.n_atoms:  # the atoms are gone
+            return cls.fromBeads(topology)
         if not atoms.n_bonds:
             raise InvalidInputError(
                 "the Topology has no bonds, so that nothing says which beads are neighbours; add them with "

@@ -329,3 +329,16 @@ def test_frames_that_cannot_be_used_are_refused_by_their_number(aldp, frames, tm
     with pytest.raises(InvalidInputError, match=r"cannot be read as a trajectory of 5 beads or 22 atoms"):
         model.read(tmp_path / "other.xtc")
     assert model.read(10 * frames * unit.angstrom) == pytest.approx(frames[:, DIPEPTIDE])
+
+
+def test_beads_whose_atoms_are_gone_need_no_bonds():
+    bare = mdtraj.Topology()
+    chain = bare.add_chain()
+    for number, name in enumerate(("GLY", "ALA", "SER", "GLY", "VAL")):
+        bare.add_atom("CA", mdtraj.element.carbon, bare.add_residue(name, chain, resSeq=number + 1))
+    model, direct = BeadModel.fromTopology(bare, "ca"), BeadModel.fromBeads(bare)
+    assert model.bonds == direct.bonds == ((0, 1), (1, 2), (2, 3), (3, 4))
+    assert model.masses == direct.masses
+    bare.add_atom("CB", mdtraj.element.carbon, bare.residue(1))
+    with pytest.raises(InvalidInputError, match="no bonds"):
+        BeadModel.fromTopology(bare, "ca")
