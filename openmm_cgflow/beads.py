@@ -60,7 +60,7 @@ class Beads:
         place = {atom: bead for bead, atom in enumerate(self.atoms)}
         found = constraints_of(self._system).items()
         return MappingProxyType(
-            {(place[i], place[j]): distance for (i, j), distance in found if i in place and j in place}
+            {bond_key(place[i], place[j]): distance for (i, j), distance in found if i in place and j in place}
         )
 
     @property

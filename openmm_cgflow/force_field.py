@@ -10,6 +10,7 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
+from openmm_cgflow.chemistry.molecule import bond_key
 from openmm_cgflow.compute import Device
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.copies import copied_topology
@@ -113,6 +114,7 @@ class CGForceField:
 
     Raises:
         MismatchError: if topology, positions, masses and student are not of the same number of beads.
+        InvalidInputError: for a mass that is not positive.
 
     Source: Köhler et al., arXiv 2203.11167; `fromFlow` does it without a frame of a simulation.
 
@@ -132,7 +134,8 @@ class CGForceField:
         temperature: unit.Quantity | float,
         fitted: Fitted,
     ) -> None:
-        self.student, self.masses, self.constraints, self.fitted = student, tuple(masses), dict(constraints), fitted
+        self.student, self.masses, self.fitted = student, tuple(masses), fitted
+        self.constraints = {bond_key(i, j): distance for (i, j), distance in constraints.items()}
         self._topology, self._positions, self._kelvin = (
             copied_topology(topology),
             in_nm(positions),
@@ -145,6 +148,9 @@ class CGForceField:
                 f"the student is of {n} beads, but the topology has {found[0]}, there are {found[1]} masses, and the "
                 f"positions have shape {self._positions.shape}: give those of one molecule's beads."
             )
+
+        if not all(0 < mass < _HEAVIEST for mass in self.masses):
+            raise InvalidInputError(f"masses of beads are {self.masses}; give positive ones, in dalton")
 
     @classmethod
     def fromFlow(cls, flow: TrainedFlow, settings: DistilSettings | None = None) -> Self:

@@ -1,5 +1,6 @@
 """Other forms of large rings, which no single torsion leads to: their torsions are pulled in turn and minimised."""
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,8 @@ from openmm_cgflow.chemistry.forms import Fingerprint, fours_of, same_isomer, sm
 from openmm_cgflow.chemistry.molecule import Molecule
 
 __all__ = ["loop_forms"]
+
+_log = logging.getLogger("openmm_cgflow")
 
 WITHIN = 25.0
 """kJ/mol: a form that is higher than the lowest by more is left out."""
@@ -35,7 +38,11 @@ def loop_forms(molecule: Molecule, system: openmm.System, over: Callable[[], boo
     rings = [ring for ring in smallest_rings(molecule) if len(ring) >= _SMALLEST]
     if not rings:
         return []
-    driven = Driven(system, (atoms for ring in rings for atoms in fours_of(ring)))
+    try:
+        driven = Driven(system, (atoms for ring in rings for atoms in fours_of(ring)))
+    except Exception as error:  # a PythonForce whose function cannot be pickled
+        _log.info("forms of large rings are not looked for: the System cannot be copied (%s)", error)
+        return []
     fingerprint, trials = Fingerprint(molecule), 0
     first, energy = driven.minimised(molecule.positions)
     found = [(energy, first, fingerprint(first[None])[0])]
@@ -50,7 +57,7 @@ def loop_forms(molecule: Molecule, system: openmm.System, over: Callable[[], boo
             x, energy = driven.minimised(driven.minimised(start, pulled, 10.0, 300)[0])
             one = fingerprint(x[None])[0]
             known = any(abs(e - energy) < _SAME_ENERGY and np.abs(f - one).max() < _SAME_DISTANCES for e, _, f in found)
-            if not known and energy < found[0][0] + WITHIN and same_isomer(molecule, molecule.positions, x):
+            if not known and energy < found[0][0] + WITHIN and same_isomer(molecule, first, x):
                 found.append((energy, x, one))
                 waiting.append((energy, x))
     found.sort(key=lambda entry: entry[0])

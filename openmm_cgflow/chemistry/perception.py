@@ -13,7 +13,7 @@ from openmm_cgflow.chemistry.axes import Axis, find_axes
 from openmm_cgflow.chemistry.barriers import torsion_profiles
 from openmm_cgflow.chemistry.checks import check_inputs
 from openmm_cgflow.chemistry.driven import Driven
-from openmm_cgflow.chemistry.forms import same_isomer
+from openmm_cgflow.chemistry.forms import handedness
 from openmm_cgflow.chemistry.molecule import Molecule
 from openmm_cgflow.chemistry.symmetry import symmetric_centres
 from openmm_cgflow.chemistry.turning import OtherForm, other_forms
@@ -96,7 +96,9 @@ def _turned(
         driven = Driven(system, torsions)
         start, energy = driven.minimised(molecule.positions)
         turned = {atoms: other_forms(molecule, driven, start, energy, atoms) for atoms in torsions}
-        whole = np.isfinite(start).all() and same_isomer(molecule, molecule.positions, start)
+        # bond lengths do not matter: hydrogens of crystal structures are drawn a tenth too near
+        hands = handedness(molecule, np.stack([molecule.positions, start]))
+        whole = np.isfinite(start).all() and bool((hands[0] == hands[1]).all())
         _remembered[key] = start if whole else molecule.positions, turned
         while len(_remembered) > _KEPT:
             _remembered.popitem(last=False)

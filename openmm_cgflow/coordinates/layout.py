@@ -263,7 +263,7 @@ class _LayoutBuilder:
             ring = bond_key(row.refs[0], row.refs[1]) in self.molecule.ring_bonds
             width = math.pi if ring or not self.molecule.bonded(*row.refs[:2]) else math.pi / 2
             name = self._label("torsion", row, 3)
-            coordinate = self._around(name, stiff, value, self._settled(row), width, _SCALES["torsion"])
+            coordinate = self._around(name, stiff, row, self._settled(row), width, _SCALES["torsion"])
         self._add(row, "third", coordinate)
 
     def _soft(self, row: Row, value: float) -> Coordinate:
@@ -303,24 +303,28 @@ class _LayoutBuilder:
         return math.radians(10 * round(math.degrees(self._difference(row, self.relaxed)) / 10))
 
     def _improper(self, row: Row, block: int) -> Coordinate:
-        value, settled = self._difference(row), self._settled(row)
+        settled = self._settled(row)
         name, width, scale = self._label("improper", row, 3), math.pi / 2, _SCALES["improper"]
         if self._pyramidal(row.refs[0], settled):
             settled = math.copysign(width, settled)
-        return self._around(name, block, value, settled, width, scale)
+        return self._around(name, block, row, settled, width, scale)
 
-    @staticmethod
-    def _around(name: str, block: int, value: float, middle: float, width: float, scale: float) -> Coordinate:
-        """A stiff torsion in a window, in which the input's value lies unless that is far from its minimum."""
-        value = middle + _wrapped(value - middle)
-        reference = value if abs(value - middle) < width else middle
+    def _around(self, name: str, block: int, row: Row, middle: float, width: float, scale: float) -> Coordinate:
+        """A stiff torsion in a window; its reference is the input's value, or the minimum's where that is outside."""
+        value, relaxed = (
+            middle + _wrapped(self._difference(row, molecule) - middle) for molecule in (self.molecule, self.relaxed)
+        )
+        reference = value if abs(value - middle) < width else relaxed
         low, high = middle - width, middle + width
         return Coordinate(name, block, reference, low=low, high=high, scale=scale, middle=middle, torsion=True)
 
     def _pyramidal(self, centre: int, value: float) -> bool:
-        """Whether the side on which the atom lies is a matter of chirality: centres that are clearly not planar."""
-        limit = 150 if len(self.molecule.neighbours[centre]) >= 4 else 140
-        return math.radians(30) < abs(value) < math.radians(limit)
+        """Whether the side on which the atom lies is a matter of chirality: centres that are clearly not planar.
+
+        Of a value to ten degrees. Outside of a ring of three, impropers of four neighbours reach 146 degrees.
+        """
+        limit = 155 if len(self.molecule.neighbours[centre]) >= 4 else 135
+        return math.radians(25) < abs(value) < math.radians(limit)
 
 
 def _wrapped(angle: float) -> float:

@@ -103,6 +103,12 @@ class BeadModel:
             weights = masses[list(group)]
             shares[bead, list(group)] = weights / weights.sum() if weights.sum() > 0 else 1 / len(group)
         total = [float(masses[owners == bead].sum()) for bead in range(len(groups))]
+        if min(total) <= 0:
+            nameless = atom_label_of(atoms.atom(groups[int(np.argmin(total))][0]))
+            raise InvalidInputError(
+                f"the mass of the bead {nameless} is not known, since its atoms have no elements; give a Topology with "
+                "elements, or BeadModel.fromBeads with masses"
+            )
         own = [atoms.atom(group[0]) for group in groups]
         made = [("BEAD" if len(group) > 1 else atom.name) for group, atom in zip(groups, own, strict=True)]
         elements = [None if len(group) > 1 else atom.element for group, atom in zip(groups, own, strict=True)]
@@ -267,11 +273,17 @@ class BeadModel:
 
     @cached_property
     def _expected(self) -> dict[tuple[int, int], float]:
-        """Lengths of bonds that are known beforehand, nm: of the backbone, and between neighbouring CA."""
+        """Lengths of bonds that are known beforehand, nm: of the backbone, and between CA of residues in a row."""
         known = {frozenset(("N", "CA")): 0.146, frozenset(("CA", "C")): 0.153, frozenset(("C", "N")): 0.133}
-        known[frozenset(("CA",))] = 0.38
         pairs = ((bond, frozenset(self.names[k] for k in bond)) for bond in self.bonds)
-        return {bond: known[pair] for bond, pair in pairs if pair in known}
+        found = {bond: known[pair] for bond, pair in pairs if pair in known}
+        ids = [atom.residue.id for atom in self.topology.atoms()]
+        numbers = [int(number) if number.lstrip("-").isdigit() else None for number in ids]
+        for i, j in self.bonds:
+            first, second = numbers[i], numbers[j]
+            if self.names[i] == self.names[j] == "CA" and first is not None and second is not None:
+                found |= {(i, j): 0.38} if abs(first - second) == 1 else {}
+        return found
 
     def coordinates(
         self,

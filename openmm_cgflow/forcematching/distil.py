@@ -148,12 +148,12 @@ def distil(
     if isinstance(teacher, nn.Module):
         teacher = copy.deepcopy(teacher).cpu().double().requires_grad_(False)
     student = BeadNetwork(coordinates, kT, settings.student, settings.seed)
-    size = settings.points * student.n_features * coordinates.dof
-    if size > _MOST_VALUES:
-        raise InvalidInputError(
-            f"distil: {settings.points:,} points of {coordinates.dof} coordinates and {student.n_features} features do "
-            f"not fit into memory; give at most {_MOST_VALUES * settings.points // size:,} points"
+    most = _MOST_VALUES // (student.n_features * coordinates.dof)
+    if settings.points > most:
+        _log.info(
+            "distil: at %d points instead of %d, whose derivatives would not fit into memory", most, settings.points
         )
+        settings = replace(settings, points=max(most, 100))
     with Parallel() as parallel:  # one thread in each operation, so that sums have one order
         points = training_points(teacher, coordinates, settings.points, settings.flat, settings.floor, generator)
         student.calibrate(points.own, points.q)

@@ -219,6 +219,8 @@ def fit_beads(
         model = BeadModel.fromBeads(frames.topology)
     x = model.read(frames)
     share = _shares(weights, len(x))
+    counted = share > 0  # the others say nothing
+    x, share, forces = x[counted], share[counted], _of_frames(forces, counted)
     effective = float(1 / (share @ share))
     _enough(model, len(x), effective, len(fixed))
     warn_of_duplicates(x)
@@ -292,7 +294,8 @@ class _Fit:
         self.rate = settings.rate or (1e-3 if many else 5e-4)
         steps = settings.steps
         self.steps = round(min(max(600 * math.sqrt(effective / 1000), 400), 6000)) if steps is None else steps
-        self.blocks = torch.arange(len(slow)) * min(_BLOCKS, len(slow)) // len(slow)
+        blocks = min(_BLOCKS, len(slow))  # of the same weight, not of as many frames
+        self.blocks = ((torch.cumsum(share, 0) - share / 2) * blocks).long().clamp(max=blocks - 1)
         features = build_density(coordinates, settings, 0, 0).slow.features(slow.float())
         n_slow = coordinates.sizes[0]
         self.reference, self.scale = coordinates.reference[n_slow:], coordinates.scale[n_slow:]
@@ -416,6 +419,13 @@ def _shares(weights: Sequence[float] | np.ndarray | None, n: int) -> np.ndarray:
             "(np.exp(log_weights - log_weights.max()) of log-weights)"
         )
     return values / values.sum()
+
+
+def _of_frames(forces: Any, counted: np.ndarray) -> Any:  # noqa: ANN401
+    """Forces of some frames; of another number of frames they are refused later."""
+    if forces is None or counted.all() or len(forces) != len(counted):
+        return forces
+    return forces[counted] if unit.is_quantity(forces) else np.asarray(forces)[counted]
 
 
 def _enough(model: BeadModel, n: int, effective: float, n_fixed: int) -> None:

@@ -1,10 +1,13 @@
 """Steps of maximum likelihood on rows of frames, until the rows that were held out are no longer likelier."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from openmm_cgflow.errors import TrainingError
 
 __all__ = ["Fitted", "Rows", "minimise_held_out"]
 
@@ -76,6 +79,9 @@ def minimise_held_out(
         steps: at most.
         patience: steps without a gain after which it ends.
         generator: draws batches.
+
+    Raises:
+        TrainingError: if the held-out rows have no finite loss at the start.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, rate, fused=True)
@@ -84,6 +90,8 @@ def minimise_held_out(
         return float(held_out.weights @ loss(*held_out.values).detach())
 
     start = least = judge()
+    if steps and not math.isfinite(start):
+        raise TrainingError(f"the likelihood of the held-out frames is {-start}: the fit has nothing to be judged by.")
     best, kept, step = 0, {name: t.clone() for name, t in module.state_dict().items()}, 0
     for step in range(1, steps + 1):
         batch = learned.batch(generator)

@@ -18,6 +18,12 @@ _MASSES = {
     **{"PRO": 97.12, "SER": 87.08, "THR": 101.10, "TRP": 186.21, "TYR": 163.18, "VAL": 99.13},
     **{"ACE": 43.04, "NME": 30.05, "NLE": 113.16},
 }
+# Other names of the same, by protonation or by a disulfide; what a proton weighs does not matter here
+_ALIASES = {
+    **dict.fromkeys(("HID", "HIE", "HIP", "HSD", "HSE", "HSP"), "HIS"),
+    **dict.fromkeys(("CYX", "CYM"), "CYS"),
+    **{"ASH": "ASP", "GLH": "GLU", "LYN": "LYS", "MSE": "MET", "NMA": "NME"},
+}
 _PARTS = {"N": 15.01, "C": 28.01}  # NH and CO
 
 
@@ -44,7 +50,8 @@ def residue_parts(residue: str, beads: Sequence[str]) -> Mapping[str, float]:
         >>> residue_parts("ALA", ["CA"])
         {'CA': 71.08}
     """
-    mass = _MASSES.get(residue.upper())
+    residue = _ALIASES.get(residue.upper(), residue.upper())
+    mass = _MASSES.get(residue)
     if mass is None or len(set(beads)) < len(beads):
         return {}
     if len(beads) == 1 and (beads[0] == "CA" or residue in ("ACE", "NME")):

@@ -59,6 +59,7 @@ def _sum(x: Tensor, axes: Sequence[int], keepdim: bool = False, *, dtype: torch.
 
 def _gather(x: Tensor, axis: int, index: Tensor) -> Tensor:
     """By places in the memory of `x`."""
+    axis %= x.dim()
     step, places = x.shape[axis + 1 :].numel(), torch.arange(x.numel()).reshape(x.shape).narrow(axis, 0, 1)
     places = places[tuple(slice(n) for n in index.shape[:axis])]
     return torch.take(x, places.expand_as(index) + index * step)

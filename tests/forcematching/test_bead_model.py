@@ -1,5 +1,7 @@
 """Beads without a System: which atoms they are, how frames of them are read, and what their coordinates are."""
 
+from itertools import pairwise
+
 import mdtraj
 import numpy as np
 import pytest
@@ -342,3 +344,33 @@ def test_beads_whose_atoms_are_gone_need_no_bonds():
     bare.add_atom("CB", mdtraj.element.carbon, bare.residue(1))
     with pytest.raises(InvalidInputError, match="no bonds"):
         BeadModel.fromTopology(bare, "ca")
+
+
+def alpha_carbons(*residues: tuple[str, int]) -> mdtraj.Topology:
+    """Of residues by name and number, without bonds."""
+    bare = mdtraj.Topology()
+    chain = bare.add_chain()
+    for name, number in residues:
+        bare.add_atom("CA", mdtraj.element.carbon, bare.add_residue(name, chain, resSeq=number))
+    return bare
+
+
+def test_masses_of_residues_by_any_of_their_names():
+    bare = alpha_carbons(("GLY", 1), ("HIE", 2), ("CYX", 3), ("HSP", 4), ("ALA", 5))
+    assert BeadModel.fromBeads(bare).masses == (57.05, 137.14, 103.14, 137.14, 71.08)
+
+
+def test_atoms_without_elements_have_no_mass():
+    topology = app.Topology()
+    chain = topology.addChain()
+    atoms = [topology.addAtom(f"B{k}", None, topology.addResidue("X", chain)) for k in range(5)]
+    for i, j in pairwise(atoms):
+        topology.addBond(i, j)
+    with pytest.raises(InvalidInputError, match=r"mass of the bead .* is not known"):
+        BeadModel.fromTopology(topology, [0, 1, 2, 3, 4])
+
+
+def test_alpha_carbons_far_apart_are_no_other_unit():
+    model = BeadModel.fromBeads(alpha_carbons(*(("ALA", number) for number in range(1, 16, 3))))
+    x = np.cumsum([[0.9, 0.4 * (-1) ** k, 0.1 * k] for k in range(5)], axis=0)
+    assert model.read(np.repeat(x[None], 3, 0)).shape == (3, 5, 3)

@@ -212,10 +212,16 @@ def test_damaged_bytes_end_in_the_one_error(good, tmp_path):
     assert refused > 20
 
 
-def test_constrained_beads_keep_their_distances():
+def test_constrained_beads_keep_their_distances(tmp_path):
     flow = cgf.CGFlow(*load("aldp_vacuum", constraints="AllBonds"), device="cpu")  # untrained, which is a density too
     force_field = cgf.CGForceField.fromFlow(flow, QUICK)
     assert len(force_field.constraints) == 4
+    turned = {(j, i): distance for (i, j), distance in force_field.constraints.items()}
+    parts = force_field.topology, force_field.positions, force_field.masses, turned, 300, force_field.fitted
+    cgf.CGForceField(force_field.student, *parts).save(tmp_path / "c.cgff")
+    assert cgf.CGForceField.load(tmp_path / "c.cgff").constraints == force_field.constraints
+    with pytest.raises(cgf.InvalidInputError, match="masses of beads"):
+        cgf.CGForceField(force_field.student, *parts[:2], (1, 0, 1, 1, 1), {}, 300, force_field.fitted)
     cg = force_field.createCGSystem("python")
     context = context_of(cg, openmm.LangevinMiddleIntegrator(300, 1 / unit.picosecond, 0.002))
     context.getIntegrator().step(100)

@@ -377,3 +377,25 @@ def test_frames_that_are_copies_are_said_to_be(known, q):
 def test_settings_that_cannot_be_are_refused(name, value):
     with pytest.raises(InvalidInputError, match=f"FitSettings: {name} is {value!r}"):
         FitSettings(**{name: value})
+
+
+def test_frames_without_weight_are_no_frames(known):
+    """As of an equilibration that is cut off: no part of the fit is judged by them, and each member is trained."""
+    q = known.draw(700, 9)
+    weights = np.zeros(700)
+    weights[500:] = 1
+    settings = FitSettings(members=4, components=8, hidden=32, steps=200)
+    teacher = fit_beads(known.frames(q), known.model, weights=weights, settings=settings)
+    alone = fit_beads(known.frames(q[500:]), known.model, settings=settings)
+    assert teacher.frames == 200
+    assert all(math.isfinite(part.loss) and part.best > 0 for part in teacher.torsions)
+    for name, value in alone.density.state_dict().items():
+        assert torch.equal(value, teacher.density.state_dict()[name])
+
+
+def test_blocks_that_are_held_out_have_the_same_weight(known):
+    q = known.draw(800, 10)
+    weights = np.where(np.arange(800) < 600, 0.02, 1.0)
+    settings = FitSettings(components=4, hidden=16, steps=60)
+    teacher = fit_beads(known.frames(q), known.model, weights=weights, settings=settings)
+    assert all(part.best > 0 for part in teacher.torsions)
