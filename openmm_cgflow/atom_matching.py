@@ -9,7 +9,7 @@ import numpy as np
 
 from openmm_cgflow.errors import MismatchError
 
-__all__ = ["match_atoms", "order_by_names", "same_elements", "symbol_of"]
+__all__ = ["atom_label", "match_atoms", "order_by_names", "same_elements", "symbol_of"]
 
 _log = logging.getLogger("openmm_cgflow")
 _SHOWN = 3  # names in a message
@@ -42,7 +42,7 @@ def match_atoms(ours: Sequence[Any], theirs: Sequence[Any], what: str = "the tra
             "%s holds the atoms in another order; they are put into the flow's by their names (%s is atom %d there, "
             "%d here)",
             what,
-            _label(ours[moved]),
+            atom_label(ours[moved]),
             found[moved],
             moved,
         )
@@ -50,13 +50,13 @@ def match_atoms(ours: Sequence[Any], theirs: Sequence[Any], what: str = "the tra
     if not same_elements(ours, theirs):
         k = next(k for k, (a, b) in enumerate(zip(ours, theirs, strict=True)) if not same_elements([a], [b]))
         raise MismatchError(
-            f"atom {k} of {what} is {_label(theirs[k])} ({symbol_of(theirs[k])}), that of the flow {_label(ours[k])} "
-            f"({symbol_of(ours[k])}), and their names do not tell which atom is which: give this molecule, with its "
-            "atoms in the flow's order or with the flow's names."
+            f"atom {k} of {what} is {atom_label(theirs[k])} ({symbol_of(theirs[k])}), that of the flow "
+            f"{atom_label(ours[k])} ({symbol_of(ours[k])}), and their names do not tell which atom is "
+            "which: give this molecule, with its atoms in the flow's order or with the flow's names."
         )
     unlike = [(a, b) for a, b in zip(ours, theirs, strict=True) if _name(a) != _name(b)]
     if unlike:
-        shown = ", ".join(f"{_label(b)} for {_label(a)}" for a, b in unlike[:_SHOWN])
+        shown = ", ".join(f"{atom_label(b)} for {atom_label(a)}" for a, b in unlike[:_SHOWN])
         _log.warning(
             "%s names %d atoms differently (%s%s); its atoms are taken to be in the flow's order, for the elements "
             "agree",
@@ -117,7 +117,8 @@ def _name(atom: Any) -> str:  # noqa: ANN401
     return re.sub(r"^(\d+)(\D.*)$", r"\2\1", atom.name.strip().upper())
 
 
-def _label(atom: Any) -> str:  # noqa: ANN401
+def atom_label(atom: Any) -> str:  # noqa: ANN401  (of OpenMM or of mdtraj, which have no type in common)
+    """How an atom is called in messages, such as `ALA2:CA`."""
     residue = atom.residue
     return f"{residue.name}{residue.id if hasattr(residue, 'id') else residue.resSeq}:{atom.name}"
 

@@ -148,7 +148,6 @@ class CGForceField:
                 f"the student is of {n} beads, but the topology has {found[0]}, there are {found[1]} masses, and the "
                 f"positions have shape {self._positions.shape}: give those of one molecule's beads."
             )
-
         if not all(0 < mass < _HEAVIEST for mass in self.masses):
             raise InvalidInputError(f"masses of beads are {self.masses}; give positive ones, in dalton")
 

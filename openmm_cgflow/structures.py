@@ -9,12 +9,12 @@ import networkx
 import numpy as np
 from openmm import app, unit
 
-from openmm_cgflow.atom_matching import match_atoms
+from openmm_cgflow.atom_matching import atom_label, match_atoms
 from openmm_cgflow.chemistry.system_bonds import BondLength
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.units import PositionsLike, in_nm
 
-__all__ = ["Given", "StructureReader", "atom_label", "distances", "given_structures", "made_whole"]
+__all__ = ["Given", "StructureReader", "distances", "given_structures", "made_whole"]
 
 _log = logging.getLogger("openmm_cgflow")
 _SHOWN = 5  # frames named in a message
@@ -94,11 +94,6 @@ def made_whole(x: np.ndarray, bonds: np.ndarray, box: np.ndarray) -> np.ndarray:
             images = np.round(np.einsum("fk,fkl->fl", x[:, atom] - x[:, parent], inverse))
             x[:, atom] -= np.einsum("fk,fkl->fl", images, box)
     return x
-
-
-def atom_label(atom: Any) -> str:  # noqa: ANN401
-    """How an atom is called in messages, such as `ALA2:CA`."""
-    return f"{atom.residue.name}{atom.residue.id}:{atom.name}"
 
 
 class StructureReader:

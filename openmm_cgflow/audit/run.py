@@ -36,7 +36,6 @@ _ABOVE = 6.0  # kT: forms that are so much higher than the lowest weigh too litt
 _LIGHTEST = 0.01  # of the ensemble, that a form must weigh
 _MOST_FORMS = 12  # that are weighed
 _MISSED, _SPREADS = 4.0, 2.5  # what a missing minimum's log-weight exceeds the others' by: in all, and in spreads
-_SAME_ENERGY, _SAME_DISTANCES = 0.5, 0.02  # kJ/mol and nm, within which two minima are one form
 _TOUCHING = 0.11  # nm: atoms that are not bonded nor share a neighbour and are nearer have fallen into one another
 _CONFIGURATION = 100.0  # kJ/mol: forms behind a higher barrier are other compounds
 
@@ -159,14 +158,9 @@ class _Auditor:
         """One of each form, the lowest first."""
         prints, chosen = self.fingerprint(minima.x), list[int]()
         for row in np.argsort(minima.energy).tolist():
-            if not self._among(prints[row], minima.energy[row], prints[chosen], minima.energy[chosen]):
+            if not self.fingerprint.among(prints[row], minima.energy[row], prints[chosen], minima.energy[chosen]):
                 chosen.append(row)
         return minima[np.array(chosen, dtype=int)]
-
-    @staticmethod
-    def _among(one: np.ndarray, energy: float, prints: np.ndarray, energies: np.ndarray) -> bool:
-        close = np.abs(energies - energy) < _SAME_ENERGY
-        return bool(close.any() and (np.abs(prints[close] - one).max(1) < _SAME_DISTANCES).any())
 
     def coverage(self, before: int) -> Coverage:
         """What is missing, with all that the audit cost since `before`."""
@@ -199,7 +193,7 @@ class _Auditor:
         candidates = [
             k
             for k in np.flatnonzero(~reached)
-            if not self._among(self.fingerprint(x[[k]])[0], found.energy[k], prints, known.energy)
+            if not self.fingerprint.among(self.fingerprint(x[[k]])[0], found.energy[k], prints, known.energy)
         ][:_MOST_FORMS]
         forms, kept = self._weighed(_Minima(x, found.energy)[np.array(candidates, dtype=int)], known)
         return forms, kept, len(known)

@@ -10,6 +10,7 @@ from openmm_cgflow.chemistry.molecule import Molecule
 
 __all__ = ["Fingerprint", "fours_of", "handedness", "same_isomer", "smallest_rings"]
 
+_SAME_ENERGY, _SAME_DISTANCES = 0.5, 0.02  # kJ/mol and nm, within which two minima are one form
 _STRETCHED = 0.1  # of a bond's length, by which two forms may differ
 
 
@@ -51,6 +52,19 @@ class Fingerprint:
     def distance(self, x: np.ndarray, others: np.ndarray) -> np.ndarray:
         """The largest difference `(n,)` between the distances in `x (atoms, 3)` and in each of `others`, nm."""
         return np.abs(self(others) - self(x[None])).max(1)
+
+    @staticmethod
+    def among(one: np.ndarray, energy: float, prints: np.ndarray, energies: np.ndarray) -> bool:
+        """Whether a minimum is one of several: nearly the same energy, and nearly the same distances.
+
+        Arguments:
+            one: its fingerprint `(pairs,)`.
+            energy: of it, kJ/mol.
+            prints: theirs, `(n, pairs)`.
+            energies: of these, `(n,)`.
+        """
+        close = np.abs(energies - energy) < _SAME_ENERGY
+        return bool(close.any() and (np.abs(prints[close] - one).max(1) < _SAME_DISTANCES).any())
 
 
 def _classes(molecule: Molecule) -> list[int]:

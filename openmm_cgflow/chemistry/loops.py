@@ -20,7 +20,6 @@ WITHIN = 25.0
 _SMALLEST = 7  # atoms: the forms of smaller rings are puckers
 _MOVES = np.deg2rad([-120.0, 120.0])  # by which each torsion is turned, beside its mirror image
 _TRIALS = 120  # at most
-_SAME_ENERGY, _SAME_DISTANCES = 0.5, 0.02  # kJ/mol and nm, within which two forms are one
 
 
 def loop_forms(molecule: Molecule, system: openmm.System, over: Callable[[], bool] = lambda: False) -> list[np.ndarray]:
@@ -56,7 +55,8 @@ def loop_forms(molecule: Molecule, system: openmm.System, over: Callable[[], boo
                 break
             x, energy = driven.minimised(driven.minimised(start, pulled, 10.0, 300)[0])
             one = fingerprint(x[None])[0]
-            known = any(abs(e - energy) < _SAME_ENERGY and np.abs(f - one).max() < _SAME_DISTANCES for e, _, f in found)
+            energies, _, prints = zip(*found, strict=True)
+            known = fingerprint.among(one, energy, np.array(prints), np.array(energies))
             if not known and energy < found[0][0] + WITHIN and same_isomer(molecule, first, x):
                 found.append((energy, x, one))
                 waiting.append((energy, x))

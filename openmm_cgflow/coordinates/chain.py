@@ -13,7 +13,11 @@ from openmm_cgflow.errors import InvalidInputError
 
 __all__ = ["chain_coordinates"]
 
-_NAMES = {("C", "N", "CA", "C"): ("phi", 2), ("N", "CA", "C", "N"): ("psi", 1), ("CA", "C", "N", "CA"): ("omega", 2)}
+_NAMES: dict[tuple[str, ...], tuple[str, int]] = {
+    ("C", "N", "CA", "C"): ("phi", 2),
+    ("N", "CA", "C", "N"): ("psi", 1),
+    ("CA", "C", "N", "CA"): ("omega", 2),
+}
 """What a torsion is called, and which of its atoms has the residue."""
 
 
@@ -74,6 +78,6 @@ def _name_torsion(molecule: Molecule, plan: BeadPlan, i: int, j: int) -> None:
     plan.wanted[i, j], plan.wanted[j, i] = (atoms[0], atoms[3]), (atoms[3], atoms[0])
     plan.names[bond_key(i, j)] = "torsion " + " ".join(molecule.label(k) for k in atoms)
     for four in (atoms, atoms[::-1]):
-        known = _NAMES.get(tuple(molecule.names[k] for k in four))  # type: ignore[arg-type]
+        known = _NAMES.get(tuple(molecule.names[k] for k in four))
         if known is not None:
             plan.names[bond_key(i, j)] = f"{molecule.residues[four[known[1]]]}:{known[0]}"

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from openmm import app
 
-from openmm_cgflow.atom_matching import order_by_names, same_elements, symbol_of
+from openmm_cgflow.atom_matching import atom_label, order_by_names, same_elements, symbol_of
 from openmm_cgflow.chemistry.molecule import bond_key
 from openmm_cgflow.coordinates import InternalCoordinates, chain_coordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.forcematching.frames import check_bonds_of_frames, check_finite
 from openmm_cgflow.forcematching.residues import residue_name, residue_parts
-from openmm_cgflow.structures import atom_label, given_structures, made_whole
+from openmm_cgflow.structures import given_structures, made_whole
 from openmm_cgflow.units import PositionsLike
 
 __all__ = ["BeadMapping", "BeadModel"]
@@ -97,14 +97,14 @@ class BeadModel:
         graph.add_nodes_from(range(atoms.n_atoms))
         masses = np.array([atom.element.mass if atom.element is not None else 0.0 for atom in atoms.atoms])
         distance, owners = _distances(graph, groups, atoms.n_atoms)
-        bonds = _tree(distance, [atom_label_of(atoms.atom(group[0])) for group in groups])
+        bonds = _tree(distance, [atom_label(atoms.atom(group[0])) for group in groups])
         shares = np.zeros((len(groups), atoms.n_atoms))
         for bead, group in enumerate(groups):
             weights = masses[list(group)]
             shares[bead, list(group)] = weights / weights.sum() if weights.sum() > 0 else 1 / len(group)
         total = [float(masses[owners == bead].sum()) for bead in range(len(groups))]
         if min(total) <= 0:
-            nameless = atom_label_of(atoms.atom(groups[int(np.argmin(total))][0]))
+            nameless = atom_label(atoms.atom(groups[int(np.argmin(total))][0]))
             raise InvalidInputError(
                 f"the mass of the bead {nameless} is not known, since its atoms have no elements; give a Topology with "
                 "elements, or BeadModel.fromBeads with masses"
@@ -153,7 +153,7 @@ class BeadModel:
             graph.add_edges_from(pairwise(range(beads.n_atoms)))
         distance, _ = _distances(graph, tuple((k,) for k in range(beads.n_atoms)), beads.n_atoms)
         own = list(beads.atoms)
-        bonds = _tree(distance, [atom_label_of(atom) for atom in own])
+        bonds = _tree(distance, [atom_label(atom) for atom in own])
         residues = [(0, atom.residue.name, str(atom.residue.resSeq)) for atom in own]
         topology = _bead_topology([atom.name for atom in own], [atom.element for atom in own], residues, bonds)
         found = _residue_masses(own) if masses is None else [float(mass) for mass in masses]
@@ -408,8 +408,8 @@ class BeadModel:
         for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             if not same_elements([a], [b]):
                 raise MismatchError(
-                    f"atom {k} of the trajectory is {atom_label_of(b)} ({symbol_of(b)}), that of the model "
-                    f"{atom_label_of(a)} ({symbol_of(a)}): give a trajectory of the same atoms in the same order"
+                    f"atom {k} of the trajectory is {atom_label(b)} ({symbol_of(b)}), that of the model "
+                    f"{atom_label(a)} ({symbol_of(a)}): give a trajectory of the same atoms in the same order"
                 )
         return x
 
@@ -443,12 +443,6 @@ def _whole(x: np.ndarray, bonds: np.ndarray, box: np.ndarray | None) -> np.ndarr
     return x
 
 
-def atom_label_of(atom: Any) -> str:  # noqa: ANN401
-    """As `atom_label`, for atoms of OpenMM and of mdtraj."""
-    residue = atom.residue
-    return f"{residue.name}{residue.resSeq if hasattr(residue, 'resSeq') else residue.id}:{atom.name}"
-
-
 def _as_mdtraj(topology: Any) -> mdtraj.Topology:  # noqa: ANN401
     if isinstance(topology, mdtraj.Topology):
         return topology
@@ -475,7 +469,7 @@ def _groups(topology: mdtraj.Topology, mapping: BeadMapping) -> tuple[tuple[int,
     if len(set(flat)) < len(flat):
         twice = next(i for i in flat if flat.count(i) > 1)
         raise InvalidInputError(
-            f"mapping has {atom_label_of(topology.atom(twice))} (atom {twice}) twice; an atom belongs to one bead"
+            f"mapping has {atom_label(topology.atom(twice))} (atom {twice}) twice; an atom belongs to one bead"
         )
     if len(groups) < 4:
         raise InvalidInputError(
@@ -590,7 +584,7 @@ def _residue_masses(atoms: Sequence[Any]) -> list[float]:
         if mass is None and symbol_of(atom) != "without an element":
             mass = atom.element.mass
         if mass is None:
-            raise InvalidInputError(f"the mass of the bead {atom_label_of(atom)} is not known; give masses, in dalton")
+            raise InvalidInputError(f"the mass of the bead {atom_label(atom)} is not known; give masses, in dalton")
         found.append(float(mass))
     return found
 

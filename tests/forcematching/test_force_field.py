@@ -8,7 +8,7 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from fuzz.mutate import JSON_WORDS, damaged
+from fuzz.mutate import JSON_WORDS, damaged, put
 from molecules import MODELS, load
 from openmm import unit
 
@@ -117,16 +117,6 @@ def test_bad_input_is_named(flow, fitted):
     parts = (fitted.topology, fitted.positions, fitted.masses[:4], {}, 300, fitted.fitted)
     with pytest.raises(cgf.MismatchError, match=r"the student is of 5 beads, .* there are 4 masses"):
         cgf.CGForceField(fitted.student, *parts)
-
-
-def put(*keys, value):
-    def change(tensors, header):
-        place = header
-        for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = value
-
-    return change
 
 
 def tensor(name, value):

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 XML_WORDS = [
@@ -90,3 +90,15 @@ def _place(tree: Any, rng: random.Random) -> tuple[Any, Any]:
         if not isinstance(inner, dict | list) or not inner or rng.random() < 0.2:
             return tree, key
         tree = inner
+
+
+def put(*keys: Any, value: Any) -> Callable[[dict, dict], None]:
+    """A change of a file's tensors and header: a value in the place that the keys lead to."""
+
+    def change(tensors: dict, header: dict) -> None:
+        place = header
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+
+    return change

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fuzz.mutate import put
 from fuzz.seeds import SMALL, model, peroxide
 from fuzz.targets import Files, Input, make_input, outcome
 from hypothesis import HealthCheck, given, settings
@@ -60,16 +61,6 @@ def test_hostile_tests_begin_with_a_file_that_is_fine(tmp_path, good):
     path.write_bytes(good)
     flow = cgf.CGFlow.load(path)
     assert flow.sample(3).reduced_energies.shape == (3,)
-
-
-def put(*keys, value):
-    def change(tensors, header):
-        place = header
-        for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = value
-
-    return change
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from fuzz.mutate import put
 from molecules import MODELS, TESTS, load
 
 import openmm_cgflow as cgf
@@ -209,16 +210,6 @@ def _without(*path):
     return change
 
 
-def _with(value, *path):
-    def change(tensors, header):
-        place = header
-        for name in path[:-1]:
-            place = place[name]
-        place[path[-1]] = value
-
-    return change
-
-
 def _half_a_tensor(tensors, header):
     # sorted: safetensors gives them in any order; some are empty, of which a half is the whole
     name = next(n for n in sorted(tensors) if n.startswith("module/") and tensors[n].dim() == 2 and len(tensors[n]) > 1)
@@ -231,12 +222,12 @@ def _half_a_tensor(tensors, header):
         _without("stage"),
         _without("history"),
         _without("task", "dropped"),
-        _with("nonsense", "stage"),
-        _with([{"a": 1}], "history"),
-        _with(None, "stages"),
-        _with(7, "settings"),
-        _with({"kind": "AdaptiveTempering", "gamma": 3}, "settings", "tempering"),
-        _with([1], "call"),
+        put("stage", value="nonsense"),
+        put("history", value=[{"a": 1}]),
+        put("stages", value=None),
+        put("settings", value=7),
+        put("settings", "tempering", value={"kind": "AdaptiveTempering", "gamma": 3}),
+        put("call", value=[1]),
         _half_a_tensor,
         lambda tensors, header: tensors.pop(next(name for name in tensors if name.startswith("average/"))),
         lambda tensors, header: tensors.update({"no/such/place": torch.zeros(1)}),
