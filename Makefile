@@ -3,14 +3,14 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: help lint test docs demo examples bench check
+.PHONY: help lint test docs demo examples package conda-check bench check
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXAMPLES := $(CURDIR)/examples
 export PS4 := + $$SECONDS s: # the seconds so far, before every command
 
 help:
-	echo "make lint | test | docs | demo | examples | bench | check"
+	echo "make lint | test | docs | demo | examples | package | conda-check | bench | check"
 
 lint:
 	set -x
@@ -62,6 +62,19 @@ examples:
 	python $(EXAMPLES)/benchmarks/forces.py --rounds 2
 	python $(EXAMPLES)/benchmarks/backmapping.py --quick
 
+# The wheel and the source distribution, into DIST: what PyPI asks of them, and that they hold the package alone.
+DIST ?= $(CURDIR)/dist
+package:
+	set -x
+	python -m build --no-isolation --outdir "$(DIST)"
+	twine check --strict "$(DIST)"/*
+	python tests/check_distributions.py "$(DIST)"
+
+# The conda package, built, tested, solved and installed from a channel of what is installed here.
+conda-check:
+	set -x
+	python conda-recipe/check.py
+
 # Every figure of the README, then its tables: many hours, and it goes on where it stopped.
 bench:
 	set -x
@@ -76,9 +89,13 @@ check:
 	"$$work/full/bin/pip" install --quiet -e ".[test]"
 	"$$work/full/bin/pip" list | grep -iE "^(torch|openmm|openmmtorch) "
 	PATH="$$work/full/bin:$$PATH" make --no-print-directory lint test docs demo examples
+	"$$work/full/bin/pip" install --quiet -e ".[package]"
+	PATH="$$work/full/bin:$$PATH" make --no-print-directory package conda-check DIST="$$work/dist"
 	rm -rf "$$work/full"
 	"$(PYTHON)" -m venv "$$work/light"
 	"$$work/light/bin/pip" install --quiet "torch==2.13.0"
-	"$$work/light/bin/pip" install --quiet -e ".[ml]" "pytest>=8,<10" "pytest-xdist>=3.6,<4" "hypothesis>=6.100,<7"
+	"$$work/light/bin/pip" install --quiet "$$work"/dist/*.whl
+	(cd "$$work" && light/bin/openmm-cgflow demo --out wheel --evaluations 50000 && test -s wheel/report.html)
+	"$$work/light/bin/pip" install --quiet -e ".[ml]" "pytest>=8,<10" "pytest-xdist>=3.6,<4" "pyyaml>=6,<7" "hypothesis>=6.100,<7"
 	"$$work/light/bin/pip" list | grep -iE "^(torch|openmm) "
 	PATH="$$work/light/bin:$$PATH" make --no-print-directory test

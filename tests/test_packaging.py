@@ -1,33 +1,48 @@
 """What is said about the package in more than one place is the same everywhere."""
 
-import re
 import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import openmm_cgflow as cgf
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-RECIPE = (ROOT / "conda-recipe" / "meta.yaml").read_text(encoding="utf-8")
+RECIPE = yaml.safe_load((ROOT / "conda-recipe" / "recipe.yaml").read_text(encoding="utf-8"))
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "openmmml": "openmm-ml"}
+
+
+def conda_ranges(requirements):
+    """Ranges by names, of lines of a recipe."""
+    return {name: SpecifierSet(range_) for name, _, range_ in (line.partition(" ") for line in requirements)}
+
+
+def pip_ranges(requirements):
+    """The same of lines of pyproject, by conda's names."""
+    found = [Requirement(line) for line in requirements]
+    return {CONDA_NAMES.get(each.name, each.name): each.specifier for each in found}
 
 
 def test_conda_recipe_agrees_with_pyproject():
-    """Same packages with the same ranges, apart from conda's own names for two of them; same version and command."""
-    run_section = RECIPE.split("  run:\n")[1].split("\ntest:")[0]
-    names = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
-    conda = {names.get(m[1], m[1]): m[2] for m in re.finditer(r"- (\S+) (\S+)", run_section)}
-    pip = {m[1]: m[2] for m in (re.fullmatch(r"([\w-]+)(>=.+)", line) for line in PROJECT["dependencies"])}
-    assert conda.pop("python") == PROJECT["requires-python"]
-    assert conda.pop("openmm-torch").startswith(">=")
-    assert len(pip) >= 10
-    assert conda == pip
-    assert f'set version = "{cgf.__version__}"' in RECIPE
+    """Same packages with the same ranges, apart from conda's own names; same version, command and optional packages."""
+    context = RECIPE["context"]
+    run = conda_ranges(RECIPE["requirements"]["run"][1:])
+    assert RECIPE["requirements"]["run"][0] == "python >=${{ python_min }}"
+    assert PROJECT["requires-python"] == f">={context['python_min']}"
+    assert run.pop("openmm-torch")
+    assert len(run) >= 10
+    assert run == pip_ranges(PROJECT["dependencies"])
+    optional = conda_ranges(RECIPE["requirements"]["run_constraints"])
+    assert optional.pop("nnpops")
+    assert optional == pip_ranges(PROJECT["optional-dependencies"]["ml"])
+    assert context["version"] == cgf.__version__
     assert f"\nversion: {cgf.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    for command, entry in PROJECT["scripts"].items():
-        assert f"- {command} = {entry}\n" in RECIPE
+    commands = [f"{command} = {entry}" for command, entry in PROJECT["scripts"].items()]
+    assert RECIPE["build"]["python"]["entry_points"] == commands
 
 
 def test_the_pins_of_torchforce_stand_in_one_place():
