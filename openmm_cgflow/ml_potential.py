@@ -69,6 +69,7 @@ class CGFlowPotential:
             MismatchError: if the beads are not those of the flow.
             ModelFileError: for a model file that cannot be read.
         """
+        from openmm_cgflow.openmm_plugin.compiled_forces import Particles
         from openmm_cgflow.openmm_plugin.force import create_bead_force
         from openmm_cgflow.trained import TrainedFlow
 
@@ -76,7 +77,7 @@ class CGFlowPotential:
         everything = list(topology.atoms())
         beads = list(range(len(everything))) if atoms is None else list(atoms)
         flow.beads.check([everything[k] for k in beads])
-        force = create_bead_force(flow, backend, atoms=beads, particles=len(everything))
+        force = create_bead_force(flow, backend, particles=Particles(tuple(beads), len(everything)))
         force.setForceGroup(forceGroup)
         system.addForce(force)
         if atoms is None:

@@ -22,7 +22,8 @@ from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError, 
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.force_field import student_of
 from openmm_cgflow.openmm_plugin.cg_system import CGSystem, create_cg_system
-from openmm_cgflow.openmm_plugin.force import Backend, BeadBackend, create_force
+from openmm_cgflow.openmm_plugin.force import Backend, BeadBackend, create_force, create_force_on_bead_atoms
+from openmm_cgflow.openmm_plugin.matching import find_molecule
 from openmm_cgflow.potentials import make_potential
 from openmm_cgflow.slow_scan import scan_torsions
 from openmm_cgflow.storage import check_storable, system_to_xml
@@ -178,10 +179,29 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
             _log.warning("the flow does not reach a form of the molecule. %s. To include it: %s", form, form.include)
         return self.coverage
 
+    def findAtoms(self, topology: app.Topology) -> list[int]:
+        """Which atoms of a larger Topology, such as that of a solvated molecule, are this molecule's, in its order.
+
+        Arguments:
+            topology: with bonds.
+
+        Raises:
+            MismatchError: the molecule is not there, or more than once.
+
+        Example:
+            atoms = flow.findAtoms(modeller.topology)
+            system.addForce(flow.createForce(scale=-1, atoms=atoms))
+        """
+        return find_molecule(self, topology)
+
     def createForce(
-        self, backend: Backend | None = None, scale: float = 1.0, parameter: str = "cgflow_scale"
+        self,
+        backend: Backend | None = None,
+        scale: float = 1.0,
+        parameter: str = "cgflow_scale",
+        atoms: Sequence[int] | None = None,
     ) -> openmm.Force:
-        """The CG free energy of the slow torsions as a force for the all-atom System.
+        """The CG free energy of the slow torsions as a force for the all-atom System, or for a larger one.
 
         Its energy is `scale * freeEnergy(slowVariables(x))`, in kJ/mol. The scale is a global parameter: with 1 the
         force is that of the free energy, with -1 a bias that flattens it, with 0 it is off.
@@ -194,16 +214,46 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
                 a TorchForce where it works, else a PythonForce; which one is logged.
             scale: default value of the parameter.
             parameter: its name.
+            atoms: the particles of a larger System that are this molecule's atoms, in its order, as `findAtoms` gives
+                them; there may be solvent and a periodic box. By default the System is that of the molecule alone.
 
         Raises:
             UnsupportedForceError: if a TorchForce is asked for, and openmmtorch is missing or does not work with the
                 versions of torch and OpenMM here (the message says which do); for `"compiled"` without a compiler.
-            InvalidInputError: without slow torsions, with too many for a table, or for another backend.
+            InvalidInputError: without slow torsions, with too many for a table, for another backend, or for atoms that
+                cannot be this molecule's.
 
         Example:
             system.addForce(flow.createForce(scale=-1))  # dynamics in which the slow torsions feel no barriers
         """
-        return create_force(self, backend, scale, parameter)
+        return create_force(self, backend, scale, parameter, atoms)
+
+    def createBeadForce(
+        self,
+        backend: BeadBackend | None = None,
+        scale: float = 1.0,
+        parameter: str = "cgflow_scale",
+        atoms: Sequence[int] | None = None,
+    ) -> openmm.Force:
+        """The CG free energy of the beads as a force on the atoms that are beads, of the System or of a larger one.
+
+        That is the force of `createCGSystem`, `-kT log q(beads)` in their Cartesian positions, beside the atoms' own.
+
+        Arguments:
+            backend: `"torch"`, `"python"` or `"compiled"`, as in `createForce`.
+            scale: default value of the parameter.
+            parameter: its name.
+            atoms: as in `createForce`.
+
+        Raises:
+            InvalidInputError: with fewer than four beads, for another backend, or for atoms that cannot be this
+                molecule's.
+            UnsupportedForceError: as in `createForce`.
+
+        Example:
+            system.addForce(flow.createBeadForce(scale=0.5))
+        """
+        return create_force_on_bead_atoms(self, backend, scale, parameter, atoms)
 
     def createCGSystem(
         self, backend: BeadBackend | None = None, model: Literal["flow", "student"] = "flow"

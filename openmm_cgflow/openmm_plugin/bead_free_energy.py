@@ -23,22 +23,19 @@ class BeadFreeEnergy(nn.Module):
 
     Arguments:
         flow: a flow with at least four beads.
-        atoms: particles of the beads in the positions that come in; all of them by default.
     """
 
-    atoms: Tensor
     low: Tensor
     high: Tensor
     widest: Tensor
     narrowest: Tensor
 
-    def __init__(self, flow: TrainedFlow, atoms: list[int] | None = None) -> None:
+    def __init__(self, flow: TrainedFlow) -> None:
         super().__init__()
         self.coordinates = flow.coordinates.bead_coordinates()
         known = KnownRegion.of(flow)
         self.bead_flow = copy.deepcopy(known.bead_flow)
         self.kT = flow.target.kT
-        self.register_buffer("atoms", torch.arange(self.coordinates.n_atoms) if atoms is None else torch.tensor(atoms))
         self.register_buffer("low", known.whitened.low - _MARGIN)
         self.register_buffer("high", known.whitened.high + _MARGIN)
         self.register_buffer("narrowest", self._in_widths(known.stiff.low) - _MARGIN)
@@ -51,10 +48,10 @@ class BeadFreeEnergy(nn.Module):
         """Energy in kJ/mol, a scalar in double precision.
 
         Arguments:
-            positions: `(particles, 3)` in nm, of any precision.
+            positions: of the beads, `(beads, 3)` in nm, of any precision.
             scale: the factor, a scalar.
         """
-        x = positions.to(torch.float64).index_select(0, self.atoms).unsqueeze(0)
+        x = positions.to(torch.float64).unsqueeze(0)
         slow, stiff = self.bead_flow.split(self.coordinates.to_internal(x)[0])
         density = self.bead_flow.stiff
         context = self.bead_flow.slow.features(slow)

@@ -4,58 +4,86 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch._inductor
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-__all__ = ["EnergyAndForces", "compile_forces", "compile_to_machine_code", "fold_constants", "misfit"]
+__all__ = ["EnergyAndForces", "Particles", "compile_forces", "compile_to_machine_code", "fold_constants"]
 
 EnergyAndForces = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _ATEN = torch.ops.aten
 _log = logging.getLogger("openmm_cgflow")
 
 
-def misfit(particles: int, found: int) -> str:
-    """What to say of a System with another number of particles."""
-    return (
-        f"this force is for {particles} particles, but the System has {found}: "
-        "add it to the System of the molecule that the flow was trained on."
-    )
+_OTHER = (
+    "this force is for {} particles, but the System has {}: add it to the System of the molecule that the flow was "
+    "trained on, or say with atoms= which of its particles that molecule is."
+)
+_FEW = "this force is on particle {}, but the System has {}: give other atoms=."
 
 
-class _AnyPrecision(nn.Module):
-    """The graph works in double precision; positions come, and forces go, in that of the platform."""
+class Particles(NamedTuple):
+    """Which particles of a System an energy is of.
 
-    def __init__(self, graph: torch.jit.ScriptModule, particles: int) -> None:
+    Attributes:
+        chosen: their numbers, in the order in which the energy takes them.
+        total: how many the System has; None for any System that has these.
+    """
+
+    chosen: tuple[int, ...]
+    total: int | None
+
+    def misfit(self, found: int) -> str | None:
+        """What to say of a System with so many particles; None if it fits."""
+        if self.total is not None and found != self.total:
+            return _OTHER.format(self.total, found)
+        return _FEW.format(max(self.chosen), found) if found <= max(self.chosen) else None
+
+
+class _OfParticles(nn.Module):
+    """The graph works on its own particles in double precision; positions and forces are in that of the platform."""
+
+    chosen: Tensor
+
+    def __init__(self, graph: torch.jit.ScriptModule, particles: Particles) -> None:
         super().__init__()
-        self.graph, self.particles = graph, particles
+        self.graph, self.total, self.last = graph, particles.total or 0, max(particles.chosen)
+        self.other, self.few = _OTHER, _FEW
+        self.register_buffer("chosen", torch.tensor(particles.chosen, dtype=torch.int64))
 
     def forward(self, positions: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        if positions.shape[0] != self.particles:
-            raise RuntimeError(misfit(self.particles, positions.shape[0]))
+        found = positions.shape[0]
+        if self.total > 0 and found != self.total:
+            raise RuntimeError(self.other.format(self.total, found))
+        if found <= self.last:
+            raise RuntimeError(self.few.format(self.last, found))
         with torch.no_grad():  # openmm-torch hands over positions that ask for a gradient
-            energy, forces = self.graph(positions.to(torch.float64), scale.to(torch.float64))
-        return energy, forces.to(positions.dtype).contiguous()
+            own = positions.index_select(0, self.chosen).to(torch.float64)
+            energy, pulled = self.graph(own, scale.to(torch.float64))
+            forces = torch.zeros_like(positions).index_copy(0, self.chosen, pulled.to(positions.dtype))
+        return energy, forces.contiguous()
 
 
-def compile_forces(module: nn.Module, positions: Tensor) -> torch.jit.ScriptModule:
+def compile_forces(module: nn.Module, positions: Tensor, particles: Particles | None = None) -> torch.jit.ScriptModule:
     """A TorchScript module `(positions, scale) -> (energy, forces)`, forces as OpenMM's `setOutputsForces` wants them.
 
     The operations of the energy and of its gradient are recorded once, and replayed from then on.
 
     Arguments:
-        module: energy in kJ/mol, a scalar, of positions `(particles, 3)` in nm and a scale, in double precision.
-        positions: an example, `(particles, 3)`; the graph is for as many particles.
+        module: energy in kJ/mol, a scalar, of positions `(n, 3)` in nm and a scale, in double precision.
+        positions: an example, `(n, 3)`.
+        particles: which of a System's the n are; all by default.
     """
     recorded, example = _record(module, positions)
     _tidy(recorded)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which is what a TorchForce takes
         graph = torch.jit.trace(recorded, example, check_trace=False)
-        return torch.jit.script(_AnyPrecision(graph, len(positions)))
+        n = len(positions)
+        return torch.jit.script(_OfParticles(graph, particles or Particles(tuple(range(n)), n)))
 
 
 def compile_to_machine_code(module: nn.Module, positions: Tensor) -> EnergyAndForces:

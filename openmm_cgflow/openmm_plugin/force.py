@@ -14,9 +14,9 @@ from openmm_cgflow.errors import InvalidInputError, MismatchError, TrainingError
 from openmm_cgflow.openmm_plugin.bead_free_energy import BeadFreeEnergy
 from openmm_cgflow.openmm_plugin.compiled_forces import (
     EnergyAndForces,
+    Particles,
     compile_forces,
     compile_to_machine_code,
-    misfit,
 )
 from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
 from openmm_cgflow.openmm_plugin.torch_force import make_torch_force, why_no_torch_force
@@ -24,7 +24,14 @@ from openmm_cgflow.potentials.compiled import compiler_available
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import PositionsLike, in_nm
 
-__all__ = ["Backend", "BeadBackend", "create_bead_force", "create_force", "force_from_energy"]
+__all__ = [
+    "Backend",
+    "BeadBackend",
+    "create_bead_force",
+    "create_force",
+    "create_force_on_bead_atoms",
+    "force_from_energy",
+]
 
 Backend = Literal["torch", "python", "compiled", "tabulated"]
 BeadBackend = Literal["torch", "python", "compiled"]
@@ -36,10 +43,16 @@ class PythonFreeEnergy:
     """What a `PythonForce` calls; at the top level of a module, so that it can be pickled into XML."""
 
     def __init__(
-        self, module: torch.nn.Module, positions: torch.Tensor, parameter: str, machine_code: bool = False
+        self,
+        module: torch.nn.Module,
+        positions: torch.Tensor,
+        particles: Particles,
+        parameter: str,
+        machine_code: bool = False,
     ) -> None:
-        self.module, self.positions, self.parameter = module, positions, parameter
+        self.module, self.positions, self.particles, self.parameter = module, positions, particles, parameter
         self.machine_code = machine_code
+        self._chosen = np.array(particles.chosen)
         self._compiled: EnergyAndForces | None = None
         self._factor: tuple[float, torch.Tensor] | None = None
 
@@ -48,9 +61,10 @@ class PythonFreeEnergy:
 
     def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
         """Energy in kJ/mol and forces `(particles, 3)` in kJ/mol/nm at the positions of a State."""
-        x = torch.from_numpy(np.asarray(state.getPositions(asNumpy=True)._value, dtype=np.float64))
-        if len(x) != len(self.positions):
-            raise MismatchError(misfit(len(self.positions), len(x)))
+        x = np.asarray(state.getPositions(asNumpy=True)._value, dtype=np.float64)
+        wrong = self.particles.misfit(len(x))
+        if wrong is not None:
+            raise MismatchError(wrong)
         factor = state.getParameters()[self.parameter]
         known = self._factor  # of its own: other threads may change it meanwhile
         if known is None or known[0] != factor:  # a new tensor costs more than a look
@@ -59,28 +73,38 @@ class PythonFreeEnergy:
             compiler = compile_to_machine_code if self.machine_code else compile_forces
             self._compiled = compiler(self.module, self.positions)
         with torch.no_grad():
-            energy, forces = self._compiled(x, known[1])
+            energy, pulled = self._compiled(torch.from_numpy(x[self._chosen]), known[1])
         value = energy.item()
         if not math.isfinite(value):
             raise TrainingError("the free energy is not finite: the simulation has blown up; shorten its time step.")
-        return value, forces.numpy()
+        forces = np.zeros_like(x)
+        forces[self._chosen] = pulled.numpy()
+        return value, forces
 
 
 def create_force(
-    flow: TrainedFlow, backend: Backend | None = None, scale: float = 1.0, parameter: str = "cgflow_scale"
+    flow: TrainedFlow,
+    backend: Backend | None = None,
+    scale: float = 1.0,
+    parameter: str = "cgflow_scale",
+    atoms: Sequence[int] | None = None,
 ) -> openmm.Force:
     """The force of `CGFlow.createForce`, which see."""
     n = flow.coordinates.sizes[0]
     if n == 0:
         raise InvalidInputError("createForce: this molecule has no slow torsions, so there is no free energy of them.")
-    if backend == "tabulated":
-        return _tabulated(flow, scale, parameter)
-    if backend not in (None, "torch", "python", "compiled"):
+    if backend not in (None, "torch", "python", "compiled", "tabulated"):
         raise InvalidInputError(
             f'createForce: backend is {backend!r}; give None, "torch", "python", "compiled" or "tabulated".'
         )
-    module = SlowFreeEnergy(flow.flow.bead_flow.slow, flow.slow_torsions, flow.target.kT)
-    return _force(module, torch.as_tensor(flow.positions._value), backend, scale, parameter)
+    places, total = _places(flow, atoms, "createForce")
+    if backend == "tabulated":
+        return _tabulated(flow, scale, parameter, places)
+    used = sorted({atom for torsion in flow.slow_torsions for atom in torsion})
+    torsions = [(used.index(i), used.index(j), used.index(k), used.index(m)) for i, j, k, m in flow.slow_torsions]
+    module = SlowFreeEnergy(flow.flow.bead_flow.slow, torsions, flow.target.kT)
+    particles = Particles(tuple(places[atom] for atom in used), total)
+    return _force(module, torch.as_tensor(flow.positions._value[used]), particles, backend, scale, parameter)
 
 
 def create_bead_force(
@@ -88,8 +112,7 @@ def create_bead_force(
     backend: BeadBackend | None = None,
     scale: float = 1.0,
     parameter: str = "cgflow_scale",
-    atoms: list[int] | None = None,
-    particles: int | None = None,
+    particles: Particles | None = None,
 ) -> openmm.Force:
     """The free energy of the beads as a force on a System of beads, or on some particles of a larger one.
 
@@ -98,34 +121,60 @@ def create_bead_force(
         backend: `"torch"`, `"python"` or `"compiled"`; by default a TorchForce where it works.
         scale: default value of the factor.
         parameter: the name of the factor, a global parameter.
-        atoms: the particles that are the beads, in the order of `flow.coordinates.bead_atoms`; by default the first.
-        particles: how many there are in the System; by default as many as there are beads.
+        particles: that are the beads, in the order of `flow.coordinates.bead_atoms`; by default there are no others.
 
     Raises:
         InvalidInputError: with fewer than four beads, or for another backend.
         UnsupportedForceError: if a TorchForce is asked for and cannot be had.
     """
     if backend not in (None, "torch", "python", "compiled"):
-        raise InvalidInputError(f'createCGSystem: backend is {backend!r}; give None, "torch", "python" or "compiled".')
-    module = BeadFreeEnergy(flow, atoms)
-    start = torch.zeros(particles or len(module.atoms), 3, dtype=torch.float64)
-    start[module.atoms] = torch.as_tensor(flow.positions._value[flow.coordinates.bead_atoms])
-    return _force(module, start, backend, scale, parameter)
+        raise InvalidInputError(f'the backend for beads is {backend!r}; give None, "torch", "python" or "compiled".')
+    module = BeadFreeEnergy(flow)
+    start = torch.as_tensor(flow.positions._value[flow.coordinates.bead_atoms])
+    particles = particles or Particles(tuple(range(len(start))), len(start))
+    return _force(module, start, particles, backend, scale, parameter)
+
+
+def create_force_on_bead_atoms(
+    flow: TrainedFlow,
+    backend: BeadBackend | None = None,
+    scale: float = 1.0,
+    parameter: str = "cgflow_scale",
+    atoms: Sequence[int] | None = None,
+) -> openmm.Force:
+    """The force of `CGFlow.createBeadForce`, which see."""
+    places, total = _places(flow, atoms, "createBeadForce")
+    particles = Particles(tuple(places[atom] for atom in flow.coordinates.bead_atoms), total)
+    return create_bead_force(flow, backend, scale, parameter, particles)
+
+
+def _places(flow: TrainedFlow, atoms: Sequence[int] | None, what: str) -> tuple[list[int], int | None]:
+    """Which particle each atom of the flow is, and how many the System must have, if that is known.
+
+    Raises:
+        InvalidInputError: for another number of atoms, the same one twice, or what is no number of a particle.
+    """
+    n = flow.coordinates.n_atoms
+    if atoms is None:
+        return list(range(n)), n
+    places = [int(atom) for atom in atoms]
+    if len(places) != n or len(set(places)) != n or min(places) < 0:
+        raise InvalidInputError(
+            f"{what}: atoms has {len(places)} numbers, {len(set(places))} of them different; give the {n} different "
+            "particles that are the flow's atoms, in its order: flow.findAtoms(topology) finds them."
+        )
+    return places, None
 
 
 class _Scaled(torch.nn.Module):
-    """An energy of some particles, as a function of all positions and of the scale."""
+    """An energy as a function of positions and of the scale."""
 
-    atoms: torch.Tensor
-
-    def __init__(self, energy: torch.nn.Module, atoms: Sequence[int]) -> None:
+    def __init__(self, energy: torch.nn.Module) -> None:
         super().__init__()
         self.energy = copy.deepcopy(energy).cpu().double().eval().requires_grad_(False)
-        self.register_buffer("atoms", torch.tensor(list(atoms), dtype=torch.int64))
 
     def forward(self, positions: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        energy = self.energy(positions.to(torch.float64).index_select(0, self.atoms))
-        return energy.to(torch.float64).sum() * scale.to(torch.float64)
+        return self.energy(positions).to(torch.float64).sum() * scale.to(torch.float64)
 
 
 def force_from_energy(
@@ -170,26 +219,31 @@ def force_from_energy(
     x = torch.as_tensor(in_nm(start))
     if x.dim() != 2 or x.shape[1] != 3:
         raise InvalidInputError(f"force_from_energy: start has shape {tuple(x.shape)}; give (particles, 3), in nm.")
-    chosen = range(len(x)) if atoms is None else atoms
+    chosen = tuple(range(len(x))) if atoms is None else tuple(atoms)
     missing = [k for k in chosen if not 0 <= k < len(x)]
     if missing:
         raise InvalidInputError(
             f"force_from_energy: atoms has {missing[0]}, but there are {len(x)} particles in start."
         )
-    scaled = _Scaled(module, chosen)
+    scaled, own = _Scaled(module), x[list(chosen)].to(torch.float64)
     with torch.no_grad():
-        energy = scaled.energy(x[scaled.atoms])
+        energy = scaled.energy(own)
     if energy.numel() != 1 or not bool(torch.isfinite(energy).all()):
         raise InvalidInputError(
             f"force_from_energy: at start the energy is {energy.tolist()}; it must be one finite number, kJ/mol."
         )
-    return _force(scaled, x, backend, scale, parameter)
+    return _force(scaled, own, Particles(chosen, len(x)), backend, scale, parameter)
 
 
 def _force(
-    module: torch.nn.Module, positions: torch.Tensor, backend: str | None, scale: float, parameter: str
+    module: torch.nn.Module,
+    positions: torch.Tensor,
+    particles: Particles,
+    backend: str | None,
+    scale: float,
+    parameter: str,
 ) -> openmm.Force:
-    """A TorchForce or PythonForce of a module of positions and scale, compiled for as many positions as given."""
+    """A TorchForce or PythonForce of a module of the particles' positions and the scale."""
     if backend is None:
         reason = why_no_torch_force()
         backend = "torch" if reason is None else "python"
@@ -199,15 +253,16 @@ def _force(
             'the backend "compiled" needs a C++ compiler, and there is none: install g++ or clang++, or use "python".'
         )
     if backend in ("python", "compiled"):
-        energy = PythonFreeEnergy(module, positions, parameter, machine_code=backend == "compiled")
+        # not PythonForce.setParticles of OpenMM 8.6.1, which reads beyond the end of a System that lacks a particle
+        energy = PythonFreeEnergy(module, positions, particles, parameter, backend == "compiled")
         return openmm.PythonForce(energy, {parameter: scale})
-    force: Any = make_torch_force(compile_forces(module, positions))
+    force: Any = make_torch_force(compile_forces(module, positions, particles))
     force.setOutputsForces(True)
     force.addGlobalParameter(parameter, scale)
     return force
 
 
-def _tabulated(flow: TrainedFlow, scale: float, parameter: str) -> openmm.CustomCompoundBondForce:
+def _tabulated(flow: TrainedFlow, scale: float, parameter: str, places: list[int]) -> openmm.CustomCompoundBondForce:
     """Periodic natural splines through the free energy on a grid."""
     n = flow.coordinates.sizes[0]
     if n not in _POINTS:
@@ -234,5 +289,5 @@ def _tabulated(flow: TrainedFlow, scale: float, parameter: str) -> openmm.Custom
     else:
         table = openmm.Continuous3DFunction(points, points, points, flat, *limits, True)
     force.addTabulatedFunction("free_energy", table)
-    force.addBond(atoms)
+    force.addBond([places[atom] for atom in atoms])
     return force

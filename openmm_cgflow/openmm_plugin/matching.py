@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Mapping
 
+import networkx
 import numpy as np
 import openmm
 from openmm import app, unit
 
-from openmm_cgflow.atom_matching import symbol_of
+from openmm_cgflow.atom_matching import order_by_names, same_elements, symbol_of
 from openmm_cgflow.chemistry.system_bonds import constraints_of
 from openmm_cgflow.errors import MismatchError
 from openmm_cgflow.openmm_plugin.dynamics import thermostat_temperature
@@ -19,6 +20,7 @@ __all__ = [
     "check_temperature",
     "check_thermostat",
     "check_topology",
+    "find_molecule",
     "same_temperature",
 ]
 
@@ -26,6 +28,39 @@ _log = logging.getLogger("openmm_cgflow")
 _SAME_LENGTH = 1e-5  # nm
 _SAME_TEMPERATURE = 1e-4  # relative
 _SAME_MASS = 1e-3  # relative
+
+
+def find_molecule(flow: TrainedFlow, topology: app.Topology) -> list[int]:
+    """Which atoms of a larger Topology are the flow's, in its order; the job of `CGFlow.findAtoms`.
+
+    A molecule of as many atoms is taken where names put its atoms into the flow's order, or where its elements are
+    those of the flow one by one; its bonds must be the flow's.
+
+    Raises:
+        MismatchError: the molecule is not there, or more than once.
+    """
+    ours, everything, bonds = list(flow.topology.atoms()), list(topology.atoms()), _bonds(flow.topology)
+    graph = networkx.Graph((bond[0].index, bond[1].index) for bond in topology.bonds())
+    found = []
+    for component in networkx.connected_components(graph):
+        theirs = [everything[k] for k in sorted(component)]
+        if len(theirs) != len(ours):
+            continue
+        named = order_by_names(ours, theirs)
+        places = [atom.index for atom in (theirs if named is None else [theirs[k] for k in named])]
+        same = named is not None or same_elements(ours, theirs)
+        if same and {frozenset((places[i], places[j])) for i, j in bonds} == {
+            frozenset(pair) for pair in graph.subgraph(component).edges
+        }:
+            found.append(places)
+    if len(found) != 1:
+        what = f"{len(found)} molecules" if found else "no molecule"
+        raise MismatchError(
+            f"the Topology ({len(everything)} atoms, {graph.number_of_edges()} bonds) has {what} with the {len(ours)} "
+            "atoms and the bonds of the flow's: give the numbers of its particles yourself, in the order of "
+            "flow.topology."
+        )
+    return found[0]
 
 
 def check_topology(flow: TrainedFlow, topology: app.Topology) -> None:
