@@ -47,6 +47,7 @@ examples:
 	python $(EXAMPLES)/benchmarks/energies.py
 	python $(EXAMPLES)/add_to_script.py --picoseconds 2
 	python $(EXAMPLES)/flattening.py --picoseconds 2
+	python $(EXAMPLES)/explicit_water.py --quick --json water.json
 	python $(EXAMPLES)/cg_simulation.py --picoseconds 4 --output cg.dcd
 	python $(EXAMPLES)/data_free_cg.py
 	python $(EXAMPLES)/flow_matching.py --quick

@@ -1,0 +1,229 @@
+"""A flow that was trained in implicit solvent, as a static bias in explicit water.
+
+    python examples/explicit_water.py --quick --json quick.json    # 10 ps of two methods: does it run?
+    python examples/explicit_water.py                              # three runs of 2 ns of each: three hours
+
+Alanine dipeptide (ff96) in some 120 TIP3P waters, PME, 4 fs with heavy hydrogens, 300 K. `createForce(scale=-1,
+atoms=flow.findAtoms(topology))` adds minus the free energy of phi and psi that the shipped flow has of OBC1 to the
+periodic System: dynamics then crosses the barriers freely, and reweighting gives the free energy in water, whatever
+the difference between the solvents. Beside it, with as many steps: dynamics without a bias, `openmm.app.Metadynamics`,
+metadynamics that starts from the flow's bias, and OPES (`pip install openmm-opes`, left out if it is not there).
+
+Printed for each method, as means over the runs with their standard errors: the error of the free energy over phi (root
+mean square over the bins below 20 kJ/mol, from the mean of all other runs with a bias), and how often phi changed sides
+in a nanosecond. The runs are kept in `--json FILE`, and those that are there are not done again.
+"""
+
+import argparse
+import importlib.util
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+from openmm import app, unit
+
+import openmm_cgflow as cgf
+
+HERE = Path(__file__).resolve().parent
+PDB = HERE.parent / "openmm_cgflow" / "data" / "alanine_dipeptide.pdb"
+METHODS = ("unbiased", "flow", "metadynamics", "flow, then metadynamics", "OPES")
+KELVIN, STEP, EVERY = 300.0, 0.004, 50  # K, ps, steps between frames
+KT = 0.00831446261815324 * KELVIN
+GRID, BINS, HIGHEST = 73, 36, 20.0  # points of the bias, bins of phi; kJ/mol
+PHI, PSI = (4, 6, 8, 14), (6, 8, 14, 16)
+
+
+def solvated() -> tuple[app.Topology, openmm.System, Any]:
+    """The molecule in a small box of water."""
+    pdb = app.PDBFile(str(PDB))
+    field = app.ForceField("amber96.xml", "tip3p.xml")
+    modeller = app.Modeller(pdb.topology, pdb.positions)
+    modeller.addSolvent(field, boxSize=openmm.Vec3(1.62, 1.62, 1.62) * unit.nanometer)
+    system = field.createSystem(
+        modeller.topology,
+        nonbondedMethod=app.PME,
+        nonbondedCutoff=0.75 * unit.nanometer,
+        constraints=app.HBonds,
+        hydrogenMass=3 * unit.amu,
+    )
+    return modeller.topology, system, modeller.positions
+
+
+class Run:
+    """One run of one method.
+
+    Arguments:
+        method: of `METHODS`.
+        flow: whose free energy is the bias.
+        seed: of velocities and noise.
+    """
+
+    def __init__(self, method: str, flow: cgf.CGFlow, seed: int) -> None:
+        topology, system, positions = solvated()
+        atoms = flow.findAtoms(topology)
+        self.torsions = [[atoms[k] for k in torsion] for torsion in (PHI, PSI)]
+        self.flow_group, self.flow_on_grid = 10, on_grid(flow)
+        if method.startswith("flow"):
+            bias = flow.createForce("tabulated", scale=-1, atoms=atoms)
+            bias.setForceGroup(self.flow_group)
+            system.addForce(bias)
+        self.sampler = None
+        if "metadynamics" in method:
+            meta = app.Metadynamics(system, self.variables(0.35), KELVIN, biasFactor=8, height=1.0, frequency=125)
+            self.sampler = meta
+        elif method == "OPES":
+            from openmm_opes import OPES
+
+            self.sampler = OPES(
+                system,
+                self.variables(0.15),
+                temperature=KELVIN * unit.kelvin,
+                barrier=40 * unit.kilojoules_per_mole,
+                frequency=125,
+                varianceFrequency=None,
+                biasFactor=10,
+            )
+        integrator = openmm.LangevinMiddleIntegrator(KELVIN, 1.0, STEP)
+        integrator.setRandomNumberSeed(seed)
+        platform = openmm.Platform.getPlatformByName("CPU")
+        self.simulation = app.Simulation(topology, system, integrator, platform, {"Threads": "1"})
+        self.simulation.context.setPositions(positions)
+        self.simulation.minimizeEnergy()
+        self.simulation.context.setVelocitiesToTemperature(KELVIN, seed)
+        self.simulation.step(2500)  # 10 ps for the water
+        self.method, self.phi, self.bias = method, [], []
+
+    def variables(self, width: float) -> list[app.BiasVariable]:
+        """Phi and psi, as OpenMM's samplers take them."""
+        made = []
+        for torsion in self.torsions:
+            angle = openmm.CustomTorsionForce("theta")
+            angle.addTorsion(*torsion, [])
+            made.append(app.BiasVariable(angle, -np.pi, np.pi, width, True, GRID))
+        return made
+
+    def frames(self, n: int) -> None:
+        """Take `n` frames, a fifth of a picosecond apart."""
+        context = self.simulation.context
+        for _ in range(n):
+            if self.sampler is None:
+                self.simulation.step(EVERY)
+            else:
+                self.sampler.step(self.simulation, EVERY)
+            x = context.getState(positions=True).getPositions(asNumpy=True)._value
+            molecule = x[np.array(self.torsions)]
+            self.phi.append(float(dihedral(molecule[0])))
+            bias = 0.0
+            if self.method.startswith("flow"):
+                state = context.getState(energy=True, groups={self.flow_group})
+                bias = state.getPotentialEnergy()._value
+            self.bias.append(bias)
+
+    def free_energy(self) -> np.ndarray:
+        """Of phi in `BINS` bins, `-kT log p`, kJ/mol; infinite where no frame was."""
+        if self.sampler is None:
+            weights, edges = np.exp(np.array(self.bias) / KT), np.linspace(-np.pi, np.pi, BINS + 1)
+            share = np.histogram(self.phi, edges, weights=weights)[0]
+        else:
+            surface = self.sampler.getFreeEnergy()
+            surface = np.array(surface / unit.kilojoules_per_mole if unit.is_quantity(surface) else surface)
+            if self.method.startswith("flow"):
+                surface += self.flow_on_grid
+            density = np.exp(-(surface - surface.min()) / KT)[:-1, :-1]  # psi, phi; the last point is the first again
+            share = density.sum(0).reshape(BINS, -1).sum(1)
+        with np.errstate(divide="ignore"):
+            return -KT * np.log(share / share.sum())
+
+
+def on_grid(flow: cgf.CGFlow) -> np.ndarray:
+    """The flow's free energy where metadynamics has its own, `(psi, phi)`, kJ/mol."""
+    axis = np.linspace(-np.pi, np.pi, GRID)
+    psi, phi = np.meshgrid(axis, axis, indexing="ij")
+    return flow.freeEnergy(np.stack([phi, psi], axis=-1).reshape(-1, 2))._value.reshape(GRID, GRID)
+
+
+def dihedral(x: np.ndarray) -> float:
+    """The torsion of four atoms, rad."""
+    b1, b2, b3 = np.diff(x, axis=0)
+    n1, n2 = np.cross(b1, b2), np.cross(b2, b3)
+    return np.arctan2(np.linalg.norm(b2) * (b1 @ n2), n1 @ n2)
+
+
+def changes(phi: np.ndarray) -> int:
+    """How often phi went from its usual side to the other one, or back."""
+    side = np.where((phi > 0.5) & (phi < 1.7), 1, np.where((phi < -0.7) & (phi > -2.8), 0, -1))
+    side = side[side >= 0]
+    return int(np.abs(np.diff(side)).sum())
+
+
+def error(free: np.ndarray, reference: np.ndarray) -> float:
+    """Root mean square over the bins where the reference is low, kJ/mol; bins without a frame count as 20 kJ/mol."""
+    low = reference - reference.min() < HIGHEST
+    difference = np.minimum(free - free.min(), HIGHEST)[low] - (reference - reference.min())[low]
+    return float(np.sqrt(((difference - difference.mean()) ** 2).mean()))
+
+
+def table(runs: dict[str, dict]) -> None:
+    """Print what was found."""
+    curves = {name: np.array([np.inf if v is None else v for v in run["free_energy"]]) for name, run in runs.items()}
+    print("method                     runs  ps each   error, kJ/mol   changes of phi per ns")
+    for method in METHODS:
+        own = [name for name in runs if name.rpartition("/")[0] == method]
+        if not own:
+            continue
+        errors = []
+        for name in own:
+            others = [curve for other, curve in curves.items() if other != name and not other.startswith("unbiased")]
+            reference = np.mean([curve - curve[np.isfinite(curve)].min() for curve in others], axis=0)
+            errors.append(error(curves[name], reference))
+        each = [1000 * runs[name]["changes"] / runs[name]["picoseconds"] for name in own]
+        picoseconds = np.mean([runs[name]["picoseconds"] for name in own])
+        spread = np.std(errors, ddof=1) / np.sqrt(len(errors)) if len(errors) > 1 else np.nan
+        print(
+            f"{method:26s} {len(own):4d} {picoseconds:8.0f}   {np.mean(errors):5.2f} +- {spread:4.2f}   {np.mean(each):8.1f}"
+        )
+
+
+def main() -> None:
+    """Do what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one run of 10 ps of two methods")
+    parser.add_argument("--picoseconds", type=float, default=2000.0, help="of each run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--methods", nargs="+", default=[name for name in METHODS if name != "OPES" or have_opes()])
+    parser.add_argument("--model", type=Path, default=HERE / "models" / "aldp.cgflow")
+    parser.add_argument("--json", type=Path, default=Path("explicit_water.json"), help="where the runs are kept")
+    options = parser.parse_args()
+    if options.quick:
+        options.picoseconds, options.seeds, options.methods = 10.0, [1], ["flow", "metadynamics"]
+    flow = cgf.CGFlow.load(options.model)
+    runs = json.loads(options.json.read_text()) if options.json.exists() else {}
+    for seed in options.seeds:
+        for method in options.methods:
+            name = f"{method}/{seed}"
+            if runs.get(name, {}).get("picoseconds") == options.picoseconds:
+                continue
+            begun, run = time.monotonic(), Run(method, flow, seed)
+            run.frames(round(options.picoseconds / (EVERY * STEP)))
+            free = [float(v) if np.isfinite(v) else None for v in run.free_energy()]
+            runs[name] = {
+                "picoseconds": options.picoseconds,
+                "free_energy": free,
+                "changes": changes(np.array(run.phi)),
+                "seconds": round(time.monotonic() - begun),
+            }
+            options.json.write_text(json.dumps(runs, indent=1) + "\n")
+            print(f"{name}: {runs[name]['changes']} changes of phi, {runs[name]['seconds']} s", flush=True)
+    table(runs)
+
+
+def have_opes() -> bool:
+    """Whether the package is installed."""
+    return importlib.util.find_spec("openmm_opes") is not None
+
+
+if __name__ == "__main__":
+    main()
