@@ -182,9 +182,8 @@ def table(runs: dict[str, dict]) -> None:
         each = [1000 * runs[name]["changes"] / runs[name]["picoseconds"] for name in own]
         picoseconds = np.mean([runs[name]["picoseconds"] for name in own])
         spread = np.std(errors, ddof=1) / np.sqrt(len(errors)) if len(errors) > 1 else np.nan
-        print(
-            f"{method:26s} {len(own):4d} {picoseconds:8.0f}   {np.mean(errors):5.2f} +- {spread:4.2f}   {np.mean(each):8.1f}"
-        )
+        found = f"{np.mean(errors):5.2f} +- {spread:4.2f}   {np.mean(each):8.1f}"
+        print(f"{method:26s} {len(own):4d} {picoseconds:8.0f}   {found}")
 
 
 def main() -> None:
