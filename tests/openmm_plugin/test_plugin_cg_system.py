@@ -213,7 +213,7 @@ def test_bad_input():
     three = cgf.CGFlow(*load("butane"), beads=[0, 1, 2])
     with pytest.raises(cgf.InvalidInputError, match=r"3 beads.*at least 4"):
         three.createCGSystem()
-    with pytest.raises(cgf.InvalidInputError, match=r"createCGSystem: backend is 'tabulated'; give None"):
+    with pytest.raises(cgf.InvalidInputError, match=r"backend for beads is 'tabulated'; give None"):
         cgf.CGFlow(*load("butane")).createCGSystem("tabulated")
 
 
