@@ -34,6 +34,7 @@ def page(
     rows: Sequence[tuple[str, str]],
     tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]],
     pictures: Sequence[tuple[Path, str, bool]],
+    views: str = "",
 ) -> str:
     """A self-contained page.
 
@@ -44,6 +45,7 @@ def page(
         rows: label and text of the summary table.
         tables: heading, column names and cells of further tables; the first column is text, the others numbers.
         pictures: PNG file, caption, and whether it takes the full width.
+        views: HTML of structures, from `views_section`.
 
     Returns:
         HTML; every text is escaped and the pictures are inside.
@@ -62,7 +64,7 @@ def page(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
         f'<h1>{escape(title)}</h1><p class="verdict{"" if good else " bad"}">{escape(verdict)}</p>'
-        f"<h2>Summary</h2><table>{summary}</table>{''.join(_table(*t) for t in tables)}"
+        f"<h2>Summary</h2><table>{summary}</table>{''.join(_table(*t) for t in tables)}{views}"
         f'<h2>Pictures</h2><div class="pictures">{figures}</div></body></html>\n'
     )
 

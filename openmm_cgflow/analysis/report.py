@@ -13,6 +13,7 @@ from openmm_cgflow.analysis.plots import plot_energies, plot_free_energies, plot
 from openmm_cgflow.analysis.style import save_png
 from openmm_cgflow.analysis.summary import coverage_rows, covered, molecule, summary
 from openmm_cgflow.analysis.training_curves import plot_training
+from openmm_cgflow.analysis.views import View, views_section
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.sampling import Samples, trust
 from openmm_cgflow.trained import TrainedFlow
@@ -22,6 +23,9 @@ __all__ = ["report", "torsion_pairs"]
 
 BARRIER_KT = 1.0
 """Basins less deep than this (in kT) count as part of their neighbour."""
+
+MOST_VIEWS = 8
+"""Structures on a page, of which each takes a WebGL context; browsers allow sixteen."""
 
 
 def torsion_pairs(names: Sequence[str], atoms: Sequence[Sequence[int]], most: int = 4) -> list[tuple[int, int]]:
@@ -78,7 +82,7 @@ def report(flow: TrainedFlow, samples: Samples, out_dir: str | Path, command: st
     folder = Path(out_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        surfaces, cells = _surfaces(flow, samples, folder)
+        surfaces, cells, views = _surfaces(flow, samples, folder)
         pictures = [*surfaces, *_torsions(flow, samples, folder), *_weights(samples, folder), *_training(flow, folder)]
         columns = ("torsions", "minimum", "F (kJ/mol)", "population", "± s.e.")
         verdict = trust(samples.khat, samples.n, covered(flow))
@@ -90,6 +94,7 @@ def report(flow: TrainedFlow, samples: Samples, out_dir: str | Path, command: st
             rows=summary(flow, samples, command),
             tables=[("Basins, by reweighted samples", columns, cells)] if cells else [],
             pictures=pictures,
+            views=views_section("Structures", flow.topology, views or [_likeliest(samples)]),
         )
         path = folder / "report.html"
         path.write_text(html, encoding="utf-8")
@@ -98,12 +103,19 @@ def report(flow: TrainedFlow, samples: Samples, out_dir: str | Path, command: st
     return path
 
 
+def _likeliest(samples: Samples) -> View:
+    """The sample of the lowest energy."""
+    lowest = int(np.argmin(np.where(np.isfinite(samples.log_weights), samples.reduced_energies, np.inf)))
+    return View(samples.positions[lowest], "the sample of the lowest energy")
+
+
 def _surfaces(
     flow: TrainedFlow, samples: Samples, folder: Path
-) -> tuple[list[tuple[Path, str, bool]], list[tuple[str, ...]]]:
-    """A picture and the lines of the table of basins for each pair of torsions."""
+) -> tuple[list[tuple[Path, str, bool]], list[tuple[str, ...]], list[View]]:
+    """A picture, the lines of the table of basins, and a sample of each basin, for each pair of torsions."""
     pictures: list[tuple[Path, str, bool]] = []
     cells: list[tuple[str, ...]] = []
+    views: list[View] = []
     pairs = torsion_pairs(flow.slow_names, flow.slow_torsions)
     for i, j in pairs:
         names = flow.slow_names[i], flow.slow_names[j]
@@ -120,8 +132,20 @@ def _surfaces(
         for basin in found:
             place = ", ".join(f"{math.degrees(a):.0f}°" for a in basin.minimum)
             percent = f"{100 * basin.population:.2f} %", f"{100 * basin.error:.2f} %"
-            cells.append((f"{names[0]}, {names[1]}", place, f"{basin.free_energy:.1f}", *percent))
-    return pictures, cells
+            cells.append((f"{names[0]}, {names[1]}", place, f"{max(basin.free_energy, 0.0):.1f}", *percent))
+            if len(views) < MOST_VIEWS:
+                views.append(
+                    View(
+                        samples.positions[_nearest(both, basin, samples)], f"{', '.join(names)}: {place}, {percent[0]}"
+                    )
+                )
+    return pictures, cells, views
+
+
+def _nearest(angles: Array, basin: Basin, samples: Samples) -> int:
+    """The sample of finite energy whose torsions are nearest to a basin's minimum."""
+    apart = (1 - np.cos(angles - np.array(basin.minimum))).sum(1)
+    return int(np.argmin(np.where(np.isfinite(samples.log_weights), apart, np.inf)))
 
 
 def _basins(surface: FreeEnergy2D, angles: Array, samples: Samples) -> list[Basin]:
