@@ -7,6 +7,7 @@ in it may run. Ends with exit code 1 otherwise, and says how to get the same inp
 import argparse
 import ctypes
 import multiprocessing
+import os
 import random
 import resource
 import sys
@@ -18,7 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-STUCK = 60.0  # seconds without an end of one input
+STUCK = 60.0  # seconds of CPU time without an end of one input: seconds say nothing where other jobs have the cores
+DEAD = 1800.0  # seconds
 MEMORY = 600 * 2**20  # bytes beyond what is there at the start
 BATCH = 1000
 
@@ -54,6 +56,15 @@ def work(seed: int, first: int, end: int, at: "Synchronized[int]", results: Any)
             counts, failures = Counter(), []
 
 
+def cpu_seconds(process: int | None) -> float:
+    """What a process has spent so far; nothing if it has ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Run:
     """Keeps a working process going, and counts what it tells."""
 
@@ -76,7 +87,7 @@ class Run:
         process = context.Process(target=work, args=(self.seed, self.done, self.n, at, theirs), daemon=True)
         process.start()
         theirs.close()
-        last, since = -1, time.monotonic()
+        last, since, spent = -1, time.monotonic(), 0.0
         ended = None
         while ended is None:
             try:
@@ -85,9 +96,9 @@ class Run:
             except EOFError:
                 ended = "the process ended"
             if at.value != last:
-                last, since = at.value, time.monotonic()
-            elif time.monotonic() - since > STUCK and self.done < self.n:
-                ended = f"no end after {STUCK:.0f} s"
+                last, since, spent = at.value, time.monotonic(), cpu_seconds(process.pid)
+            elif self.done < self.n and (cpu_seconds(process.pid) - spent > STUCK or time.monotonic() - since > DEAD):
+                ended = f"no end after {time.monotonic() - since:.0f} s"
                 process.kill()
         process.join()
         if self.done < self.n:
