@@ -50,7 +50,7 @@ def test_alanine_dipeptide_has_phi_and_psi(aldp_vacuum):
 
 
 def test_auto_can_be_asked_for_in_the_shell():
-    assert cli._slow("auto") == "auto"
+    assert cli.flows.slow_torsions("auto") == "auto"
 
 
 def test_biphenyl_has_the_torsion_between_its_rings():

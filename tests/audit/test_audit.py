@@ -176,7 +176,7 @@ def test_audit_in_the_shell(vacuum, tmp_path, capsys):
     vacuum.coverage = None
     path = tmp_path / "model.cgflow"
     vacuum.save(path)
-    cli.audit(path, evaluations=8_000, seconds=None, save=True)
+    cli.flows.audit(path, evaluations=8_000, seconds=None, save=True)
     assert "covered" in capsys.readouterr().out
     assert cgf.CGFlow.load(path).coverage.audited
 

@@ -1,0 +1,207 @@
+"""Commands for beads: atoms around them, force fields for them, dynamics of them."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import openmm_cgflow as cgf
+from openmm_cgflow.cli.app import app, load_torch
+from openmm_cgflow.cli.options import (
+    FORCE_FIELD,
+    MODEL,
+    Device,
+    DrawSeed,
+    Model,
+    Seed,
+    positive,
+    trajectory_file,
+    writable_folder,
+)
+from openmm_cgflow.cli.output import save, show
+from openmm_cgflow.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from openmm_cgflow.forcematching import DistilSettings
+
+__all__ = ["backmap", "fit_cg", "simulate"]
+
+
+@app.command()
+def backmap(
+    model: Model,
+    beads: Annotated[
+        Path, typer.Argument(help="Beads: a .dcd or .xtc of them, or any file that mdtraj reads.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File for the structures: .dcd, .xtc or .pdb.", show_default=False)
+    ],
+    n: Annotated[int, typer.Option("-n", help="Structures for each frame.")] = 1,
+    resample: Annotated[bool, typer.Option("--resample", help="Keep one of them, drawn by its weight.")] = False,
+    relax: Annotated[int, typer.Option(help="Iterations of minimisation with the beads held.")] = 0,
+    seed: DrawSeed = None,
+    device: Device = None,
+) -> None:
+    """Put atoms around the beads of a CG trajectory; weights and checks go into an .npz file beside the frames."""
+    positive("-n", n)
+    if relax < 0:
+        raise InvalidInputError(f"--relax is {relax}: give 0 or a number of iterations")
+    trajectory_file(output, "structures")
+    load_torch()
+    from openmm_cgflow.analysis import duration
+
+    flow = cgf.CGFlow.load(model, device)
+    start = time.monotonic()
+    result = flow.backmap(beads, n=n, relax=relax, seed=seed)
+    taken = time.monotonic() - start
+    frames, total = len(result.outside), result.outside.size * n
+    rows = [("structures", f"{total:,} around {frames:,} frames of beads, in {duration(taken)}")]
+    rows.append(("outside the trained region", f"{result.outside.sum():,} of {frames:,} frames"))
+    if n > 1:
+        ess = result.ess[~result.failed]
+        rows.append(("ESS within a frame", f"{100 * ess.mean():.1f} % on average" if len(ess) else "unknown"))
+    if result.failed.any():
+        rows.append(("without any finite energy", f"{result.failed.sum():,} of {frames:,} frames"))
+    if resample:
+        if result.failed.any():
+            raise InvalidInputError(
+                f"--resample: in {result.failed.sum()} of {frames} frames no structure has a finite energy, so that "
+                "there is none to draw: draw more (-n), leave these frames out, or leave out --resample"
+            )
+        result = result.resample(0 if seed is None else seed)
+    rows += result.checks.summary()
+    show([*rows, ("written", ", ".join(str(path) for path in save(result, output)))])
+
+
+@app.command("fit-cg")
+def fit_cg(
+    source: Annotated[
+        Path, typer.Argument(metavar="MODEL|TRAJ", help="Model of a flow, .cgflow; or frames that mdtraj reads.")
+    ],
+    top: Annotated[
+        Path | None, typer.Argument(metavar="[TOP]", help="Of frames: a topology with bonds.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File for the force field, such as MOL.cgff.", show_default=False)
+    ] = Path("beads.cgff"),
+    beads: Annotated[
+        str, typer.Option(help="Of frames: ca, backbone, dipeptide, or a selection in mdtraj's language.")
+    ] = "ca",
+    temperature: Annotated[float, typer.Option(help="Of frames, K.")] = 300.0,
+    forces: Annotated[
+        Path | None, typer.Option(help="On the frames' atoms or beads, .npy, kJ/mol/nm.", show_default=False)
+    ] = None,
+    stride: Annotated[int, typer.Option(help="Take every so many frames.")] = 1,
+    points: Annotated[int, typer.Option(help="Points at which the density of the beads is asked.")] = 50_000,
+    steps: Annotated[int, typer.Option(help="Steps of the fit.")] = 2_500,
+    seed: Seed = 0,
+) -> None:
+    """Fit a small, fast energy of beads to the density that a model has of them, or that is fitted to frames first."""
+    for name, value in (("--stride", stride), ("--temperature", temperature)):
+        positive(name, value)
+    if output.suffix != FORCE_FIELD:
+        raise InvalidInputError(f"{output}: a force field is a {FORCE_FIELD} file; name it so")
+    for path in (source, top, forces):
+        if path is not None and not path.is_file():
+            raise InvalidInputError(f"{path}: there is no such file")
+    writable_folder(output.parent)
+    load_torch()
+    from openmm_cgflow.analysis import duration
+    from openmm_cgflow.forcematching import DistilSettings
+
+    settings = DistilSettings(points=points, steps=steps, seed=seed)
+    start = time.monotonic()
+    rows: list[tuple[str, str]] = []
+    if source.suffix == MODEL:
+        flow = cgf.CGFlow.load(source, "cpu")
+        force_field = cgf.CGForceField.fromFlow(flow, settings)
+        rows += _judged(force_field, flow)
+    elif top is None:
+        raise InvalidInputError(f"{source}: give the topology of these frames after them, or a {MODEL} file alone")
+    else:
+        force_field, shown = _of_frames(source, top, beads, forces, stride, temperature, settings)
+        rows += shown
+    force_field.save(output)
+    fitted = force_field.fitted
+    rows = [
+        ("student", f"{fitted.points:,} points, {fitted.steps:,} steps"),
+        ("error of its energy", f"{fitted.energy_error:.3f} kT, at points held out"),
+        *rows,
+    ]
+    show([*rows, ("time", duration(time.monotonic() - start)), ("written", str(output))])
+
+
+def _judged(force_field: "cgf.CGForceField", flow: "cgf.CGFlow") -> list[tuple[str, str]]:
+    """How far a force field is from the density of its flow."""
+    from openmm_cgflow.forcematching import judge_beads
+
+    coordinates = flow.coordinates.bead_coordinates()
+    if not coordinates.sizes[0]:
+        return []
+    found = judge_beads(force_field.student, flow.flow.bead_flow, coordinates, flow.target.kT, n=20_000)
+    return [("KL from the model", f"{found.kl:.4f} nats, by importance sampling with an ESS of {found.ess:.2f}")]
+
+
+def _of_frames(
+    trajectory: Path,
+    top: Path,
+    beads: str,
+    forces: Path | None,
+    stride: int,
+    temperature: float,
+    settings: "DistilSettings",
+) -> tuple["cgf.CGForceField", list[tuple[str, str]]]:
+    """A force field of frames, and what there is to say of them."""
+    import mdtraj
+    import numpy as np
+
+    from openmm_cgflow.forcematching import BeadModel
+
+    model = BeadModel.fromTopology(mdtraj.load_topology(str(top)), beads)
+    frames = model.read(trajectory, str(top), stride)
+    pushes = None if forces is None else np.load(forces, allow_pickle=False)[::stride]
+    force_field = cgf.CGForceField.fromFrames(
+        model, frames, forces=pushes, temperature=temperature, settings=settings, seed=settings.seed
+    )
+    named = ", ".join(model.labels[:8]) + (" ..." if model.n_beads > 8 else "")
+    return force_field, [("beads", f"{model.n_beads}: {named}"), ("frames", f"{len(frames):,}")]
+
+
+@app.command()
+def simulate(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File for the beads: .dcd, .xtc or .pdb.", show_default=False)
+    ],
+    picoseconds: Annotated[float, typer.Option("--time", help="Length, ps.")] = 100.0,
+    timestep: Annotated[float, typer.Option(help="Time step, fs.")] = 2.0,
+    interval: Annotated[float, typer.Option(help="Between frames, ps.")] = 0.1,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Run Langevin dynamics of the beads, at the temperature of the model: a flow's, or a force field's of fit-cg."""
+    for name, value in (("--time", picoseconds), ("--timestep", timestep), ("--interval", interval)):
+        positive(name, value)
+    trajectory_file(output, "beads")
+    load_torch()
+    from openmm_cgflow.analysis import duration
+    from openmm_cgflow.openmm_plugin.cg_system import langevin_frames
+
+    source: cgf.CGForceField | cgf.CGFlow = (
+        cgf.CGForceField.load(model) if model.suffix == FORCE_FIELD else cgf.CGFlow.load(model, device)
+    )
+    start = time.monotonic()
+    trajectory = langevin_frames(source.createCGSystem(), source.temperature, picoseconds, timestep, interval, seed)
+    taken = time.monotonic() - start
+    steps = round(1000 * picoseconds / timestep)
+    trajectory.save(str(output))
+    topology = output.with_suffix(".topology.pdb")
+    trajectory[0].save_pdb(str(topology))
+    show(
+        [
+            ("beads", f"{trajectory.n_atoms}, {trajectory.n_frames:,} frames"),
+            ("speed", f"{steps:,} steps in {duration(taken)}, {1e6 * taken / steps:.0f} microseconds a step"),
+            ("written", f"{output}, {topology}"),
+        ]
+    )

@@ -1,0 +1,60 @@
+"""Options that several commands have, and how their values are checked before any long work."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openmm_cgflow.errors import InvalidInputError
+
+__all__ = [
+    "FORCE_FIELD",
+    "FORMATS",
+    "MODEL",
+    "Device",
+    "DrawSeed",
+    "Model",
+    "Number",
+    "Seed",
+    "positive",
+    "trajectory_file",
+    "writable_folder",
+]
+
+FORMATS = (".dcd", ".xtc", ".pdb", ".npz")
+MODEL, FORCE_FIELD = ".cgflow", ".cgff"
+
+Model = Annotated[Path, typer.Argument(help="Model file that train or demo wrote.", show_default=False)]
+Number = Annotated[int, typer.Option("-n", help="Number of samples.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda or cuda:1; the GPU where there is one if left out.", show_default=False),
+]
+DrawSeed = Annotated[int | None, typer.Option("--seed", help="Seed of the draw; a new one each time if left out.")]
+
+
+def positive(name: str, value: float | None) -> float:
+    """The value, if it is above 0 or was not given."""
+    if value is not None and not value > 0:
+        raise InvalidInputError(f"{name} is {value:g}: give a number above 0")
+    return value or 0
+
+
+def trajectory_file(output: Path, what: str) -> None:
+    """See that frames can be written there, before any long work."""
+    formats = FORMATS[:-1]
+    if output.suffix not in formats:
+        raise InvalidInputError(f"{output}: {what} are written as {', '.join(formats)}; choose one of these")
+    writable_folder(output.parent)
+
+
+def writable_folder(folder: Path) -> None:
+    """Make the folder and see that files can be written, before any long work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InvalidInputError(f"cannot write into {folder} ({error.strerror}): choose another place") from error
