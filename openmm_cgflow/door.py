@@ -22,7 +22,8 @@ from openmm_cgflow.chemistry.system_bonds import (
 )
 from openmm_cgflow.copies import copied_system, copied_topology
 from openmm_cgflow.errors import InvalidInputError
-from openmm_cgflow.potentials.invariance import ForceContext, check_invariance, force_contexts
+from openmm_cgflow.potentials.invariance import check_invariance
+from openmm_cgflow.potentials.reference import Reference
 from openmm_cgflow.structures import OVERLAP, StructureReader, given_structures
 from openmm_cgflow.units import KB, PositionsLike
 
@@ -45,6 +46,8 @@ class Admitted(NamedTuple):
     system: openmm.System
     x: np.ndarray
     """`(atoms, 3)`, nm."""
+    reference: Reference
+    """Energies of the System in double precision."""
 
 
 def admit(
@@ -91,11 +94,10 @@ def admit(
     molecule = check_inputs(topology, ours, x)
     _refuse_overlap(molecule, numbers)
     check_bonds(molecule, ours, numbers)
-    contexts = force_contexts(system)
-    if contexts:
-        check_invariance(system, x, KB * kelvin, contexts)
-        _check_minimised(molecule, ours, numbers, _to_minimise(ours, contexts))
-    return Admitted(topology, ours, x)
+    reference = Reference(ours)
+    check_invariance(system, x, KB * kelvin, reference)
+    _check_minimised(molecule, ours, numbers, _to_minimise(ours, reference))
+    return Admitted(topology, ours, x, reference)
 
 
 def structure_reader(topology: app.Topology, system: openmm.System, x: np.ndarray) -> StructureReader:
@@ -159,10 +161,10 @@ def _refuse_overlap(molecule: Molecule, numbers: list[int]) -> None:
             )
 
 
-def _to_minimise(system: openmm.System, contexts: list[ForceContext]) -> openmm.Context:
+def _to_minimise(system: openmm.System, reference: Reference) -> openmm.Context:
     """The Context that is there if another would take long to make, else one on the CPU platform, which is faster."""
-    if len(contexts) == 1 and contexts[0].seconds > _SLOW_TO_MAKE:
-        return contexts[0].context
+    if reference.context is not None and reference.seconds > _SLOW_TO_MAKE:
+        return reference.context
     return openmm.Context(system, openmm.VerletIntegrator(0.001), *_platform())
 
 

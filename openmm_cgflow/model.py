@@ -86,14 +86,15 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         device: Device | None = None,
     ) -> None:
         kelvin = in_kelvin(temperature)
-        topology, system, x = admit(topology, system, positions, kelvin, bonds)
-        perceived, potential = perceive(topology, system, x), None
+        topology, system, x, reference = admit(topology, system, positions, kelvin, bonds)
+        perceived, potential = perceive(topology, system, x, reference), None
         if isinstance(slow, str) and slow == "auto":
-            potential = make_potential(system, x, kelvin)
+            potential = make_potential(system, x, kelvin, reference)
             scan = scan_torsions(perceived, system, potential, kelvin, seed)
             _log.info("slow='auto': %s", scan)
             slow = scan.slow
         coordinates = InternalCoordinates.of(perceived, system, beads, slow)
+        potential = potential or make_potential(system, x, kelvin, reference)
         super().__init__(Molecule(topology, system, x, coordinates), kelvin, FlowSettings(seed=seed), device, potential)
         try:
             check_storable(system)

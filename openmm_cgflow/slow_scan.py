@@ -127,8 +127,8 @@ def scanTorsions(
     """
     kelvin = in_kelvin(temperature)
     admitted = admit(topology, system, positions, kelvin, bonds)
-    perceived, potential = perceive(*admitted), make_potential(admitted.system, admitted.x, kelvin)
-    return scan_torsions(perceived, admitted.system, potential, kelvin, seed)
+    potential = make_potential(admitted.system, admitted.x, kelvin, admitted.reference)
+    return scan_torsions(perceive(*admitted), admitted.system, potential, kelvin, seed)
 
 
 def scan_torsions(
@@ -137,7 +137,7 @@ def scan_torsions(
     """The same as `scanTorsions` of a molecule that was perceived already, with its energies; K."""
     coordinates = InternalCoordinates.of(perceived, system)
     target = BoltzmannTarget(potential, coordinates, KB * kelvin)
-    kept_back = find_kept_back(perceived, system)
+    kept_back = find_kept_back(perceived)
     held = {axis for kept in kept_back for axis in kept.axes}
     free = [k for k, (_, i, j, _) in enumerate(coordinates.slow_torsions) if (min(i, j), max(i, j)) not in held]
     with Parallel() as parallel:

@@ -182,5 +182,6 @@ def test_alias_free_file_refuses_at_once_what_could_not_be_loaded(molecule, tmp_
 
 def test_alias_of_a_function_that_cannot_be_copied(molecule):
     molecule.system.addForce(openmm.PythonForce(lambda state: (0.0, np.zeros((14, 3)))))
-    with pytest.raises(cgf.InvalidInputError, match=r"cannot be copied.*top level of a module"):
-        cgf.CGFlow(*molecule)
+    for door in (cgf.CGFlow, cgf.scanTorsions):
+        with pytest.raises(cgf.InvalidInputError, match=r"cannot be copied.*top level of a module"):
+            door(*molecule)

@@ -8,8 +8,9 @@ import torch
 from molecules import DATA, MODELS, load, thermal
 
 import openmm_cgflow as cgf
-from openmm_cgflow import cli
+from openmm_cgflow import cli, door
 from openmm_cgflow.atom_matching import match_atoms
+from openmm_cgflow.potentials import ContextPotential
 
 # isort: off
 import openmm
@@ -423,3 +424,22 @@ def test_command_line_has_the_door(tmp_path):
     result = CliRunner().invoke(cli.app, ["train", *map(str, arguments)])
     assert result.exit_code == 2
     assert 'bonds is \'guess\'; give "topology" or "system"' in result.output
+
+
+def test_door_makes_few_contexts_where_energies_come_from_contexts(monkeypatch):
+    """As with AMOEBA, whose Contexts take 12 s each: in double precision, with torsions to pull, for the potential."""
+    topology, system, x = load("PRO")
+    opaque = openmm.CustomCVForce("0*rmsd")
+    opaque.addCollectiveVariable("rmsd", openmm.RMSDForce(x))
+    system.addForce(opaque)
+    monkeypatch.setattr(door, "_SLOW_TO_MAKE", 0.0)
+    made, context = [], openmm.Context
+
+    def counted(system, *arguments):
+        made.append(system.getNumParticles())
+        return context(system, *arguments)
+
+    monkeypatch.setattr(openmm, "Context", counted)
+    flow = cgf.CGFlow(topology, system, x)
+    assert isinstance(flow.potential, ContextPotential)
+    assert made == 3 * [len(x)]

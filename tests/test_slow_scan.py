@@ -62,7 +62,7 @@ def test_biphenyl_has_the_torsion_between_its_rings():
 
 def test_what_is_left_out_is_said():
     molecule = load("PRO")
-    kept = find_kept_back(perceive(*molecule), molecule.system)
+    kept = find_kept_back(perceive(*molecule))
     reasons = {entry.name: entry.reason for entry in kept}
     assert "isomer of the input" in reasons["PRO2:omega"]
     assert any(name.startswith("ring bonds") and "puckers" in reason for name, reason in reasons.items())

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import openmm
 
 from openmm_cgflow.chemistry.axes import Axis
 from openmm_cgflow.chemistry.barriers import STIFF_BARRIER
@@ -41,7 +40,7 @@ def _other(axis: Axis) -> str:
     return f" (another form, {where}, behind a barrier of {form.barrier:.0f} kJ/mol)"
 
 
-def find_kept_back(perceived: Perceived, system: openmm.System) -> list[KeptBack]:
+def find_kept_back(perceived: Perceived) -> list[KeptBack]:
     """Stiff torsions, symmetric rotors and flipping rings of a molecule."""
     molecule = perceived.molecule
     found = []
@@ -51,7 +50,7 @@ def find_kept_back(perceived: Perceived, system: openmm.System) -> list[KeptBack
             found.append(KeptBack(axis.name, f"stiff{_other(axis)}; stays in the isomer of the input", ends))
         elif axis.symmetric:
             found.append(KeptBack(axis.name, "symmetric rotor; one of its equivalent labellings is sampled", ends))
-    bonds = sorted(flipping_bonds(molecule, system))
+    bonds = sorted(flipping_bonds(perceived.flips))
     if bonds:
         names = ", ".join(f"{molecule.label(i)}-{molecule.names[j]}" for i, j in bonds)
         reason = "puckers; sampled as soft variables, but not offered as slow ones"

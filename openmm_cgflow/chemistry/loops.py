@@ -1,6 +1,5 @@
 """Other forms of large rings, which no single torsion leads to: their torsions are pulled in turn and minimised."""
 
-import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -11,8 +10,6 @@ from openmm_cgflow.chemistry.forms import Fingerprint, fours_of, same_isomer, sm
 from openmm_cgflow.chemistry.molecule import Molecule
 
 __all__ = ["loop_forms"]
-
-_log = logging.getLogger("openmm_cgflow")
 
 WITHIN = 25.0
 """kJ/mol: a form that is higher than the lowest by more is left out."""
@@ -37,11 +34,7 @@ def loop_forms(molecule: Molecule, system: openmm.System, over: Callable[[], boo
     rings = [ring for ring in smallest_rings(molecule) if len(ring) >= _SMALLEST]
     if not rings:
         return []
-    try:
-        driven = Driven(system, (atoms for ring in rings for atoms in fours_of(ring)))
-    except Exception as error:  # a PythonForce whose function cannot be pickled
-        _log.info("forms of large rings are not looked for: the System cannot be copied (%s)", error)
-        return []
+    driven = Driven(system, (atoms for ring in rings for atoms in fours_of(ring)))
     fingerprint, trials = Fingerprint(molecule), 0
     first, energy = driven.minimised(molecule.positions)
     found = [(energy, first, fingerprint(first[None])[0])]

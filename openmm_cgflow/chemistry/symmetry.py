@@ -1,14 +1,14 @@
 """Symmetric rotors (CH3, NH3+, CF3): three leaf atoms on one centre that the System cannot tell apart."""
 
 import numpy as np
-import openmm
 
 from openmm_cgflow.chemistry.molecule import Molecule
+from openmm_cgflow.potentials.reference import Reference
 
 __all__ = ["symmetric_centres"]
 
 
-def symmetric_centres(molecule: Molecule, system: openmm.System) -> set[int]:
+def symmetric_centres(molecule: Molecule, reference: Reference) -> set[int]:
     """The centres with four neighbours of which exactly three are equivalent leaves.
 
     Candidates come from the graph (same element, no other neighbours). The System decides: at a distorted structure
@@ -24,20 +24,13 @@ def symmetric_centres(molecule: Molecule, system: openmm.System) -> set[int]:
             candidates[centre] = leaves
     if not candidates:
         return set()
-    platform = openmm.Platform.getPlatformByName("Reference")
-    context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
     noise = np.random.default_rng(0).normal(scale=0.005, size=molecule.positions.shape)
     plain = molecule.positions + noise
-    energy = _energy(context, plain)
+    energy = reference.energy(plain)
     found = set()
     for centre, leaves in candidates.items():
         turned = plain.copy()
         turned[leaves] = plain[[*leaves[1:], leaves[0]]]
-        if abs(_energy(context, turned) - energy) <= 0.01 + 1e-7 * abs(energy):
+        if abs(reference.energy(turned) - energy) <= 0.01 + 1e-7 * abs(energy):
             found.add(centre)
     return found
-
-
-def _energy(context: openmm.Context, positions: np.ndarray) -> float:
-    context.setPositions(positions)
-    return float(context.getState(getEnergy=True).getPotentialEnergy()._value)

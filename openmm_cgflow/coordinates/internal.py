@@ -159,7 +159,7 @@ class InternalCoordinates(torch.nn.Module):
         """The same as `fromTopology` of a molecule that was perceived already."""
         molecule, centres = perceived.molecule, perceived.centres
         plan = plan_beads(perceived, beads, slow)
-        plan.soft.update(flipping_bonds(molecule, system, plan.beads))
+        plan.soft.update(flipping_bonds(perceived.flips, plan.beads))
         rows = build_zmatrix(molecule, plan, centres)
         fixed = fixed_bonds(molecule, system, rows)
         return cls(build_layout(molecule, plan, rows, centres, fixed, perceived.relaxed))

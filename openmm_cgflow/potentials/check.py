@@ -7,8 +7,8 @@ import openmm
 from torch import Tensor
 
 from openmm_cgflow.errors import InvalidInputError, UnsupportedForceError
-from openmm_cgflow.potentials.evaluator import Evaluator, likely_platform, make_context
-from openmm_cgflow.potentials.systems import ENERGY_FREE
+from openmm_cgflow.potentials.evaluator import likely_platform, make_context
+from openmm_cgflow.potentials.reference import Reference
 from openmm_cgflow.units import KB, PositionsLike, in_nm
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "Judge",
     "as_array",
     "compare_totals",
-    "finite_energy",
+    "demand_finite",
     "positions_array",
     "shaken",
     "thermal_structures",
@@ -28,7 +28,6 @@ _THERMAL = 0.01  # kT by which an energy that is used may be off in a structure 
 _STRAINED = 1e-5  # the same beyond it, as a share of the energy above the lowest: such structures have no weight
 _THERMAL_FORCE = 1e-3  # relative to the largest force in the structure: single precision gives 1e-5 or so
 _COLLAPSED = 1e7  # kJ/mol below the input: atoms have fallen onto one another, where a force field has no floor
-_GROUPS = 32  # force groups in a Context
 _SHAKEN, _FRAMES, _STEPS = 3, 4, 50  # structures, and steps of 1 fs between those of dynamics
 
 
@@ -83,38 +82,15 @@ def thermal_structures(system: openmm.System, x: np.ndarray, kelvin: float) -> n
     return np.concatenate(structures)
 
 
-def _by_force(system: openmm.System, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Energies (forces, structures) and forces (forces, structures, atoms, 3) of each Force, on the Reference platform.
-
-    Force groups are those of a copy, so that whatever the user made of them plays no part.
-    """
-    n = system.getNumForces()
-    energies, forces = np.zeros((n, len(x))), np.zeros((n, *x.shape))
-    for start in range(0, n, _GROUPS):
-        chosen = range(start, min(n, start + _GROUPS))
-        copy = openmm.XmlSerializer.clone(system)
-        for k in reversed(range(n)):
-            if k in chosen:
-                copy.getForce(k).setForceGroup(k - start)
-            else:
-                copy.removeForce(k)
-        evaluate = Evaluator(copy, "Reference")
-        for k in chosen:
-            if not isinstance(system.getForce(k), ENERGY_FREE):
-                energies[k], forces[k] = evaluate(x, group=k - start)
-    return energies, forces
-
-
-def finite_energy(system: openmm.System, x: np.ndarray) -> float:
-    """The energy of one structure (atoms, 3) nm, in kJ/mol.
+def demand_finite(energy: float) -> float:
+    """The energy of the structure that was given.
 
     Raises:
-        InvalidInputError: It is not finite, or OpenMM cannot make a Context of the System.
+        InvalidInputError: It is not finite.
     """
-    (energy,), _ = Evaluator(system, "Reference")(x[None])
     if not np.isfinite(energy):
         raise InvalidInputError(f"the energy at the given positions is {energy}; do atoms lie on one another?")
-    return float(energy)
+    return energy
 
 
 class Judge:
@@ -124,6 +100,7 @@ class Judge:
         system: The System.
         positions: One structure (atoms, 3), nm.
         kelvin: The temperature at which energies are going to be used.
+        reference: Of the System, if it is there already.
 
     Attributes:
         names: The Forces' names.
@@ -135,12 +112,15 @@ class Judge:
         InvalidInputError: The energy at the given positions is not finite, or OpenMM cannot make a Context.
     """
 
-    def __init__(self, system: openmm.System, positions: np.ndarray, kelvin: float) -> None:
+    def __init__(
+        self, system: openmm.System, positions: np.ndarray, kelvin: float, reference: Reference | None = None
+    ) -> None:
         self.names = [force.getName() for force in system.getForces()]
         self._kT = KB * kelvin
-        start = finite_energy(system, positions)
+        reference = reference or Reference(system)
+        start = demand_finite(reference.energy(positions))
         self.x = thermal_structures(system, positions, kelvin)
-        self.energies, self.forces = _by_force(system, self.x)
+        self.energies, self.forces = reference.by_force(self.x)
         total = self.energies.sum(0)
         fine = np.isfinite(total) & np.isfinite(self.forces).all((0, 2, 3)) & (total > start - _COLLAPSED)
         self.x, self.energies, self.forces = self.x[fine], self.energies[:, fine], self.forces[:, fine]

@@ -73,13 +73,13 @@ class ContextPotential(Potential):
         super().__init__(system.getNumParticles())
         if workers is not None and workers < 0:
             raise InvalidInputError(f"workers is {workers}; give 0 or more, or None")
-        if platform is None:
-            platform, self._seconds = fastest_platform(system)
-        else:
-            self._seconds = 1e-4
-        self.platform = platform
         self._system = without_barostats(system)
-        self._evaluator: Evaluator | None = Evaluator(self._system, platform)
+        self._evaluator: Evaluator | None
+        if platform is None:
+            platform, self._evaluator, self._seconds = fastest_platform(self._system)
+        else:
+            self._evaluator, self._seconds = Evaluator(self._system, platform), 1e-4
+        self.platform = platform
         self._automatic = workers is None
         if workers is None:
             cores = available_cores() if platform in ("Reference", "CPU") else 1
@@ -106,6 +106,11 @@ class ContextPotential(Potential):
         """Begin with other Contexts and workers than those of the process that this one is a fork of."""
         _ABANDONED.append((self._evaluator, self._pool))
         self._evaluator, self._pool, self._asking = None, None, threading.Lock()
+
+    def energies_here(self, x: np.ndarray) -> np.ndarray:
+        """Energies (batch,) in kJ/mol of `x` (batch, atoms, 3) nm, computed in this process, and not counted."""
+        with self._asking:
+            return self._ask_here(x)[0]
 
     def _ask(self, x: np.ndarray) -> Result:
         """The one place where energies come from: one question at a time."""

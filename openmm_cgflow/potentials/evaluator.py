@@ -48,12 +48,15 @@ class Evaluator:
         system: The System; OpenMM keeps a reference to it.
         platform: The platform's name.
 
+    Attributes:
+        context: The Context.
+
     Raises:
         InvalidInputError: There is no such platform, or OpenMM cannot make a Context of the System.
     """
 
     def __init__(self, system: openmm.System, platform: str) -> None:
-        self._context = make_context(system, openmm.VerletIntegrator(0.001), platform)
+        self.context = make_context(system, openmm.VerletIntegrator(0.001), platform)
 
     def __call__(self, x: np.ndarray, group: int | None = None) -> Result:
         """Energies (batch,) in kJ/mol and forces, as `x` (batch, atoms, 3) nm; NaN where positions are not finite.
@@ -66,8 +69,8 @@ class Evaluator:
         forces = np.full(x.shape, np.nan)
         groups = -1 if group is None else 1 << group
         for k in np.flatnonzero(np.isfinite(x).all(axis=(1, 2))):
-            self._context.setPositions(x[k])
-            state = self._context.getState(getEnergy=True, getForces=True, groups=groups)
+            self.context.setPositions(x[k])
+            state = self.context.getState(getEnergy=True, getForces=True, groups=groups)
             energies[k] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
             forces[k] = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
         return energies, forces
@@ -111,8 +114,8 @@ def _has(platform: str) -> bool:
     return platform in {openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())}
 
 
-def fastest_platform(system: openmm.System) -> tuple[str, float]:
-    """The platform to use and the seconds that one evaluation takes there.
+def fastest_platform(system: openmm.System) -> tuple[str, Evaluator, float]:
+    """The platform to use, the System's evaluator there, and the seconds that one evaluation takes.
 
     CUDA, then HIP, then OpenCL if such a Context can be made; else what `likely_platform` says.
     """
@@ -120,8 +123,10 @@ def fastest_platform(system: openmm.System) -> tuple[str, float]:
     for name in _GPU_PLATFORMS:
         if _has(name):
             try:
-                return name, Evaluator(system, name).seconds(x)
+                evaluator = Evaluator(system, name)
+                return name, evaluator, evaluator.seconds(x)
             except (InvalidInputError, openmm.OpenMMException):
                 continue
     name = likely_platform(system)
-    return name, Evaluator(system, name).seconds(x)
+    evaluator = Evaluator(system, name)
+    return name, evaluator, evaluator.seconds(x)

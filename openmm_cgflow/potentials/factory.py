@@ -8,9 +8,9 @@ import torch
 
 from openmm_cgflow.errors import UnsupportedForceError
 from openmm_cgflow.potentials.base import Potential
-from openmm_cgflow.potentials.check import ImpreciseError, Judge, finite_energy, positions_array
+from openmm_cgflow.potentials.check import ImpreciseError, Judge, demand_finite, positions_array, shaken
 from openmm_cgflow.potentials.context_potential import ContextPotential
-from openmm_cgflow.potentials.evaluator import Evaluator
+from openmm_cgflow.potentials.reference import Reference
 from openmm_cgflow.potentials.systems import check_system
 from openmm_cgflow.potentials.torch_potential import TorchPotential
 from openmm_cgflow.potentials.translate import TORSION_FORCES
@@ -22,7 +22,9 @@ _log = logging.getLogger("openmm_cgflow")
 _COARSE = 0.05  # kT
 
 
-def make_potential(system: openmm.System, positions: PositionsLike, temperature: float = 300.0) -> Potential:
+def make_potential(
+    system: openmm.System, positions: PositionsLike, temperature: float = 300.0, reference: Reference | None = None
+) -> Potential:
     """A TorchPotential that was compared with OpenMM, force by force, or Contexts where the System is not translated.
 
     Energies in single precision that are more than 0.01 kT off at thermal structures are computed in double precision.
@@ -31,6 +33,7 @@ def make_potential(system: openmm.System, positions: PositionsLike, temperature:
         system: An OpenMM System without a periodic box.
         positions: (atoms, 3), nm or a Quantity.
         temperature: K, at which energies are going to be used.
+        reference: Of the System, if it is there already: for some Systems it takes long to make.
 
     Returns:
         The potential; what is slower than usual is logged as a warning that names the force.
@@ -41,10 +44,9 @@ def make_potential(system: openmm.System, positions: PositionsLike, temperature:
     """
     check_system(system)
     x = positions_array(positions, system.getNumParticles())
-    finite_energy(system, x)
     try:
         exact = TorchPotential.fromSystem(system, dtype=torch.float64)
-        judge = Judge(system, x, temperature)
+        judge = Judge(system, x, temperature, reference)
         exact.stand_before(judge)
     except UnsupportedForceError as error:
         _log.warning("%s: energies come from OpenMM Contexts instead, which is slower", error)
@@ -60,9 +62,8 @@ def make_potential(system: openmm.System, positions: PositionsLike, temperature:
 
 def _contexts(system: openmm.System, x: np.ndarray, kelvin: float) -> ContextPotential:
     potential = ContextPotential(system)
-    shaken = x + np.random.default_rng(0).normal(0.0, 0.005, (3, *x.shape))
-    energies, _ = Evaluator(system, potential.platform)(np.concatenate([x[None], shaken]))
-    step = abs(float(np.spacing(np.float32(energies[0]))))
+    energies = potential.energies_here(shaken(x, 3))
+    step = abs(float(np.spacing(np.float32(demand_finite(energies[0])))))
     if step > _COARSE * KB * kelvin and np.array_equal(energies, energies.astype(np.float32), equal_nan=True):
         _log.warning(
             "the energies of this System, %.9g kJ/mol at the given positions, come in single precision, in steps of "

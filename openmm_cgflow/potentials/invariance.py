@@ -1,20 +1,16 @@
 """Whether energies depend on shapes alone: each force at copies of structures that were turned and moved."""
 
-import copy
 import logging
-import time
-from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import openmm
-from openmm import unit
 
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.potentials.check import shaken
-from openmm_cgflow.potentials.translate import ENERGY_FREE
+from openmm_cgflow.potentials.reference import Reference
+from openmm_cgflow.potentials.systems import ENERGY_FREE
 
-__all__ = ["ForceContext", "check_invariance", "force_contexts"]
+__all__ = ["check_invariance"]
 
 _log = logging.getLogger("openmm_cgflow")
 _TOLERANCE = 0.01  # kT
@@ -23,41 +19,9 @@ _ROUNDING, _OPAQUE_ROUNDING = 1e-9, 3e-7  # of the energy: double precision, and
 _OPAQUE = (openmm.PythonForce, openmm.CustomCVForce) if hasattr(openmm, "PythonForce") else (openmm.CustomCVForce,)
 _WIDTH = 0.02  # nm by which the atoms are shaken, so that no symmetry of the molecule hides what a field does
 _MOVES = (0.0, 0.3, 1.0, 3.0, 10.0)  # nm; the first copy is only turned
-_GROUPS = 32
 
 
-@dataclass(frozen=True)
-class ForceContext:
-    """Some forces of a System in a Reference Context, each a group by itself.
-
-    Attributes:
-        context: the Context.
-        forces: the index in the System of the force of each group.
-        seconds: how long it took to make: for AMOEBA's many expressions, 15 s.
-    """
-
-    context: openmm.Context
-    forces: list[int]
-    seconds: float
-
-    @classmethod
-    def of(cls, system: openmm.System, forces: list[int]) -> Self:
-        """A Context with these forces of a System, which is left as it is."""
-        start = time.perf_counter()
-        part = copy.deepcopy(system)
-        for k in reversed(range(part.getNumForces())):
-            if k not in forces:
-                part.removeForce(k)
-        for group, force in enumerate(part.getForces()):
-            force.setForceGroup(group)
-        platform = openmm.Platform.getPlatformByName("Reference")
-        context = openmm.Context(part, openmm.VerletIntegrator(0.001), platform)
-        return cls(context, forces, time.perf_counter() - start)
-
-
-def check_invariance(
-    system: openmm.System, x: np.ndarray, kT: float, contexts: list[ForceContext] | None = None
-) -> None:
+def check_invariance(system: openmm.System, x: np.ndarray, kT: float, reference: Reference) -> None:
     """Refuse forces whose energy changes when the molecule is turned and moved.
 
     A flow describes shapes; its samples come in an orientation of no meaning. Each force is evaluated by itself, on the
@@ -65,19 +29,19 @@ def check_invariance(
     10 nm.
 
     Arguments:
-        system: the System, without a periodic box.
+        system: the user's System, without a periodic box: forces are named by their indices in it.
         x: `(atoms, 3)`, nm.
         kT: kJ/mol.
-        contexts: from `force_contexts`, if they are there already.
+        reference: energies of the System, or of a copy that lacks forces without energy.
 
     Raises:
         InvalidInputError: naming the force, by its index and name, and what to do.
     """
     structures = shaken(x, copies=2, width=_WIDTH)
     moved = np.stack([_moved(structure, np.random.default_rng(k)) for k, structure in enumerate(structures)])
-    energies = _energies_by_force(contexts or force_contexts(system), moved.reshape(-1, *x.shape))
-    for k, values in energies.items():
-        force = system.getForce(k)
+    energies = reference.by_force(moved.reshape(-1, *x.shape))[0][reference.with_energy]
+    named = [(k, force) for k, force in enumerate(system.getForces()) if not isinstance(force, ENERGY_FREE)]
+    for (k, force), values in zip(named, energies, strict=True):
         change = np.ptp(values.reshape(moved.shape[:2]), axis=1)
         size = np.abs(values).reshape(moved.shape[:2]).max(1)
         opaque = isinstance(force, _OPAQUE) or type(force) is openmm.Force
@@ -110,22 +74,3 @@ def _moved(x: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 def _called(force: openmm.Force) -> str:
     kind = type(force).__name__
     return kind if force.getName() in (kind, "") else f"{force.getName()}, {kind}"
-
-
-def force_contexts(system: openmm.System) -> list[ForceContext]:
-    """Reference Contexts in which every force that has an energy is a group by itself."""
-    indices = [k for k, force in enumerate(system.getForces()) if not isinstance(force, ENERGY_FREE)]
-    return [ForceContext.of(system, indices[start : start + _GROUPS]) for start in range(0, len(indices), _GROUPS)]
-
-
-def _energies_by_force(contexts: list[ForceContext], x: np.ndarray) -> dict[int, np.ndarray]:
-    """Energies `(n,)` in kJ/mol of each force that has any, by its index, at `x (n, atoms, 3)`."""
-    energies: dict[int, np.ndarray] = {}
-    for part in contexts:
-        energies |= {k: np.empty(len(x)) for k in part.forces}
-        for row, structure in enumerate(x):
-            part.context.setPositions(structure)
-            for group, k in enumerate(part.forces):
-                state = part.context.getState(energy=True, groups={group})
-                energies[k][row] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
-    return energies

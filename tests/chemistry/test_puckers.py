@@ -5,8 +5,8 @@ import openmm
 import pytest
 from molecules import load
 
+from openmm_cgflow.chemistry import perceive
 from openmm_cgflow.chemistry.checks import check_inputs
-from openmm_cgflow.chemistry.puckers import flipping_bonds
 from openmm_cgflow.coordinates import InternalCoordinates
 
 
@@ -31,7 +31,7 @@ def test_pyrrolidine_of_nicotine_flips_and_its_pyridine_does_not():
 @pytest.mark.parametrize("name", ["camphor", "TRP", "caffeine", "biphenyl", "PHE", "butane"])
 def test_cages_and_flat_rings_do_not_flip(name):
     molecule = load(name)
-    assert flipping_bonds(check_inputs(*molecule), molecule.system) == set()
+    assert perceive(*molecule).flips == []
 
 
 def test_a_form_that_is_too_high_is_left_out():
@@ -41,15 +41,14 @@ def test_a_form_that_is_too_high_is_left_out():
     force = openmm.CustomTorsionForce("60*step(-theta*sign)")
     force.addPerTorsionParameter("sign")
     atoms = [names[name] for name in ("N", "CA", "CB", "CG")]
-    x = molecule.positions
     graph = check_inputs(*molecule)
     force.addTorsion(*atoms, [float(np.sign(graph.torsion(*atoms)))])
     molecule.system.addForce(force)
-    assert flipping_bonds(check_inputs(molecule.topology, molecule.system, x), molecule.system) == set()
+    assert perceive(*molecule).flips == []
 
 
 def test_the_users_system_is_left_as_it_is():
     molecule = load("PRO")
     before = openmm.XmlSerializer.serialize(molecule.system)
-    flipping_bonds(check_inputs(*molecule), molecule.system)
+    assert len(perceive(*molecule).flips) == 1
     assert openmm.XmlSerializer.serialize(molecule.system) == before

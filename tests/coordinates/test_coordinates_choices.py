@@ -175,7 +175,7 @@ def test_torsions_are_judged_by_relaxed_energies(name, slow):
 def test_stiff_torsions_are_named_with_their_other_form():
     def reasons(name: str) -> dict[str, str]:
         molecule = load(name)
-        return {entry.name: entry.reason for entry in find_kept_back(perceive(*molecule), molecule.system)}
+        return {entry.name: entry.reason for entry in find_kept_back(perceive(*molecule))}
 
     kept = reasons("enaminone")
     assert re.search(r"another form, 7 kJ/mol higher, behind a barrier of 6\d kJ/mol", kept["LIG1:C1-C2-C3-O1"])

@@ -5,7 +5,9 @@ import pytest
 from molecules import load
 
 import openmm_cgflow as cgf
+from openmm_cgflow.copies import copied_system
 from openmm_cgflow.potentials.invariance import check_invariance
+from openmm_cgflow.potentials.reference import Reference
 from openmm_cgflow.units import KB
 
 # isort: off
@@ -108,7 +110,7 @@ def test_invariance_names_the_force_by_the_users_own_index():
     shifted.addForce(openmm.CMMotionRemover())
     shifted.addForce(restraint_to_points(x))
     with pytest.raises(cgf.InvalidInputError, match=r"force 2 of the System \(CustomExternalForce\)"):
-        check_invariance(shifted, x, KT)
+        check_invariance(shifted, x, KT, Reference(copied_system(shifted)))
 
 
 def test_invariance_holds_with_more_forces_than_groups():
@@ -118,15 +120,16 @@ def test_invariance_holds_with_more_forces_than_groups():
         force = openmm.HarmonicBondForce()
         force.addBond(0, 3, 0.38, 100.0)
         system.addForce(force)
-    check_invariance(system, x, KT)
+    check_invariance(system, x, KT, Reference(system))
     system.addForce(field(x))
     with pytest.raises(cgf.InvalidInputError, match=f"force {system.getNumForces() - 1} "):
-        check_invariance(system, x, KT)
+        check_invariance(system, x, KT, Reference(system))
 
 
 @pytest.mark.parametrize("name", ["aldp_obc1", "ALA_PRO", "lidocaine"])
 def test_invariance_of_ordinary_force_fields(name):
-    check_invariance(load(name).system, load(name).positions, KT)
+    molecule = load(name)
+    check_invariance(molecule.system, molecule.positions, KT, Reference(molecule.system))
 
 
 def test_invariance_of_relative_restraints():
