@@ -70,10 +70,12 @@ def test_what_is_left_out_is_said():
 
 
 def test_automatic_choice_perceives_once_and_builds_its_energies_once(monkeypatch):
-    from openmm_cgflow import model
+    from openmm_cgflow import model, slow_scan
     from openmm_cgflow.chemistry import perception
     from openmm_cgflow.trained import molecule as trained
 
+    for name, few in (("_WALKERS", 16), ("_KEPT", 2), ("_SWEEPS", 2)):
+        monkeypatch.setattr(slow_scan, name, few)
     calls = {"checks": 0, "potential": 0}
 
     def counted(name, function):

@@ -13,6 +13,7 @@ from openmm_cgflow.audit.surface import Surface, langevin, quench
 from openmm_cgflow.audit.weigh import cost, log_partition
 from openmm_cgflow.chemistry.axes import Axis
 from openmm_cgflow.chemistry.barriers import TURNING_BARRIER
+from openmm_cgflow.chemistry.driven import Driven
 from openmm_cgflow.chemistry.forms import Fingerprint, handedness, same_isomer
 from openmm_cgflow.chemistry.loops import loop_forms
 from openmm_cgflow.chemistry.perception import Perceived, perceive
@@ -63,6 +64,7 @@ def audit(flow: TrainedFlow, evaluations: int, over: Callable[[], bool] = lambda
     Walkers start from samples of the flow, each at its own temperature between two and five times the flow's, are
     cooled and quenched, again and again. To these minima come the forms that stiff torsions have beside the input's,
     and those of large rings, which OpenMM minimises: these energies are not counted.
+    So are minima that seem to be missing, each of which is named once.
     A minimum is missing where the density of the flow is far below what its energy asks for, unless it is the mirror
     image or a relabelling of one where it is not.
     Left aside: mirror images, equivalent atoms that changed places, inverted stereocentres, forms below 1 % by weight.
@@ -185,18 +187,32 @@ class _Auditor:
         limit, own = self._limit(known_weights), _Minima(known_x, self.known.energy)
         known = self._distinct(own[known_weights < limit])
         found = self._distinct(self.found.with_(own[known_weights >= limit]))
+        known, missing = self._parted(found, known, limit)
+        if len(missing):  # an unfinished descent leaves one minimum at several energies
+            lowest = known[known.energy.argmin(keepdims=True)]
+            known, missing = self._parted(self._distinct(self._relaxed(missing.with_(lowest))), known, limit)
+        forms, kept = self._weighed(missing, known)
+        return forms, kept, len(known)
+
+    def _parted(self, found: _Minima, known: _Minima, limit: float) -> tuple[_Minima, _Minima]:
+        """The minima that the flow gives, those included that are new among them, and the others."""
         found = found[found.energy < known.energy.min() + _ABOVE * self.kT]
         x, weights = self._log_weights(found)
         reached = weights < limit
         known = self._distinct(known.with_(_Minima(x[reached], found.energy[reached])))
         prints = self.fingerprint(known.x)
-        candidates = [
+        missing = [
             k
             for k in np.flatnonzero(~reached)
             if not self.fingerprint.among(self.fingerprint(x[[k]])[0], found.energy[k], prints, known.energy)
         ][:_MOST_FORMS]
-        forms, kept = self._weighed(_Minima(x, found.energy)[np.array(candidates, dtype=int)], known)
-        return forms, kept, len(known)
+        return known, _Minima(x, found.energy)[np.array(missing, dtype=int)]
+
+    def _relaxed(self, minima: _Minima) -> _Minima:
+        """The same, minimised to the end by OpenMM."""
+        driven = Driven(self.flow.system, ())
+        x, energies = zip(*(driven.minimised(structure) for structure in minima.x), strict=True)
+        return self._sound(_Minima(np.stack(x), np.array(energies)))
 
     def _limit(self, weights: np.ndarray) -> float:
         """The log-weight at a minimum above which the flow gives too little there; `weights` are of its own minima.

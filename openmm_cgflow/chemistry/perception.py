@@ -22,7 +22,7 @@ from openmm_cgflow.units import PositionsLike
 
 __all__ = ["Perceived", "perceive"]
 
-_KEPT = 4  # molecules whose turned torsions are remembered
+_KEPT = 32  # molecules whose turned torsions are remembered
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from openmm_cgflow.chemistry.puckers import flipping_bonds
 from openmm_cgflow.coordinates.bead_layout import bead_layout
 from openmm_cgflow.coordinates.beads import SlowTorsion, plan_beads
 from openmm_cgflow.coordinates.constraints import fixed_bonds
-from openmm_cgflow.coordinates.geometry import cos_of_square, cross, dot, length, sinc_of_square
 from openmm_cgflow.coordinates.layout import ATOM, BEAD, ROTOR, SLOW, TWO_PI, Layout, build_layout
 from openmm_cgflow.coordinates.layout_check import check_layout
 from openmm_cgflow.coordinates.rotors import Relabelling
 from openmm_cgflow.coordinates.zmatrix import build_zmatrix
+from openmm_cgflow.coordinates.zmatrix_geometry import ZMatrixGeometry
 from openmm_cgflow.errors import InvalidInputError, ModelFileError
 from openmm_cgflow.units import PositionsLike
 
@@ -59,14 +59,8 @@ class InternalCoordinates(torch.nn.Module):
     _planar: Tensor
     _primary_slots: Tensor
     _mean_slots: Tensor
-    _order: Tensor
-    _inverse_order: Tensor
-    _bonded_to: Tensor
-    _angle_with: Tensor
-    _torsion_with: Tensor
     _siblings: Tensor
     _is_sibling: Tensor
-    _is_linear: Tensor
     _sources: Tensor
 
     def __init__(self, layout: Layout) -> None:
@@ -82,36 +76,22 @@ class InternalCoordinates(torch.nn.Module):
         self._keep("_middle", [c.middle for c in entries], torch.float64)
         self._keep("_constants", [*layout.constants, 0.0], torch.float64)
         self._build_indices()
+        self._geometry = ZMatrixGeometry(layout)
+        self._relabelling = Relabelling(layout) if layout.triples else None
 
     def _keep(self, name: str, values: Sequence, dtype: torch.dtype = torch.int64) -> None:
         self.register_buffer(name, torch.tensor(values, dtype=dtype), persistent=False)
 
     def _build_indices(self) -> None:
-        layout, n = self.layout, len(self.layout.order)
+        layout = self.layout
         self._keep("_slots", [*layout.bond_slots, *layout.angle_slots, *layout.torsion_slots])
         self._keep("_primary_slots", layout.primary_slots)
         self._keep("_mean_slots", [slot for pair in zip(*layout.mean_slots, strict=True) for slot in pair])
-        self._keep("_order", layout.order)
-        self._keep("_inverse_order", sorted(range(n), key=lambda k: layout.order[k]))
-        bonded_to = [0, 0, *(refs[0] for refs in layout.refs)]
-        angle_with = [1, *(refs[1] for refs in layout.refs)]
-        self._keep("_bonded_to", bonded_to)
-        self._keep("_angle_with", angle_with)
-        self._keep("_torsion_with", [refs[2] for refs in layout.refs])
-        start, self._levels = 0, []
-        for level, count in enumerate(layout.levels):
-            refs = layout.refs[start : start + count]
-            self._keep(f"_refs{level}", [r[0] for r in refs] + [r[1] for r in refs] + [r[2] for r in refs])
-            self._levels.append((start, count))
-            start += count
         self._keep("_siblings", [row - 3 for row in layout.siblings])
         self._keep("_is_sibling", [[float(row != k + 3)] for k, row in enumerate(layout.siblings)], torch.float64)
-        linear = set(layout.linear)
         planar = [[slots[row - 3] for row in layout.linear] for slots in (layout.angle_slots[1:], layout.torsion_slots)]
         self._keep("_planar", planar[0] + planar[1])
-        self._keep("_is_linear", [[k + 3 in linear] for k in range(n - 3)], torch.bool)
         self._keep("_sources", self._find_sources())
-        self._relabelling = Relabelling(layout) if layout.triples else None
 
     def _find_sources(self) -> list[int]:
         """Where each entry of q is found among the measured bonds, angles and torsions, one after the other."""
@@ -304,16 +284,12 @@ class InternalCoordinates(torch.nn.Module):
         Returns:
             positions `(batch, atoms, 3)`, nm (a transposed view: the batch is last in memory), and `(batch,)`.
         """
-        bonds, angles, torsions = self._rows(q)
-        local = self._local(bonds, angles, torsions)
-        x = self._seed_positions(bonds, angles)
-        for level, (start, count) in enumerate(self._levels):
-            x = torch.cat([x, self._place(x, getattr(self, f"_refs{level}"), count, local[:, start : start + count])])
-        return x.index_select(0, self._inverse_order).permute(2, 0, 1), self._log_measure(bonds, angles, torsions)
+        rows = self._rows(q)
+        return self._geometry.place(*rows), self._geometry.log_measure(*rows)
 
     def log_measure(self, q: Tensor) -> Tensor:
         """`log |det dx/dq|` `(batch,)` of q, as `to_cartesian` gives it."""
-        return self._log_measure(*self._rows(q))
+        return self._geometry.log_measure(*self._rows(q))
 
     def _rows(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Bonds, angles and torsions by row, `(rows, batch)`."""
@@ -325,43 +301,6 @@ class InternalCoordinates(torch.nn.Module):
             both = values.index_select(0, self._mean_slots)
             torsions = torsions - (both[: n - 3] + both[n - 3 :]) / 3
         return bonds, angles, torsions
-
-    def _log_measure(self, bonds: Tensor, angles: Tensor, torsions: Tensor) -> Tensor:
-        sine = torch.sin(angles)
-        if self.layout.linear:
-            a, b = angles[1:], torsions
-            sine = torch.cat([sine[:1], torch.where(self._is_linear, sinc_of_square(a * a + b * b), sine[1:])])
-        return 2 * bonds.abs().log().sum(0) + sine.abs().log().sum(0)
-
-    def _local(self, bonds: Tensor, angles: Tensor, torsions: Tensor) -> Tensor:
-        """Positions in the frames of the references, `(3, rows, batch)`."""
-        reach, a, b = bonds[2:], angles[1:], torsions
-        along, around = -torch.cos(a), torch.sin(a)
-        y, z = around * torch.cos(b), around * torch.sin(b)
-        if self.layout.linear:
-            square = a * a + b * b
-            sinc = sinc_of_square(square)
-            along = torch.where(self._is_linear, cos_of_square(square), along)
-            y, z = torch.where(self._is_linear, sinc * a, y), torch.where(self._is_linear, sinc * b, z)
-        return torch.stack([reach * along, reach * y, reach * z])
-
-    def _seed_positions(self, bonds: Tensor, angles: Tensor) -> Tensor:
-        zero = torch.zeros_like(bonds[0])
-        first = torch.stack([zero, zero, zero])
-        second = torch.stack([bonds[0], zero, zero])
-        third = torch.stack([bonds[1] * torch.cos(angles[0]), bonds[1] * torch.sin(angles[0]), zero])
-        return torch.stack([first, second, third])
-
-    @staticmethod
-    def _place(x: Tensor, refs: Tensor, count: int, local: Tensor) -> Tensor:
-        """Atoms of one level: `(count, 3, batch)`."""
-        b, c, d = x.index_select(0, refs).split(count)
-        bc = b - c
-        along = bc / length(bc).unsqueeze(1)
-        normal = cross(along, d - c)
-        normal = normal / length(normal).unsqueeze(1)
-        side = cross(normal, along)
-        return b + local[0].unsqueeze(1) * along + local[1].unsqueeze(1) * side + local[2].unsqueeze(1) * normal
 
     # ---- x -> q
 
@@ -376,8 +315,7 @@ class InternalCoordinates(torch.nn.Module):
         Returns:
             q `(batch, dof)` and `(batch,)`.
         """
-        bonds, angles, torsions, sine = self._measure(x)
-        log_measure = 2 * bonds.log().sum(0) + sine.log().sum(0)
+        bonds, angles, torsions, log_measure = self._geometry.measure(x)
         if self._relabelling is not None:
             sources = self._relabelling.sources(torsions)
             torsions = self._relabelling.rows(torsions, sources)
@@ -393,37 +331,13 @@ class InternalCoordinates(torch.nn.Module):
         """Positions `(batch, atoms, 3)`, nm, with the leaves of symmetric rotors relabelled as in `to_internal`."""
         if self._relabelling is None:
             return x
-        return self._relabelling.atoms(x, self._relabelling.sources(self._measure(x)[2]))
+        return self._relabelling.atoms(x, self._relabelling.sources(self._geometry.measure(x)[2]))
 
     def relabelled(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Positions `(batch, atoms, 3)` with the leaves of each symmetric rotor in a random one of their labellings."""
         if self._relabelling is None:
             return x
         return self._relabelling.atoms(x, self._relabelling.random_sources(x.shape[0], generator))
-
-    def _measure(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Bonds, angles (or planar a), torsions (or planar b) by row, and the angular measure, each `(rows, batch)`."""
-        placed = x.permute(1, 2, 0).index_select(0, self._order).contiguous()
-        b = placed.index_select(0, self._bonded_to)
-        c = placed.index_select(0, self._angle_with)
-        d = placed.index_select(0, self._torsion_with)
-        b1 = b - placed[1:]
-        bonds = length(b1)
-        b1, b2 = b1[1:], c - b[1:]
-        n1 = cross(b1, b2)
-        height, advance = length(n1), dot(b1, b2)
-        angles = torch.atan2(height, -advance)
-        n1, b1, b2 = n1[1:], b1[1:], b2[1:]
-        n2 = cross(b2, d - c[1:])
-        torsions = torch.atan2(length(b2) * dot(b1, n2), dot(n1, n2))
-        sine = torch.sin(angles)
-        if self.layout.linear:
-            bend = torch.atan2(height, advance)[1:]
-            sine = torch.cat([sine[:1], torch.where(self._is_linear, sinc_of_square(bend * bend), sine[1:])])
-            planar = bend * torch.cos(torsions), bend * torch.sin(torsions)
-            angles = torch.cat([angles[:1], torch.where(self._is_linear, planar[0], angles[1:])])
-            torsions = torch.where(self._is_linear, planar[1], torsions)
-        return bonds, angles, torsions, sine
 
     def _wrap(self, q: Tensor) -> Tensor:
         """Torsions moved to the window around their middle; the rest as it is."""

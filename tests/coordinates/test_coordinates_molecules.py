@@ -69,9 +69,7 @@ def test_drawn_coordinates_survive_the_round_trip(name):
 
 @every_molecule
 def test_log_determinant_against_autograd(name):
-    molecule, _ = made(name)
-    free = load(name, constraints=None) if name in PEPTIDES else molecule
-    c = coordinates(free)
+    c = coordinates(load(name, constraints=None)) if name in PEPTIDES else made(name)[1]
     q = draw(c, 1, seed=3, width=0.7)
     torch.testing.assert_close(c.to_cartesian(q)[1][0], gauge_log_det(c, q[0]), rtol=0, atol=1e-6)
 

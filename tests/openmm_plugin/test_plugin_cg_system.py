@@ -1,6 +1,7 @@
 """The System of beads: energy and forces against the flow's density, dynamics, and openmm-ml."""
 
 import copy
+import functools
 import importlib.util
 import subprocess
 import sys
@@ -34,6 +35,12 @@ def aldp() -> cgf.CGFlow:
 
 
 @pytest.fixture(scope="module")
+def cg_system(aldp):
+    """Its System of beads by the backend, each made once: that takes seconds."""
+    return functools.cache(aldp.createCGSystem)
+
+
+@pytest.fixture(scope="module")
 def beads(aldp) -> np.ndarray:
     return aldp.sample(200, seed=3).positions[:, aldp.coordinates.bead_atoms].astype(np.float64)
 
@@ -56,15 +63,15 @@ def density_of_beads(flow: cgf.CGFlow, x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_energy_is_minus_kt_log_density(aldp, beads, backend):
-    context = context_of(aldp.createCGSystem(backend).system)
+def test_energy_is_minus_kt_log_density(aldp, cg_system, beads, backend):
+    context = context_of(cg_system(backend).system)
     energies = [energy_and_forces(context, x)[0] for x in beads[:20]]
     np.testing.assert_allclose(energies, -KT * density_of_beads(aldp, beads[:20]), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_forces_are_differences_of_the_energy(aldp, beads, backend):
-    context = context_of(aldp.createCGSystem(backend).system)
+def test_forces_are_differences_of_the_energy(cg_system, beads, backend):
+    context = context_of(cg_system(backend).system)
     for x in beads[:3]:
         _, forces = energy_and_forces(context, x)
         numeric = np.zeros_like(forces)
@@ -80,8 +87,8 @@ def test_forces_are_differences_of_the_energy(aldp, beads, backend):
         np.testing.assert_allclose(np.cross(x, forces).sum(0), 0, atol=1e-6)
 
 
-def test_beads_carry_elements_bonds_and_the_whole_mass(aldp):
-    cg = aldp.createCGSystem("python")
+def test_beads_carry_elements_bonds_and_the_whole_mass(aldp, cg_system):
+    cg = cg_system("python")
     assert [atom.name for atom in cg.topology.atoms()] == ["C", "N", "CA", "C", "N"]
     assert [atom.residue.name for atom in cg.topology.atoms()] == ["ACE", "ALA", "ALA", "ALA", "NME"]
     assert cg.topology.getNumBonds() == 4
@@ -113,12 +120,12 @@ def test_the_compiled_forces_are_bound_to_no_device_and_no_precision(aldp, kind)
         torch.testing.assert_close(forces.double(), -leaf.grad, rtol=tolerance, atol=tolerance * leaf.grad.abs().max())
 
 
-def test_energy_is_conserved_without_a_thermostat(aldp):
+def test_energy_is_conserved_without_a_thermostat(cg_system):
     """What is left is the error of the integrator, which falls with the square of the time step; kT, of all beads.
 
     Forces that are one per cent off, or no gradient of the energy, would make it ten times as large, whatever the step.
     """
-    cg = aldp.createCGSystem()
+    cg = cg_system()
     spreads = []
     for timestep in (0.001, 0.0005):
         integrator = openmm.VerletIntegrator(timestep)
@@ -126,20 +133,20 @@ def test_energy_is_conserved_without_a_thermostat(aldp):
         context.setPositions(cg.positions)
         context.setVelocitiesToTemperature(300, 1)
         energies = []
-        for _ in range(50):
+        for _ in range(30):
             integrator.step(round(0.01 / timestep))
             state = context.getState(energy=True)
             energies.append((state.getPotentialEnergy() + state.getKineticEnergy())._value / KT)
-        assert abs(np.mean(energies[25:]) - np.mean(energies[:25])) < 0.01  # in 0.25 ps
+        assert abs(np.mean(energies[15:]) - np.mean(energies[:15])) < 0.01  # in 0.15 ps
         spreads.append(np.std(energies))
     assert spreads[0] < 0.02
     assert 3 < spreads[0] / spreads[1] < 5.5
 
 
-def test_beads_torn_apart_are_driven_back(aldp, beads):
+def test_beads_torn_apart_are_driven_back(aldp, cg_system, beads):
     integrator = openmm.LangevinMiddleIntegrator(300, 10, 0.002)
     integrator.setRandomNumberSeed(1)
-    context = context_of(aldp.createCGSystem().system, integrator)
+    context = context_of(cg_system().system, integrator)
     rng = np.random.default_rng(0)
     module = BeadFreeEnergy(aldp)
     for x in beads[:3]:
@@ -154,11 +161,11 @@ def test_beads_torn_apart_are_driven_back(aldp, beads):
         assert not aldp.backmap(after).outside.any()
 
 
-def test_dynamics_sample_the_density_of_the_beads(aldp):
+def test_dynamics_sample_the_density_of_the_beads(aldp, cg_system):
     """Bonds and angles, which a short run samples well, against the flow's own beads."""
     integrator = openmm.LangevinMiddleIntegrator(300, 20, 0.001)
     integrator.setRandomNumberSeed(2)
-    cg = aldp.createCGSystem()
+    cg = cg_system()
     context = context_of(cg.system, integrator)
     context.setPositions(cg.positions)
     context.setVelocitiesToTemperature(300, 3)
@@ -195,8 +202,8 @@ def test_constraints_among_beads_are_kept():
 
 
 @needs_torch_force
-def test_torch_force_survives_xml_copies_and_nesting(aldp, beads):
-    cg = aldp.createCGSystem("torch")
+def test_torch_force_survives_xml_copies_and_nesting(cg_system, beads):
+    cg = cg_system("torch")
     plain, _ = energy_and_forces(context_of(cg.system), beads[0])
     again = copy.deepcopy(openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(cg.system)))
     assert energy_and_forces(context_of(again), beads[0])[0] == pytest.approx(plain)
@@ -222,10 +229,10 @@ def test_bad_input():
 
 @needs_ml
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_openmm_ml_makes_the_same_system(aldp, beads, backend):
+def test_openmm_ml_makes_the_same_system(cg_system, beads, backend):
     from openmmml import MLPotential
 
-    cg = aldp.createCGSystem("python")
+    cg = cg_system("python")
     system = MLPotential("cgflow", modelPath=MODEL).createSystem(cg.topology, removeCMMotion=False, backend=backend)
     masses = [[s.getParticleMass(k)._value for k in range(5)] for s in (system, cg.system)]
     assert masses[0] == pytest.approx(masses[1])

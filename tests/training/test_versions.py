@@ -8,7 +8,7 @@ from openmm_cgflow.trained import KnownRegion
 
 
 def test_what_was_made_of_a_flow_is_made_anew_after_steps_of_the_optimizer():
-    flow = cgf.CGFlow(*load("ALA"), seed=0)
+    flow = cgf.CGFlow(*load("butane"), seed=0)
     known, density = KnownRegion.of(flow), StructureDensity.of(flow)
     assert KnownRegion.of(flow) is known
     assert StructureDensity.of(flow) is density
