@@ -189,7 +189,7 @@ class _Auditor:
         found = self._distinct(self.found.with_(own[known_weights >= limit]))
         known, missing = self._parted(found, known, limit)
         if len(missing):  # an unfinished descent leaves one minimum at several energies
-            lowest = known[known.energy.argmin(keepdims=True)]
+            lowest = known[np.array([known.energy.argmin()])]
             known, missing = self._parted(self._distinct(self._relaxed(missing.with_(lowest))), known, limit)
         forms, kept = self._weighed(missing, known)
         return forms, kept, len(known)

@@ -13,7 +13,7 @@ from molecules import DATA, jiggled, load
 import openmm_cgflow as cgf
 from openmm_cgflow import cli
 from openmm_cgflow.analysis import summary, trust
-from openmm_cgflow.audit import Coverage, Form
+from openmm_cgflow.audit import Coverage, Form, run
 from openmm_cgflow.audit.relabel import Relabel
 from openmm_cgflow.audit.surface import Surface, langevin, quench
 from openmm_cgflow.audit.weigh import log_partition
@@ -54,12 +54,18 @@ def reference_context(molecule):
 # -- forms that are missing
 
 
-def test_audit_names_a_form_behind_a_torsion_that_is_kept(monkeypatch):
+@pytest.fixture(scope="module")
+def vinylether() -> cgf.CGFlow:
     """Methyl vinyl ether with its torsion stiff, as it was: the other form is 10 kJ/mol lower."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(axes, "TURNING_BARRIER", 0.0)
+        return quickly(cgf.CGFlow(*load("vinylether")))
+
+
+def test_audit_names_a_form_behind_a_torsion_that_is_kept(vinylether, monkeypatch):
     monkeypatch.setattr(axes, "TURNING_BARRIER", 0.0)
-    flow = cgf.CGFlow(*load("vinylether"))
+    flow = vinylether
     assert flow.slow_names == []
-    quickly(flow)
     coverage = flow.audit(10_000)
     assert not coverage.covered
     lowest = coverage.forms[0]
@@ -71,6 +77,15 @@ def test_audit_names_a_form_behind_a_torsion_that_is_kept(monkeypatch):
     rows = dict(summary(flow, flow.sample(500, seed=0)))
     assert rows["coverage"].startswith("NOT covered")
     assert "some forms are missing" in rows["Pareto k-hat"] or "not to be trusted" in rows["Pareto k-hat"]
+
+
+def test_audit_names_a_form_once_where_descents_are_unfinished(vinylether, monkeypatch):
+    """Then one minimum comes at several energies, 1 kT and more apart."""
+    monkeypatch.setattr(axes, "TURNING_BARRIER", 0.0)
+    monkeypatch.setattr(run, "_DESCENT", 15)
+    coverage = vinylether.audit(8_000)
+    assert [form.what for form in coverage.forms] == ["LIG1:C1-C2-O1-C3"]
+    assert coverage.forms[0].energy == pytest.approx(-10.1, abs=0.3)
 
 
 def test_audit_of_a_flow_that_turns_the_torsion_finds_nothing():
