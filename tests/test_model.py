@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from openmm import app, unit
 
 import openmm_cgflow as cgf
 from openmm_cgflow import storage
+from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.potentials import DoubleWell
 from openmm_cgflow.storage import read_file, write_file
 
@@ -65,7 +65,7 @@ def test_a_molecule_without_soft_torsions_can_be_learned():
     for force in (bonds, angles, torsions):
         system.addForce(force)
     x = [[0, 0, 0], [0.121, 0, 0], [-0.0555, 0.0961, 0], [-0.0555, -0.0961, 0]]
-    flow = cgf.CGFlow(topology, system, x, seed=0).train(evaluations=30_000, progress=False, settings=QUICK)
+    flow = cgf.CGFlow(topology, system, x, seed=0).train(evaluations=10_000, progress=False, settings=QUICK)
     assert flow.coordinates.sizes[0] == flow.coordinates.sizes[2] == 0
     assert flow.sample(2000, seed=0).ess > 0.9
 
@@ -119,7 +119,7 @@ def test_model_file_round_trip(butane, tmp_path):
 
 def test_frames_of_a_simulation_can_be_mixed_in(butane):
     frames = butane.sample(200, seed=0).trajectory
-    flow = build(seed=2).train(evaluations=15_000, progress=False, settings=QUICK, frames=frames)
+    flow = build(seed=2).train(evaluations=6_000, progress=False, settings=QUICK, frames=frames)
     assert flow.sample(500, seed=0).ess > 0.1
 
 
@@ -136,39 +136,33 @@ def test_metrics_are_written(tmp_path):
 SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
-import openmm_cgflow as cgf
-from openmm_cgflow.flows import FlowSettings
-from openmm_cgflow.potentials import DoubleWell
 from openmm_cgflow.training import checkpoint
+from test_model import train_well
 checkpoint._SECONDS = 0.2
-quick = cgf.TrainSettings(
-    points=64, sweeps=2, fit_steps={fit_steps}, buffer=1000, buffer_steps=5, soft_buffers={soft_buffers}, batch=256
-)
-small = FlowSettings(components=8, slow_hidden=16, hidden=16, atom_couplings=2, rank=2)
-flow = cgf.VectorFlow(DoubleWell(), slow=[0], width=2.0, settings=small, seed=1)
-flow.train(evaluations={evaluations}, progress=False, settings=quick, checkpoint={checkpoint!r}, metrics={metrics!r})
-print("evaluations", flow.evaluations, "ess", flow.sample(500, seed=0).ess)
-flow.save({checkpoint!r} + ".model")
+flow = train_well(*{arguments!r})
+print("ess", flow.sample(500, seed=0).ess)
+flow.save({model!r})
 """
 
 
-def start(tmp_path: Path, evaluations: int, fit_steps: int = 40, soft_buffers: int = 3) -> subprocess.Popen:
-    script = SCRIPT.format(
-        fit_steps=fit_steps,
-        soft_buffers=soft_buffers,
-        tests=str(Path(__file__).parent),
-        evaluations=evaluations,
-        checkpoint=str(tmp_path / "c.checkpoint"),
-        metrics=str(tmp_path / "m.csv"),
+def train_well(folder: Path | str, evaluations: int, fit_steps: int = 40, soft_buffers: int = 3) -> cgf.VectorFlow:
+    """A small training with a checkpoint, here or in a process of its own; the same call goes on with it."""
+    quick = cgf.TrainSettings(
+        points=64, sweeps=2, fit_steps=fit_steps, buffer=1000, buffer_steps=5, soft_buffers=soft_buffers, batch=256
     )
+    small = FlowSettings(components=8, slow_hidden=16, hidden=16, atom_couplings=2, rank=2)
+    flow = cgf.VectorFlow(DoubleWell(), slow=[0], width=2.0, settings=small, seed=1)
+    files = {"checkpoint": f"{folder}/c.checkpoint", "metrics": f"{folder}/m.csv"}
+    return flow.train(evaluations=evaluations, progress=False, settings=quick, **files)
+
+
+def start(tmp_path: Path, **steps: int) -> subprocess.Popen:
+    """`train_well` without an end, and the model saved after it."""
+    tests, model = str(Path(__file__).parent), str(tmp_path / "model")
+    arguments = [str(tmp_path), 10**9, *({"fit_steps": 40, "soft_buffers": 3} | steps).values()]
+    script = SCRIPT.format(tests=tests, arguments=arguments, model=model)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    return subprocess.Popen([sys.executable, "-c", script], stdout=-1, stderr=-1, text=True, env=environment)
 
 
 def wait_for(tmp_path: Path, stage: str) -> None:
@@ -181,36 +175,30 @@ def wait_for(tmp_path: Path, stage: str) -> None:
 
 
 def test_training_goes_on_after_being_killed(tmp_path):
-    process = start(tmp_path, 10**9)
+    process = start(tmp_path)
     wait_for(tmp_path, "refine")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     _, header = read_file(tmp_path / "c.checkpoint", "checkpoint")
     assert header["stage"] == "refine"
-    again = start(tmp_path, header["evaluations"] + 5000)
-    output, errors = again.communicate(timeout=120)
-    assert again.returncode == 0, errors
-    assert 5000 <= int(output.split()[1]) - header["evaluations"] < 10_000
+    again = train_well(tmp_path, header["evaluations"] + 5000)
+    assert 5000 <= again.evaluations - header["evaluations"] < 10_000
     assert (tmp_path / "m.csv").read_text().count("laplace") == 1
 
 
 @pytest.mark.parametrize("stage", ["fit", "soft", "refine"])
 def test_ctrl_c_keeps_what_was_learned_and_the_training_goes_on(tmp_path, stage):
-    process = start(
-        tmp_path, 10**9, fit_steps=2000 if stage == "fit" else 100, soft_buffers=400 if stage == "soft" else 3
-    )
+    process = start(tmp_path, fit_steps=2000 if stage == "fit" else 100, soft_buffers=400 if stage == "soft" else 3)
     wait_for(tmp_path, stage)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     if stage != "fit":  # 9 % without training, 43 % after 3,000 evaluations
         assert float(output.split()[-1]) > 0.2
-    assert cgf.VectorFlow.load(tmp_path / "c.checkpoint.model", DoubleWell()).sample(10).n == 10
+    assert cgf.VectorFlow.load(tmp_path / "model", DoubleWell()).sample(10).n == 10
     _, header = read_file(tmp_path / "c.checkpoint", "checkpoint")
     assert header["stage"] == {"fit": "laplace"}.get(stage, stage)
-    again = start(tmp_path, header["evaluations"] + 10_000)
-    output, errors = again.communicate(timeout=120)
-    assert again.returncode == 0, errors
+    train_well(tmp_path, header["evaluations"] + 10_000)
     assert "refine" in (tmp_path / "m.csv").read_text()
 
 

@@ -36,7 +36,7 @@ def vacuum() -> cgf.CGFlow:
     return cgf.CGFlow.load(MODELS / "aldp_vacuum.cgflow")
 
 
-def quickly(flow, evaluations=15_000):
+def quickly(flow, evaluations=8_000):
     """The flow, trained for some seconds and without an audit."""
     settings = TrainSettings(points=64, sweeps=4, fit_steps=80)
     return flow.train(evaluations=evaluations, settings=settings, progress=False, audit=False)
@@ -66,7 +66,7 @@ def test_audit_names_a_form_behind_a_torsion_that_is_kept(vinylether, monkeypatc
     monkeypatch.setattr(axes, "TURNING_BARRIER", 0.0)
     flow = vinylether
     assert flow.slow_names == []
-    coverage = flow.audit(10_000)
+    coverage = flow.audit(8_000)
     assert not coverage.covered
     lowest = coverage.forms[0]
     assert lowest.what == "LIG1:C1-C2-O1-C3"
@@ -92,7 +92,7 @@ def test_audit_of_a_flow_that_turns_the_torsion_finds_nothing():
     flow = cgf.CGFlow(*load("vinylether"))
     assert flow.slow_names == ["LIG1:C1-C2-O1-C3"]
     quickly(flow)
-    coverage = flow.audit(10_000)
+    coverage = flow.audit(8_000)
     assert coverage.covered, coverage
     assert coverage.kept == []
 
@@ -104,7 +104,7 @@ def test_audit_finds_the_other_forms_of_a_ring_of_ten():
     They are searched for, whatever the dynamics find.
     """
     flow = cgf.CGFlow(*load("macrolactone"))
-    quickly(flow)
+    quickly(flow, 4_000)
     coverage = flow.audit(8_000)
     assert not coverage.covered
     rings = [form for form in coverage.forms if form.what == "ring of 10 atoms"]
@@ -137,8 +137,8 @@ def test_audit_says_nothing_on_a_flow_that_has_it_all(vacuum):
 def test_audit_says_nothing_on_proline():
     """Whose ring has two puckers, both of which the flow has."""
     flow = cgf.CGFlow(*load("PRO"))
-    quickly(flow)
-    coverage = flow.audit(15_000)
+    quickly(flow, 10_000)
+    coverage = flow.audit(10_000)
     shown = [form for form in coverage.forms if form.weight > 0.05]
     assert not shown, coverage
 

@@ -74,7 +74,7 @@ def test_nan_positions_give_nan_energies(workers):
 
 
 def test_a_dead_worker_is_an_error_and_the_next_batch_works(aldp_vacuum):
-    potential = ContextPotential(aldp_vacuum.system, platform="Reference", workers=2)
+    potential = ContextPotential(aldp_vacuum.system, platform="Reference", workers=1)
     x = batch(aldp_vacuum, 20)
     potential.energy_and_forces(x)
     potential._pool._workers[0][0].kill()
@@ -88,7 +88,7 @@ def test_a_dead_worker_is_an_error_and_the_next_batch_works(aldp_vacuum):
 
 def test_automatic_workers_that_die_are_done_without(aldp_vacuum, caplog, monkeypatch):
     potential = ContextPotential(aldp_vacuum.system, platform="Reference")
-    monkeypatch.setattr(potential, "workers", 2)
+    monkeypatch.setattr(potential, "workers", 1)
     monkeypatch.setattr(potential, "_seconds", 1.0)
     x = batch(aldp_vacuum, 20)
     expected, _ = potential.energy_and_forces(x)
@@ -115,7 +115,7 @@ def test_scripts_need_no_main_guard(tmp_path):
             force = openmm.CustomExternalForce("x^2")
             force.addParticle(0)
             system.addForce(force)
-            potential = ContextPotential(system, platform="Reference", workers=2)
+            potential = ContextPotential(system, platform="Reference", workers=1)
             print(potential.energy(torch.ones(8, 1, 3)).sum().item())
             """
         )
