@@ -92,15 +92,11 @@ def gauge_log_det(c, q):
 
     Fixing three atoms takes from the measure prod r^2 sin(angle) the factors x1^2 (second atom) and y2 (third).
     """
-    order = c.layout.order
-
-    def free(values):
-        x = c.to_cartesian(values[None])[0][0][order]
-        return torch.cat([x[1, :1], x[2, :2], x[3:].flatten()])
-
-    jacobian = torch.autograd.functional.jacobian(free, q)
-    x = c.to_cartesian(q[None])[0][0][order]
-    return torch.linalg.slogdet(jacobian)[1] + 2 * x[1, 0].log() + x[2, 1].log()
+    rows = q.repeat(len(q), 1).requires_grad_()  # one for each Cartesian: all gradients in one pass
+    x = c.to_cartesian(rows)[0][:, c.layout.order]
+    free = torch.cat([x[:, 1, :1], x[:, 2, :2], x[:, 3:].flatten(1)], 1)
+    (jacobian,) = torch.autograd.grad(free.diagonal().sum(), rows)
+    return torch.linalg.slogdet(jacobian)[1] + 2 * x[0, 1, 0].detach().log() + x[0, 2, 1].detach().log()
 
 
 @every_molecule

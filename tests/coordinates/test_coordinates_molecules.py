@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 from coordinate_tools import coordinates, draw, rigid_rmsd
-from molecules import ALL, AMINO_ACIDS, PEPTIDES, load, thermal
+from molecules import ALDP, ALL, AMINO_ACIDS, PEPTIDES, load, thermal
 from test_coordinates import difference, gauge_log_det
 
 BACKBONE = {"phi", "psi"}
@@ -37,9 +37,14 @@ METHYLS = {"ALA": 3, "ILE": 4, "LEU": 4, "LYS": 3, "MET": 3, "THR": 3, "VAL": 4}
 every_molecule = pytest.mark.parametrize("name", ALL)
 
 
+def in_vacuum(name, **options):
+    """No solvent, which has no say in coordinates, and takes most of the time to minimise in."""
+    return load(name, **options) if name in ALDP else load(name, solvent=None, **options)
+
+
 @cache
 def made(name):
-    molecule = load(name)
+    molecule = in_vacuum(name)
     return molecule, coordinates(molecule)
 
 
@@ -69,7 +74,7 @@ def test_drawn_coordinates_survive_the_round_trip(name):
 
 @every_molecule
 def test_log_determinant_against_autograd(name):
-    c = coordinates(load(name, constraints=None)) if name in PEPTIDES else made(name)[1]
+    c = coordinates(in_vacuum(name, constraints=None)) if name in PEPTIDES else made(name)[1]
     q = draw(c, 1, seed=3, width=0.7)
     torch.testing.assert_close(c.to_cartesian(q)[1][0], gauge_log_det(c, q[0]), rtol=0, atol=1e-6)
 

@@ -190,18 +190,18 @@ def test_tempered_reverse_kl_learns_butane_without_the_laplace_start(kind, joint
     else:
         schedule = GeometricTempering(0.2, levels=6, steps=20)
     rates = (1e-3, 5e-3, 1e-4)
-    options = {"batch": 512, "learning_rates": rates, "buffer": 10_000, "tempering_buffer": 2048, "joint": joint}
-    flow = train(90_000 if joint else 160_000, seed=2, tempering=schedule, **options)
+    options = {"batch": 256, "learning_rates": rates, "buffer": 5_000, "tempering_buffer": 1024, "joint": joint}
+    flow = train(45_000 if joint else 50_000, seed=2, tempering=schedule, **options)
     betas = [row["beta"] for row in flow.history if row["stage"] == "tempering"]
     assert betas[0] == 0.2
     assert betas == sorted(betas)
     assert betas[-1] == 1.0
     assert "laplace" not in [row["stage"] for row in flow.history]
-    assert flow.sample(2000, seed=0).ess_clipped > 0.2  # without clipping: 0.24 to 0.53 in five seeds, a heavy tail
+    assert flow.sample(2000, seed=0).ess_clipped > 0.2  # 0.25 to 0.56 in six trainings with other seeds
 
 
 def test_a_molecule_without_slow_torsions_can_be_trained():
-    flow = train(15_000, name="caffeine")
+    flow = train(10_000, name="caffeine")
     assert flow.slow_names == []
     samples = flow.sample(500, seed=0)
     assert samples.slow.shape == (500, 0)
