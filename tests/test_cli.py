@@ -282,7 +282,7 @@ def shell(*arguments):
 def test_a_real_training_from_end_to_end(tmp_path):
     """Butane: trained, resumed, sampled, reported. Its two gauche states are mirror images: equally populated."""
     model = tmp_path / "butane.cgflow"
-    command = ["train", *BUTANE, "-o", model, "--metrics", tmp_path / "m.csv", "--evaluations", 15000]
+    command = ["train", *BUTANE, "-o", model, "--metrics", tmp_path / "m.csv", "--evaluations", 10000]
     done = shell(*command)
     assert done.returncode == 0, done.stderr
     assert float(re.search(r"unclipped weights\s+([\d.]+) %", done.stdout)[1]) > 20
@@ -291,13 +291,13 @@ def test_a_real_training_from_end_to_end(tmp_path):
     assert again.exit_code == 0, again.stderr
     assert "going on from" in again.stderr
     rows = (tmp_path / "m.csv").read_text().splitlines()
-    assert 20_000 < int(rows[-1].split(",")[2]) <= 30_000
+    assert 15_000 < int(rows[-1].split(",")[2]) <= 20_000
     assert sum(row.startswith("laplace") for row in rows) == 1
     other = run(*command, "--temperature", 400)
     assert other.exit_code == 2
     assert "checkpoint of another System, temperature" in other.stderr
 
-    assert run("sample", model, "-n", 5000, "-o", tmp_path / "s.npz", "--seed", 1).exit_code == 0
+    assert run("sample", model, "-n", 3000, "-o", tmp_path / "s.npz", "--seed", 1).exit_code == 0
     with np.load(tmp_path / "s.npz") as file:
         drawn = dict(file)
     torsion, weights = drawn["slow"][:, 0], np.exp(drawn["log_weights"] - drawn["log_weights"].max())
@@ -308,7 +308,7 @@ def test_a_real_training_from_end_to_end(tmp_path):
     assert 0.1 < share.sum() < 0.7
     assert abs(share[0] - share[1]) < 4 * error  # another seed: fails once in 16,000 runs
 
-    done = run("report", model, "-n", 2000, "--out", tmp_path / "r")
+    done = run("report", model, "-n", 500, "--out", tmp_path / "r")
     assert done.exit_code == 0, done.stderr
     names = {path.name for path in (tmp_path / "r").iterdir()}
     assert {"report.html", "free_energy_torsions.png", "energies.png", "log_weights.png", "training.png"} == names
