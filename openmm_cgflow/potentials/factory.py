@@ -44,6 +44,8 @@ def make_potential(
     """
     check_system(system)
     x = positions_array(positions, system.getNumParticles())
+    reference = reference or Reference(system)
+    demand_finite(reference.energy(x))
     try:
         exact = TorchPotential.fromSystem(system, dtype=torch.float64)
         judge = Judge(system, x, temperature, reference)
@@ -63,7 +65,7 @@ def make_potential(
 def _contexts(system: openmm.System, x: np.ndarray, kelvin: float) -> ContextPotential:
     potential = ContextPotential(system)
     energies = potential.energies_here(shaken(x, 3))
-    step = abs(float(np.spacing(np.float32(demand_finite(energies[0])))))
+    step = abs(float(np.spacing(np.float32(energies[0]))))
     if step > _COARSE * KB * kelvin and np.array_equal(energies, energies.astype(np.float32), equal_nan=True):
         _log.warning(
             "the energies of this System, %.9g kJ/mol at the given positions, come in single precision, in steps of "
