@@ -11,7 +11,7 @@ import torch
 
 from openmm_cgflow.errors import InvalidInputError, UnsupportedForceError
 from openmm_cgflow.potentials import ContextPotential, TorchPotential, make_potential, torsion_energy
-from openmm_cgflow.potentials import check as check_module
+from openmm_cgflow.potentials import evaluator as evaluator_module
 from openmm_cgflow.potentials import torch_potential as torch_potential_module
 from openmm_cgflow.potentials.evaluator import Evaluator
 
@@ -178,13 +178,13 @@ def test_auto_goes_on_when_compiling_fails(aldp, monkeypatch, caplog):
 
 def test_self_check_accepts_and_rejects(aldp, monkeypatch):
     TorchPotential.fromSystem(aldp.system, positions=aldp.positions)
-    true = check_module.Evaluator.__call__
+    true = evaluator_module.Evaluator.__call__
 
     def wrong(self, x, group=None):
         energy, forces = true(self, x, group)
         return energy + 1e-3, forces
 
-    monkeypatch.setattr(check_module.Evaluator, "__call__", wrong)
+    monkeypatch.setattr(evaluator_module.Evaluator, "__call__", wrong)
     with pytest.raises(UnsupportedForceError, match="does not agree"):
         TorchPotential.fromSystem(aldp.system, positions=aldp.positions)
 
