@@ -1,11 +1,12 @@
 """From beads to atoms: structures around given beads, drawn from a conditional density, with weights.
 
 A `Placer` puts atoms around beads and knows their density; the flow's own is `FlowPlacer`. `backmap` reads the beads,
-asks the placer, and gives `Backmapped`.
+asks the placer, and gives `Backmapped`; `backmap_file` does so for files of any length.
 """
 
 from openmm_cgflow.backmapping.backmap import backmap
+from openmm_cgflow.backmapping.long_files import BackmappedFile, backmap_file
 from openmm_cgflow.backmapping.placer import FlowPlacer, Placer
 from openmm_cgflow.backmapping.result import Backmapped
 
-__all__ = ["Backmapped", "FlowPlacer", "Placer", "backmap"]
+__all__ = ["Backmapped", "BackmappedFile", "FlowPlacer", "Placer", "backmap", "backmap_file"]

@@ -14,7 +14,7 @@ from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import PositionsLike
 
-__all__ = ["backmap"]
+__all__ = ["backmap", "place_atoms"]
 
 _log = logging.getLogger("openmm_cgflow")
 _RELAX_STEPS = 50
@@ -26,9 +26,17 @@ def backmap(
     """The structures of `CGFlow.backmap`, which see."""
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n <= 0:
         raise InvalidInputError(f"backmap: n is {n!r}; give a positive number of structures for each frame.")
-    beads = flow.beads.read(cg, "backmap")
-    placer: Placer = FlowPlacer(flow, flow.compute.tensor(beads))
+    result, placer = place_atoms(flow, flow.beads.read(cg, "backmap"), n, relax, seed)
     _warn(placer)
+    warn_of_failed(result.failed, "backmap", "Draw more (n), or leave these frames out (see `failed`).")
+    return result
+
+
+def place_atoms(
+    flow: TrainedFlow, beads: np.ndarray, n: int, relax: bool | int, seed: int | None
+) -> tuple[Backmapped, Placer]:
+    """Structures around beads `(frames, beads, 3)` that were read, and the placer, which knows what is strange."""
+    placer: Placer = FlowPlacer(flow, flow.compute.tensor(beads))
     generator = seeded(seed)
     with flow.compute.parallel() as parallel, torch.no_grad():
         rows = torch.arange(len(beads)).split(max(1, BATCH // n))
@@ -48,8 +56,7 @@ def backmap(
         topology=flow.topology,
         reference=flow.positions._value,
     )
-    warn_of_failed(result.failed, "backmap", "Draw more (n), or leave these frames out (see `failed`).")
-    return result
+    return result, placer
 
 
 def _warn(placer: Placer) -> None:

@@ -19,8 +19,9 @@ from openmm_cgflow.cli.options import (
     trajectory_file,
     writable_folder,
 )
-from openmm_cgflow.cli.output import save, show
+from openmm_cgflow.cli.output import show
 from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.trajectory_files import WRITTEN, frame_range
 
 if TYPE_CHECKING:
     from openmm_cgflow.forcematching import DistilSettings
@@ -35,43 +36,67 @@ def backmap(
         Path, typer.Argument(help="Beads: a .dcd or .xtc of them, or any file that mdtraj reads.", show_default=False)
     ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="File for the structures: .dcd, .xtc or .pdb.", show_default=False)
+        Path,
+        typer.Option(
+            "-o", "--output", help="File for the structures: .dcd, .xtc, .trr, .nc or .pdb.", show_default=False
+        ),
     ],
     n: Annotated[int, typer.Option("-n", help="Structures for each frame.")] = 1,
     resample: Annotated[bool, typer.Option("--resample", help="Keep one of them, drawn by its weight.")] = False,
     relax: Annotated[int, typer.Option(help="Iterations of minimisation with the beads held.")] = 0,
+    stride: Annotated[int, typer.Option(help="Take every so many frames.")] = 1,
+    frames: Annotated[
+        str | None, typer.Option(metavar="A:B", help="Frames A to B - 1, from 0 on.", show_default=False)
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a dask scheduler, for many machines.", show_default=False)
+    ] = None,
     seed: DrawSeed = None,
     device: Device = None,
 ) -> None:
-    """Put atoms around the beads of a CG trajectory; weights and checks go into an .npz file beside the frames."""
-    positive("-n", n)
+    """Put atoms around the beads of a CG trajectory, of any length; weights and checks go into an .npz file beside it.
+
+    A run that was ended goes on where it was, with the same command.
+    """
+    for name, value in (("-n", n), ("--stride", stride), ("--workers", workers)):
+        positive(name, value)
     if relax < 0:
         raise InvalidInputError(f"--relax is {relax}: give 0 or a number of iterations")
-    trajectory_file(output, "structures")
+    if device is not None and (workers > 1 or scheduler is not None):
+        raise InvalidInputError("--device is for one process: leave it out, or leave out --workers and --scheduler")
+    chosen = frame_range(frames)
+    trajectory_file(output, "structures", WRITTEN)
     load_torch()
     from openmm_cgflow.analysis import duration
+    from openmm_cgflow.backmapping import backmap_file
 
-    flow = cgf.CGFlow.load(model, device)
+    many = workers > 1 or scheduler is not None
     start = time.monotonic()
-    result = flow.backmap(beads, n=n, relax=relax, seed=seed)
+    result = backmap_file(
+        model if many else cgf.CGFlow.load(model, device),
+        beads,
+        output,
+        n,
+        resample,
+        relax,
+        seed,
+        stride,
+        chosen,
+        workers=workers,
+        scheduler=scheduler,
+        progress=True,
+    )
     taken = time.monotonic() - start
-    frames, total = len(result.outside), result.outside.size * n
-    rows = [("structures", f"{total:,} around {frames:,} frames of beads, in {duration(taken)}")]
-    rows.append(("outside the trained region", f"{result.outside.sum():,} of {frames:,} frames"))
+    rows = [("structures", f"{result.structures:,} around {result.frames:,} frames of beads, in {duration(taken)}")]
+    rows.append(("outside the trained region", f"{result.outside:,} of {result.frames:,} frames"))
     if n > 1:
-        ess = result.ess[~result.failed]
-        rows.append(("ESS within a frame", f"{100 * ess.mean():.1f} % on average" if len(ess) else "unknown"))
-    if result.failed.any():
-        rows.append(("without any finite energy", f"{result.failed.sum():,} of {frames:,} frames"))
-    if resample:
-        if result.failed.any():
-            raise InvalidInputError(
-                f"--resample: in {result.failed.sum()} of {frames} frames no structure has a finite energy, so that "
-                "there is none to draw: draw more (-n), leave these frames out, or leave out --resample"
-            )
-        result = result.resample(0 if seed is None else seed)
+        ess = f"{100 * result.ess:.1f} % on average" if result.failed < result.frames else "unknown"
+        rows.append(("ESS within a frame", ess))
+    if result.failed:
+        rows.append(("without any finite energy", f"{result.failed:,} of {result.frames:,} frames"))
     rows += result.checks.summary()
-    show([*rows, ("written", ", ".join(str(path) for path in save(result, output)))])
+    show([*rows, ("written", ", ".join(map(str, result.written)))])
 
 
 @app.command("fit-cg")

@@ -1,6 +1,7 @@
 """Options that several commands have, and how their values are checked before any long work."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -42,9 +43,8 @@ def positive(name: str, value: float | None) -> float:
     return value or 0
 
 
-def trajectory_file(output: Path, what: str) -> None:
+def trajectory_file(output: Path, what: str, formats: Sequence[str] = FORMATS[:-1]) -> None:
     """See that frames can be written there, before any long work."""
-    formats = FORMATS[:-1]
     if output.suffix not in formats:
         raise InvalidInputError(f"{output}: {what} are written as {', '.join(formats)}; choose one of these")
     writable_folder(output.parent)

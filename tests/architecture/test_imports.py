@@ -12,7 +12,7 @@ import openmm_cgflow
 ROOT = Path(openmm_cgflow.__file__).parent
 FLOORS = [
     {"errors", "version"},
-    {"compute", "units"},
+    {"compute", "trajectory_files", "units"},
     {"potentials"},
     {"chemistry", "storage"},
     {"coordinates"},

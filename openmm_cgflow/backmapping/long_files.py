@@ -1,0 +1,324 @@
+"""Backmapping of files of any length: piece by piece, in processes or on a cluster, and on where it stopped."""
+
+import hashlib
+import json
+import logging
+import secrets
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import mdtraj
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from openmm_cgflow.analysis.structure_checks import StructureChecks
+from openmm_cgflow.backmapping.backmap import place_atoms
+from openmm_cgflow.errors import CGFlowError, InvalidInputError
+from openmm_cgflow.storage import locked
+from openmm_cgflow.trained import TrainedFlow
+from openmm_cgflow.trajectory_files import WRITTEN, count_frames, read_pieces, write_frames
+
+__all__ = ["BackmappedFile", "backmap_file"]
+
+_log = logging.getLogger("openmm_cgflow")
+_ARRAYS = ("log_densities", "reduced_energies", "log_weights", "weights", "outside", "failed", "ess")
+_AHEAD = 2  # pieces that wait for each worker
+
+
+@dataclass(frozen=True)
+class BackmappedFile:
+    """What `backmap_file` has written.
+
+    Attributes:
+        written: the file of structures; an `.npz` file beside it with `log_densities`, `reduced_energies`,
+            `log_weights`, `weights`, each `(frames, n)`, `outside`, `failed` and `ess` (of all that were drawn),
+            `(frames,)`, and the checks, `check_...`, of every structure; and a `.topology.pdb` for formats without one.
+        frames: of beads.
+        structures: that were written.
+        outside: frames whose beads the flow does not know.
+        failed: frames in which no structure has a finite energy.
+        ess: Kish effective sample size over n, the mean over frames that did not fail; NaN if there are none.
+        checks: of all structures.
+    """
+
+    written: tuple[Path, ...]
+    frames: int
+    structures: int
+    outside: int
+    failed: int
+    ess: float
+    checks: StructureChecks
+
+
+def backmap_file(
+    flow: TrainedFlow | str | Path,
+    beads: str | Path,
+    output: str | Path,
+    n: int = 1,
+    resample: bool = False,
+    relax: bool | int = False,
+    seed: int | None = None,
+    stride: int = 1,
+    frames: tuple[int, int | None] = (0, None),
+    chunk: int = 1000,
+    workers: int = 1,
+    scheduler: str | None = None,
+    progress: bool = False,
+) -> BackmappedFile:
+    """Put atoms around all frames of a file, however long, in bounded memory.
+
+    Pieces of the file are done one by one and kept beside the output, in a folder that ends in `.parts`; a run that was
+    ended goes on there with the same arguments. At the end they are joined and the folder is removed. One seed gives
+    one result, for any number of workers.
+
+    Arguments:
+        flow: a trained flow; a model file, by its path, for more than one worker or a cluster.
+        beads: a trajectory of the beads that mdtraj reads.
+        output: `.dcd`, `.xtc`, `.trr`, `.nc` or `.pdb`; numbers go into an `.npz` file beside it.
+        n: number of structures for each frame.
+        resample: keep one of them, drawn by its weight.
+        relax: as in `CGFlow.backmap`.
+        seed: of the draw; a new one by default.
+        stride: take every so many frames.
+        frames: the first one, and before which one to end.
+        chunk: frames in a piece.
+        workers: processes on this machine, one thread each.
+        scheduler: address of a dask scheduler, whose workers have this package and can read the model file.
+        progress: show a bar with the time that is left.
+
+    Raises:
+        InvalidInputError: for numbers that cannot be, files that cannot be read or written, no frames; if with
+            `resample` a frame has no structure of finite energy; if the pieces there are of another run; for a
+            scheduler without dask.
+        MismatchError: for other beads.
+
+    Example:
+        backmap_file("model.cgflow", "long.xtc", "atoms.xtc", n=8, resample=True, workers=4, progress=True)
+    """
+    beads, output = Path(beads), Path(output)
+    for name, value in (("n", n), ("stride", stride), ("chunk", chunk), ("workers", workers)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidInputError(f"backmap_file: {name} is {value!r}; give a positive whole number")
+    if output.suffix.lower() not in WRITTEN:
+        raise InvalidInputError(f"{output}: structures are written as {', '.join(WRITTEN)}; choose one of these")
+    if not beads.is_file():
+        raise InvalidInputError(f"backmap_file: there is no file {beads}")
+    model = None if isinstance(flow, TrainedFlow) else Path(flow)
+    if model is None and (workers > 1 or scheduler is not None):
+        raise InvalidInputError("backmap_file: several workers each read the model: give the path of its file")
+    own = flow if isinstance(flow, TrainedFlow) else _loaded(str(flow))
+    parts = output.with_name(output.name + ".parts")
+    with locked(output):
+        task = _Task(n, resample, relax, seed)
+        task = _begin(parts, task, _identity(own, beads, stride, frames, chunk))
+        topology = mdtraj.Topology.from_openmm(own.beads.topology)
+        pieces = read_pieces(beads, topology, chunk, stride, *frames)
+        total = count_frames(beads, stride, *frames)
+        if total == 0:
+            raise InvalidInputError(f"backmap_file: there are no frames in {beads} from {frames[0]} on")
+        with _bar(progress, total) as advance, _doing(own, model, workers, scheduler) as (submit, ahead):
+            found = _all_pieces(pieces, parts, task, submit, ahead, advance)
+        if not found:
+            raise InvalidInputError(f"backmap_file: there are no frames in {beads}")
+        return _join(own, found, parts, output)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is done with each piece."""
+
+    n: int
+    resample: bool
+    relax: bool | int
+    seed: int | None
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str) -> TrainedFlow:
+    """The flow of a file, once in each process."""
+    return TrainedFlow.load(model)
+
+
+def _do(flow: TrainedFlow | str, piece: mdtraj.Trajectory, number: int, task: _Task) -> dict[str, np.ndarray]:
+    """What is kept of one piece: structures around its frames, and their numbers. Also what a worker runs."""
+    own = flow if isinstance(flow, TrainedFlow) else _loaded(flow)
+    seed = int(np.random.SeedSequence([task.seed or 0, number]).generate_state(1)[0])
+    try:
+        result, _ = place_atoms(own, own.beads.read(piece, "backmap"), task.n, task.relax, seed)
+        if task.resample and result.failed.any():
+            raise InvalidInputError(
+                f"in {result.failed.sum()} of {len(result.failed)} frames no structure has a finite energy, so that "
+                "there is none to draw: draw more, leave these frames out (the first is frame "
+                f"{int(result.failed.argmax())}), or do not resample"
+            )
+    except CGFlowError as error:
+        raise type(error)(f"in piece {number} of the file, of {len(piece)} frames counted from 0: {error}") from error
+    kept = result.resample(seed) if task.resample else result
+    checks = {f"check_{field.name}": getattr(kept.checks, field.name) for field in fields(kept.checks)}
+    numbers = {name: getattr(result if name == "ess" else kept, name) for name in _ARRAYS}
+    return {"positions": kept.positions, **numbers, **checks}
+
+
+def _identity(flow: TrainedFlow, beads: Path, stride: int, frames: tuple[int, int | None], chunk: int) -> str:
+    """By which a run knows its pieces again."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(flow.flow.state_dict().items()):
+        sha.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    stat = beads.stat()
+    sha.update(json.dumps([str(beads.resolve()), stat.st_size, stat.st_mtime_ns, stride, frames, chunk]).encode())
+    return sha.hexdigest()
+
+
+def _begin(parts: Path, task: _Task, identity: str) -> _Task:
+    """The folder of pieces, new or of this very run; a run that goes on has the seed that it began with.
+
+    Raises:
+        InvalidInputError: the folder cannot be made, or is of another run.
+    """
+    described = parts / "run.json"
+    try:
+        parts.mkdir(exist_ok=True)
+        if not described.exists():
+            task = task if task.seed is not None else _Task(task.n, task.resample, task.relax, secrets.randbits(32))
+            described.write_text(json.dumps({"identity": identity, **asdict(task)}), encoding="utf-8")
+            return task
+        before = json.loads(described.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"cannot use {parts}: {error}; remove it, or choose another output") from error
+    asked = {"identity": identity, **asdict(task)}
+    if before != asked | ({"seed": before.get("seed")} if task.seed is None else {}):
+        raise InvalidInputError(
+            f"{parts} holds pieces of a run with another model, file or options: remove it to begin anew, or give the "
+            "same ones to go on"
+        )
+    _log.info("backmapping goes on with the pieces in %s", parts)
+    return _Task(**{field.name: before[field.name] for field in fields(_Task)})
+
+
+@contextmanager
+def _bar(progress: bool, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar over frames; gives what moves it on."""
+    columns = (TextColumn("backmapping"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not progress) as bar:
+        bead_frames = bar.add_task("frames", total=total)
+        yield lambda frames: bar.advance(bead_frames, frames)
+
+
+Submit = Callable[[mdtraj.Trajectory, int, _Task], Any]
+
+
+@contextmanager
+def _doing(flow: TrainedFlow, model: Path | None, workers: int, scheduler: str | None) -> Iterator[tuple[Submit, int]]:
+    """A function that has a piece done and returns what has a `result()`, and how many may wait for that."""
+    if scheduler is not None:
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise InvalidInputError('a scheduler needs dask: pip install "openmm_cgflow[dask]"') from error
+        with Client(scheduler) as client:
+            ahead = _AHEAD * max(1, len(client.ncores()))
+            yield lambda piece, number, task: client.submit(_do, str(model), piece, number, task, pure=False), ahead
+    elif workers > 1:
+        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread) as pool:
+            yield lambda piece, number, task: pool.submit(_do, str(model), piece, number, task), _AHEAD * workers
+    else:
+        yield lambda piece, number, task: _Done(_do(flow, piece, number, task)), 1
+
+
+@dataclass(frozen=True)
+class _Done:
+    value: dict[str, np.ndarray]
+
+    def result(self) -> dict[str, np.ndarray]:
+        return self.value
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _all_pieces(
+    pieces: Iterator[mdtraj.Trajectory],
+    parts: Path,
+    task: _Task,
+    submit: Submit,
+    ahead: int,
+    advance: Callable[[int], None],
+) -> list[Path]:
+    """Have every piece done that is not there yet; their files, in order."""
+    found: list[Path] = []
+    waiting: deque[tuple[Path, int, Any]] = deque()
+
+    def take() -> None:
+        path, frames, future = waiting.popleft()
+        _write_piece(path, future.result())
+        advance(frames)
+
+    for number, piece in enumerate(pieces):
+        path = parts / f"{number:06d}.npz"
+        found.append(path)
+        if path.exists():
+            advance(len(piece))
+            continue
+        waiting.append((path, len(piece), submit(piece, number, task)))
+        if len(waiting) >= ahead:
+            take()
+    while waiting:
+        take()
+    return found
+
+
+def _write_piece(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Whole, or not at all."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        temporary.replace(path)
+    except OSError as error:
+        raise InvalidInputError(f"cannot write {path}: {error}; what is done so far is kept") from error
+
+
+def _join(flow: TrainedFlow, found: list[Path], parts: Path, output: Path) -> BackmappedFile:
+    """One file of structures and one of numbers; then the pieces are removed."""
+    names = [*_ARRAYS, *(f"check_{field.name}" for field in fields(StructureChecks))]
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
+
+    def positions() -> Iterator[np.ndarray]:
+        for path in found:
+            with np.load(path) as data:
+                for name in names:
+                    columns[name].append(data[name])
+                x = data["positions"]
+            yield x.reshape(-1, *x.shape[2:])
+
+    topology = mdtraj.Topology.from_openmm(flow.topology)
+    structures = write_frames(output, topology, positions())
+    arrays = {name: np.concatenate(column) for name, column in columns.items()}
+    arrays["temperature"] = np.array(flow.temperature._value)
+    numbers = output.with_suffix(".npz")
+    temporary, written = numbers.with_suffix(".npz.part"), [output, numbers]
+    try:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        temporary.replace(numbers)
+        if output.suffix.lower() != ".pdb":
+            written.append(output.with_suffix(".topology.pdb"))
+            mdtraj.Trajectory(flow.positions._value, topology).save_pdb(str(written[-1]))
+    except OSError as error:
+        raise InvalidInputError(f"cannot write {numbers}: {error}; the pieces are kept in {parts}") from error
+    shutil.rmtree(parts)
+    checks = StructureChecks(*(arrays[f"check_{field.name}"] for field in fields(StructureChecks)))
+    outside, failed = arrays["outside"], arrays["failed"]
+    ess = float(arrays["ess"][~failed].mean()) if not failed.all() else float("nan")
+    return BackmappedFile(tuple(written), len(outside), structures, int(outside.sum()), int(failed.sum()), ess, checks)

@@ -1,0 +1,118 @@
+"""Trajectory files of any length: frames read and written piece by piece, in any format of mdtraj's."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+from mdtraj.utils import in_units_of
+
+from openmm_cgflow.errors import InvalidInputError
+
+__all__ = ["WRITTEN", "count_frames", "frame_range", "read_pieces", "write_frames"]
+
+WRITTEN = (".dcd", ".xtc", ".trr", ".nc", ".pdb")
+"""Formats that `write_frames` writes."""
+
+_NO_TOPOLOGY = (".dcd", ".xtc", ".trr", ".nc", ".netcdf", ".ncdf", ".mdcrd", ".crd", ".binpos", ".xyz", ".lammpstrj")
+
+
+def frame_range(text: str | None) -> tuple[int, int | None]:
+    """First frame and the one after the last of `a:b`, as Python's slices have it; `a:` and `:b` are fine.
+
+    Raises:
+        InvalidInputError: for anything else.
+
+    Example:
+        >>> frame_range("100:200"), frame_range(":50"), frame_range(None)
+        ((100, 200), (0, 50), (0, None))
+    """
+    if text is None:
+        return 0, None
+    first, colon, last = text.partition(":")
+    whole = all(not part or part.isdecimal() for part in (first, last))
+    start, stop = (int(first or 0), int(last) if last else None) if whole else (0, None)
+    if not colon or not whole or (stop is not None and stop <= start):
+        raise InvalidInputError(f"frames are {text!r}; give FIRST:LAST, such as 100:200, 100: or :200")
+    return start, stop
+
+
+def count_frames(path: Path, stride: int = 1, start: int = 0, stop: int | None = None) -> int | None:
+    """How many frames `read_pieces` will give, where the format tells without reading all of them; else None."""
+    try:
+        with mdtraj.open(str(path)) as file:
+            total = len(file)
+    except Exception:  # of formats that cannot, and of files that are refused when they are read
+        return None
+    end = total if stop is None else min(stop, total)
+    return max(0, -(-(end - start) // stride))
+
+
+def read_pieces(
+    path: Path,
+    topology: mdtraj.Topology,
+    chunk: int = 1000,
+    stride: int = 1,
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[mdtraj.Trajectory]:
+    """Frames `start`, `start + stride`, ... before `stop`, at most `chunk` at a time.
+
+    Arguments:
+        path: a file that mdtraj reads.
+        topology: of formats that hold none.
+        chunk: frames that are in memory at a time.
+        stride: take every so many frames.
+        start: the first one.
+        stop: before which one to end; the last one is the file's by default.
+
+    Raises:
+        InvalidInputError: for a file that cannot be read, by name.
+    """
+    options = {"top": topology} if path.suffix.lower() in _NO_TOPOLOGY else {}
+    left = None if stop is None else -(-(stop - start) // stride)
+    try:  # not mdtraj's stride, which means another thing in each format
+        for whole in mdtraj.iterload(str(path), chunk=chunk * stride, skip=start, **options):
+            piece = whole[::stride][:left]
+            left = None if left is None else left - len(piece)
+            if len(piece):
+                yield piece
+            if left == 0:
+                return
+    except (OSError, ValueError, RuntimeError, EOFError, IndexError, TypeError, KeyError) as error:
+        raise InvalidInputError(
+            f"{path} cannot be read as a trajectory of {topology.n_atoms} particles: {error}"
+        ) from error
+
+
+def write_frames(path: Path, topology: mdtraj.Topology, pieces: Iterable[np.ndarray]) -> int:
+    """Write frames, piece by piece; a file that is there is replaced when all are written. Returns their number.
+
+    Arguments:
+        path: one of `WRITTEN`.
+        topology: of formats that hold one.
+        pieces: `(frames, atoms, 3)` each, nm.
+
+    Raises:
+        InvalidInputError: for another format, or where the file cannot be written.
+    """
+    if path.suffix.lower() not in WRITTEN:
+        raise InvalidInputError(f"{path}: frames are written as {', '.join(WRITTEN)}; choose one of these")
+    temporary, count = path.with_name(f"{path.stem}.part{path.suffix}"), 0
+    try:
+        with mdtraj.open(str(temporary), "w", force_overwrite=True) as file:
+            for x in pieces:
+                values = in_units_of(x, "nanometers", file.distance_unit)
+                if path.suffix.lower() == ".pdb":
+                    for frame in values:
+                        file.write(frame, topology, modelIndex=count)
+                        count += 1
+                else:
+                    file.write(np.ascontiguousarray(values, dtype=np.float32))
+                    count += len(x)
+        temporary.replace(path)
+    except OSError as error:
+        raise InvalidInputError(f"cannot write {path}: {error}; what was there stays") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count

@@ -1,0 +1,170 @@
+"""Backmapping of files: the same in pieces, in processes and after an interruption as in one go; any format."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import pytest
+from molecules import MODELS
+
+import openmm_cgflow as cgf
+from openmm_cgflow.backmapping import backmap_file, long_files
+from openmm_cgflow.trajectory_files import WRITTEN, count_frames, frame_range, read_pieces, write_frames
+
+MODEL = MODELS / "alanine_dipeptide.cgflow"
+FRAMES = 23
+
+
+@pytest.fixture(scope="module")
+def flow() -> cgf.CGFlow:
+    return cgf.CGFlow.load(MODEL, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def beads(flow, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("beads") / "beads.xtc"
+    samples = flow.sample(FRAMES, seed=4)
+    x = samples.positions[:, flow.beads.atoms]
+    mdtraj.Trajectory(x, mdtraj.Topology.from_openmm(flow.beads.topology)).save(str(path))
+    return path
+
+
+def test_pieces_are_the_frames_of_the_file(flow, beads):
+    topology = mdtraj.Topology.from_openmm(flow.beads.topology)
+    whole = mdtraj.load(str(beads), top=topology).xyz
+    for stride, start, stop in ((1, 0, None), (3, 0, None), (2, 5, 17), (1, 20, 100), (4, 1, 2)):
+        pieces = list(read_pieces(beads, topology, 4, stride, start, stop))
+        assert np.array_equal(np.concatenate([piece.xyz for piece in pieces]), whole[start:stop:stride])
+        assert max(len(piece) for piece in pieces) <= 4
+        assert count_frames(beads, stride, start, stop) == len(whole[start:stop:stride])
+
+
+@pytest.mark.parametrize("suffix", WRITTEN)
+def test_frames_are_written_in_every_format(flow, tmp_path, suffix):
+    topology, x = mdtraj.Topology.from_openmm(flow.topology), flow.sample(5, seed=1).positions
+    path = tmp_path / f"frames{suffix}"
+    assert write_frames(path, topology, iter([x[:3], x[3:]])) == 5
+    again = mdtraj.load(str(path), **({} if suffix == ".pdb" else {"top": topology}))
+    np.testing.assert_allclose(again.xyz, x, atol=6e-4)
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_a_file_is_backmapped_as_its_frames_are(flow, beads, tmp_path):
+    result = backmap_file(flow, beads, tmp_path / "atoms.dcd", n=3, seed=7, chunk=10)
+    assert (result.frames, result.structures) == (FRAMES, 3 * FRAMES)
+    x = mdtraj.load(str(result.written[0]), top=str(result.written[2])).xyz.reshape(FRAMES, 3, 22, 3)
+    given = mdtraj.load(str(beads), top=mdtraj.Topology.from_openmm(flow.beads.topology)).xyz
+    np.testing.assert_allclose(x[:, :, flow.beads.atoms], np.repeat(given[:, None], 3, 1), atol=2e-6)
+    with np.load(result.written[1]) as data:
+        energies, log_weights = data["reduced_energies"], data["log_weights"]
+        assert data["check_clashes"].shape == (3 * FRAMES,)
+    own = flow.target.potential.energy(flow.compute.tensor(x.reshape(-1, 22, 3))).numpy() / flow.target.kT
+    fine = np.isfinite(energies.ravel())
+    assert fine.mean() > 0.9
+    assert np.median(np.abs(own[fine] - energies.ravel()[fine])) < 0.05  # positions in single precision
+    assert 0.3 < result.ess < 1
+    assert np.isfinite(log_weights).mean() > 0.9
+    assert not (tmp_path / "atoms.dcd.parts").exists()
+
+
+def test_processes_give_what_one_gives(beads, tmp_path):
+    one, two = (
+        backmap_file(MODEL, beads, tmp_path / f"{workers}.xtc", 4, True, seed=1, stride=2, chunk=4, workers=workers)
+        for workers in (1, 2)
+    )
+    assert one.structures == two.structures == -(-FRAMES // 2)
+    first, second = (np.load(result.written[1]) for result in (one, two))
+    np.testing.assert_allclose(first["reduced_energies"], second["reduced_energies"], rtol=1e-4)
+
+
+def test_a_cluster_gives_what_one_process_gives(beads, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=str(tmp_path)
+    ) as cluster:
+        result = backmap_file(MODEL, beads, tmp_path / "many.xtc", seed=1, chunk=8, scheduler=cluster.scheduler_address)
+    alone = backmap_file(MODEL, beads, tmp_path / "one.xtc", seed=1, chunk=8)
+    first, second = (np.load(each.written[1]) for each in (result, alone))
+    np.testing.assert_allclose(first["reduced_energies"], second["reduced_energies"], rtol=1e-4)
+
+
+def test_an_interrupted_run_goes_on(flow, beads, tmp_path, monkeypatch):
+    output, done, do = tmp_path / "atoms.xtc", [], long_files._do
+
+    def dies(own, piece, number, task):
+        if number == 2:
+            raise KeyboardInterrupt
+        done.append(number)
+        return do(own, piece, number, task)
+
+    def lives(own, piece, number, task):
+        done.append(number)
+        return do(own, piece, number, task)
+
+    monkeypatch.setattr(long_files, "_do", dies)
+    with pytest.raises(KeyboardInterrupt):
+        backmap_file(flow, beads, output, chunk=5)
+    assert not output.exists()
+    assert json.loads((tmp_path / "atoms.xtc.parts" / "run.json").read_text())["seed"] >= 0
+    monkeypatch.setattr(long_files, "_do", lives)
+    with pytest.raises(cgf.InvalidInputError, match="another model, file or options"):
+        backmap_file(flow, beads, output, n=2, chunk=5)
+    result = backmap_file(flow, beads, output, chunk=5)
+    assert sorted(done) == list(range(5))
+    assert result.frames == FRAMES
+    assert output.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": 0}, "n is 0"),
+        ({"stride": -1}, "stride is -1"),
+        ({"workers": 2}, "path of its file"),
+        ({"scheduler": "tcp://nowhere:1"}, "path of its file"),
+        ({"output": "atoms.gro"}, "written as"),
+        ({"beads": "absent.xtc"}, "no file absent"),
+        ({"frames": (1000, None)}, "no frames"),
+    ],
+)
+def test_what_cannot_be_is_refused(flow, beads, tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(cgf.InvalidInputError, match=message):
+        backmap_file(**({"flow": flow, "beads": beads, "output": "atoms.xtc"} | change))
+
+
+def test_a_broken_frame_is_named_with_its_piece(flow, tmp_path):
+    x = flow.sample(9, seed=4).positions[:, flow.beads.atoms].copy()
+    x[7, 2] += 1.0
+    path = tmp_path / "broken.xtc"
+    mdtraj.Trajectory(x, mdtraj.Topology.from_openmm(flow.beads.topology)).save(str(path))
+    with pytest.raises(cgf.InvalidInputError, match=r"in piece 1 of the file.*frame 2"):
+        backmap_file(flow, path, tmp_path / "atoms.xtc", chunk=5)
+
+
+@pytest.mark.parametrize("text", ["5", "a:b", "7:7", "9:2", "-1:4", ":0"])
+def test_ranges_that_are_none_are_refused(text):
+    with pytest.raises(cgf.InvalidInputError, match="FIRST:LAST"):
+        frame_range(text)
+
+
+def test_a_file_that_is_no_trajectory_is_refused(flow, tmp_path):
+    path = tmp_path / "beads.xtc"
+    path.write_bytes(b"nonsense" * 100)
+    with pytest.raises(cgf.InvalidInputError, match="cannot be read"):
+        backmap_file(flow, path, tmp_path / "atoms.xtc")
+
+
+def test_command(beads, tmp_path):
+    command = [sys.executable, "-m", "openmm_cgflow", "backmap", str(MODEL), str(beads), "-o", "atoms.nc"]
+    options = ["-n", "4", "--resample", "--frames", "3:20", "--stride", "4", "--seed", "3"]
+    done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
+    assert "5 around 5 frames" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock") == [
+        "atoms.nc",
+        "atoms.npz",
+        "atoms.topology.pdb",
+    ]
