@@ -145,6 +145,20 @@ def test_a_broken_frame_is_named_with_its_piece(flow, tmp_path):
         backmap_file(flow, path, tmp_path / "atoms.xtc", chunk=5)
 
 
+@pytest.mark.parametrize("suffix", [".xtc", ".pdb"])
+def test_files_of_atoms_are_read_by_pieces(flow, tmp_path, monkeypatch, suffix):
+    samples = flow.sample(7, seed=2)
+    path = tmp_path / f"atoms{suffix}"
+    samples.trajectory.save(str(path))
+    monkeypatch.setattr("openmm_cgflow.trained.molecule.FRAMES_AT_ONCE", 3)
+    np.testing.assert_allclose(np.cos(flow.slowVariables(path) - samples.slow), 1, atol=1e-3)
+    log_density = flow.logDensity(str(path))
+    assert log_density.shape == (7,)
+    assert np.isfinite(log_density).all()
+    with pytest.raises(cgf.InvalidInputError, match="no file"):
+        flow.slowVariables("absent.xtc")
+
+
 @pytest.mark.parametrize("text", ["5", "a:b", "7:7", "9:2", "-1:4", ":0"])
 def test_ranges_that_are_none_are_refused(text):
     with pytest.raises(cgf.InvalidInputError, match="FIRST:LAST"):

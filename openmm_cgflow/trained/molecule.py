@@ -1,11 +1,13 @@
 """The trained flow of a molecule."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import mdtraj
 import numpy as np
 import openmm
 import torch
@@ -19,7 +21,7 @@ from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.copies import copied_system, copied_topology
 from openmm_cgflow.coverage import Coverage
 from openmm_cgflow.door import structure_reader
-from openmm_cgflow.errors import ModelFileError
+from openmm_cgflow.errors import InvalidInputError, ModelFileError
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.potentials import Potential, make_potential
 from openmm_cgflow.storage import (
@@ -34,9 +36,13 @@ from openmm_cgflow.storage import (
 from openmm_cgflow.structures import CONSTRAINT_TOLERANCE
 from openmm_cgflow.trained.base import Trained
 from openmm_cgflow.trained.stored import Molecule, StoredModel, check_network, molecule_of
+from openmm_cgflow.trajectory_files import read_pieces
 from openmm_cgflow.units import PositionsLike
 
 __all__ = ["TrainedFlow"]
+
+FRAMES_AT_ONCE = 2000
+"""Of a file that is read piece by piece."""
 
 _log = logging.getLogger("openmm_cgflow")
 
@@ -116,7 +122,8 @@ class TrainedFlow(Trained[InternalCoordinates]):
 
         Arguments:
             positions: `(atoms, 3)` or `(n, atoms, 3)`, in any orientation: an mdtraj Trajectory (its atoms are put in
-                order by their names, and made whole by its box), an OpenMM State, a Quantity, or numbers in nm.
+                order by their names, and made whole by its box), an OpenMM State, a Quantity, or numbers in nm; or a
+                file that mdtraj reads, of any length, which is read piece by piece.
 
         Returns:
             `(n,)`; minus infinity for the other chirality, another isomer, or constraints that do not hold.
@@ -128,6 +135,43 @@ class TrainedFlow(Trained[InternalCoordinates]):
         Example:
             flow.logDensity(samples.positions)
         """
+        return np.concatenate([self._log_density_of(piece) for piece in self._pieces(positions)])
+
+    def slowVariables(self, positions: PositionsLike) -> np.ndarray:
+        """The slow variables `(n, n_slow)` of positions, radians.
+
+        Arguments:
+            positions: as in `logDensity`; a file too.
+
+        Raises:
+            MismatchError: for another molecule.
+            InvalidInputError: for broken bonds, atoms on one another, NaN or another unit; frames are named.
+
+        Example:
+            phi, psi = flow.slowVariables("md.xtc").T
+        """
+        parts = [super(TrainedFlow, self).slowVariables(piece) for piece in self._pieces(positions)]
+        return np.concatenate(parts)
+
+    def _pieces(self, positions: PositionsLike) -> Iterator[PositionsLike]:
+        """What was given; or a file's frames, some thousand at a time.
+
+        Raises:
+            InvalidInputError: for a file that is not there, or has no frames.
+        """
+        if not isinstance(positions, str | Path):
+            yield positions
+            return
+        path, seen = Path(positions), False
+        if not path.is_file():
+            raise InvalidInputError(f"there is no file {path}")
+        for piece in read_pieces(path, mdtraj.Topology.from_openmm(self._topology), FRAMES_AT_ONCE):
+            seen = True
+            yield piece
+        if not seen:
+            raise InvalidInputError(f"there are no frames in {path}")
+
+    def _log_density_of(self, positions: PositionsLike) -> np.ndarray:
         x = self._read(positions)
         log_density = self._log_density(x)
         off = self._structures.off_constraints(x) > CONSTRAINT_TOLERANCE
