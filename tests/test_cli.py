@@ -1,11 +1,13 @@
 """The command line: start-up, every message, exit codes, files; one real training at the end."""
 
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,6 +33,7 @@ class FakeFlow:
 
     made: "list[FakeFlow]"
     on_train: "Exception | None" = None
+    on_sample: "Callable[[], object] | None" = None
 
     def __init__(
         self, topology, system, positions, temperature=300.0, slow=None, seed=0, bonds="topology", device=None
@@ -51,6 +54,8 @@ class FakeFlow:
         Path(path).write_text("model")
 
     def sample(self, n, seed=None):
+        if FakeFlow.on_sample is not None:
+            FakeFlow.on_sample()
         rng = np.random.default_rng(seed)
         return Samples(
             positions=np.repeat(self.positions[None].astype(np.float32), n, 0),
@@ -72,7 +77,7 @@ def fake(monkeypatch, pdb):
         molecule = openmm_app.PDBFile(str(pdb))
         return FakeFlow(molecule.topology, SimpleNamespace(getNumConstraints=lambda: 0), molecule.getPositions(True))
 
-    FakeFlow.made, FakeFlow.on_train, FakeFlow.load = [], None, staticmethod(load)
+    FakeFlow.made, FakeFlow.on_train, FakeFlow.on_sample, FakeFlow.load = [], None, None, staticmethod(load)
     monkeypatch.setitem(sys.modules, "openmm_cgflow.model", SimpleNamespace(CGFlow=FakeFlow))
     return FakeFlow
 
@@ -106,6 +111,26 @@ def test_version():
     from openmm_cgflow.version import __version__
 
     assert run("--version").output.strip() == __version__
+
+
+def test_quiet_shows_the_result_alone_and_a_log_file_keeps_what_was_told(fake, tmp_path):
+    (tmp_path / "m.cgflow").write_text("model")
+    logger, log = logging.getLogger("openmm_cgflow"), tmp_path / "run.log"
+    fake.on_sample = lambda: (logger.info("something"), logger.debug("a detail"), logger.warning("take care"))
+    command = ("sample", tmp_path / "m.cgflow", "-n", 20, "-o", tmp_path / "s.dcd")
+    for _ in range(2):
+        result = run("--quiet", "--log-file", log, *command)
+        assert result.exit_code == 0, result.output
+        assert "something" not in result.output
+        assert "take care" in result.output
+        assert "written" in result.output
+    assert "something" in run(*command).output
+    lines = log.read_text().splitlines()
+    assert [line.split(" ", 3)[2:] for line in lines] == 2 * [
+        ["INFO", "something"],
+        ["DEBUG", "a detail"],
+        ["WARNING", "take care"],
+    ]
 
 
 def test_train_passes_everything_on(fake, pdb, tmp_path):

@@ -5,8 +5,10 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import rich
 import typer
 from typer.core import TyperGroup
 
@@ -41,15 +43,18 @@ class _Commands(TyperGroup):
 @contextmanager
 def _told() -> Iterator[None]:
     """Show what the package has to say while it works; the logging of the process is as before after it."""
-    logger, handler = logging.getLogger("openmm_cgflow"), logging.StreamHandler()
-    level = logger.level
+    logger, handler, console = logging.getLogger("openmm_cgflow"), logging.StreamHandler(), rich.get_console()
+    level, quiet, handlers = logger.level, console.quiet, list(logger.handlers)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for added in set(logger.handlers) - set(handlers):
+            logger.removeHandler(added)
+            added.close()
         logger.setLevel(level)
+        console.quiet = quiet
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -80,8 +85,23 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; warnings and the result alone.")] = False,
+    log_file: Annotated[
+        Path | None, typer.Option(help="Append what is told, with the time, to this file.", show_default=False)
+    ] = None,
 ) -> None:
-    pass
+    logger = logging.getLogger("openmm_cgflow")
+    if quiet:  # the bars of progress are drawn on this console
+        rich.get_console().quiet = True
+        for shown in logger.handlers:
+            shown.setLevel(logging.WARNING)
+    if log_file is not None:
+        kept = logging.FileHandler(log_file, encoding="utf-8")
+        kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.setLevel(logging.DEBUG)
+        for shown in logger.handlers:
+            shown.setLevel(max(shown.level, logging.INFO))
+        logger.addHandler(kept)
 
 
 def load_torch() -> None:

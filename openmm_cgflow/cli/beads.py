@@ -21,7 +21,6 @@ from openmm_cgflow.cli.options import (
 )
 from openmm_cgflow.cli.output import show
 from openmm_cgflow.errors import InvalidInputError
-from openmm_cgflow.trajectory_files import WRITTEN, frame_range
 
 if TYPE_CHECKING:
     from openmm_cgflow.forcematching import DistilSettings
@@ -65,11 +64,13 @@ def backmap(
         raise InvalidInputError(f"--relax is {relax}: give 0 or a number of iterations")
     if device is not None and (workers > 1 or scheduler is not None):
         raise InvalidInputError("--device is for one process: leave it out, or leave out --workers and --scheduler")
-    chosen = frame_range(frames)
-    trajectory_file(output, "structures", WRITTEN)
     load_torch()
     from openmm_cgflow.analysis import duration
     from openmm_cgflow.backmapping import backmap_file
+    from openmm_cgflow.trajectory_files import WRITTEN, frame_range
+
+    trajectory_file(output, "structures", WRITTEN)
+    chosen = frame_range(frames)
 
     many = workers > 1 or scheduler is not None
     start = time.monotonic()

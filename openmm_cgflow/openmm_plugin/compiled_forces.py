@@ -89,6 +89,7 @@ def compile_forces(module: nn.Module, positions: Tensor, particles: Particles | 
 def compile_to_machine_code(module: nn.Module, positions: Tensor) -> EnergyAndForces:
     """The same as a function of `(positions, scale)` in double precision, by torch's compiler: most of a minute."""
     start = time.perf_counter()
+    _log.info("compiling the force: half a minute or more")
     recorded, example = _record(module, positions)
     for node in recorded.graph.nodes:
         node.meta.clear()  # of what was recorded, which the compiler takes for its own

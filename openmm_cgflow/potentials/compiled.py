@@ -40,6 +40,7 @@ def compile_energy_gradient(function: EnergyGradient, example: Tensor) -> Energy
         Exception: Whatever the compiler raises.
     """
     start = time.perf_counter()
+    _log.info("compiling the potential: seconds, or half a minute at the first time")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         function(example)  # what is made at the first call, such as tables, must not become part of the graph

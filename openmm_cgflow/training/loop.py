@@ -1,6 +1,7 @@
 """The loop of a training: budget, optimizer, running average, report, checkpoint. It knows no flow."""
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from openmm_cgflow.training.budget import Budget, Spent
 from openmm_cgflow.training.reporter import Metrics, Reporter
 
 __all__ = ["Loop", "Stage"]
+
+_log = logging.getLogger("openmm_cgflow")
 
 _LARGEST_NORM = 20.0  # of a gradient
 _FREE = 256  # rows of a step without energies
@@ -134,6 +137,12 @@ class Loop:
     def save(self, force: bool = False) -> None:
         """Write a checkpoint, if it is time or `force`."""
         self._save(force)
+
+    def tell(self, doing: str) -> None:
+        """Say what goes on, where that takes longer than a step."""
+        _log.debug("%s", doing)
+        if self._reporter is not None:
+            self._reporter.tell(doing, self.budget.fraction)
 
     def report(self, stage: str, dropped: int = 0, **figures: Any) -> None:  # noqa: ANN401
         """Add a row to the history."""

@@ -76,6 +76,10 @@ class Reporter:
         if self._file is not None:
             self._file.close()
 
+    def tell(self, doing: str, fraction: float) -> None:
+        """Say what goes on until the next row, and move the bar to `fraction`."""
+        self._bar.update(self._task, description=doing, completed=fraction)
+
     def add(self, row: Metrics, fraction: float) -> None:
         """Write a row, and move the bar to `fraction` (0 to 1)."""
         if self._file is not None:

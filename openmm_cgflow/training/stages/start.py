@@ -88,14 +88,17 @@ class Start:
         task, settings, parallel = self.task, self.task.settings, loop.parallel
         target, coordinates = task.target, task.target.coordinates
         if plan.directions:
+            loop.tell("start: searching for slow directions")
             found = separating_directions(target, plan.points, parallel, task.generator, plan.descent, plan.descents)
             assert isinstance(coordinates, LinearCoordinates)
             coordinates.turn(found)
             parallel.forget()  # of the coordinates as they were
+        loop.tell("start: minimising, and the curvature of the energy")
         reference, scale = coordinates.reference.float().unsqueeze(0), coordinates.scale.float()
         structure, factor = curvature_factor(target, reference, task.stiff, scale, parallel, plan.descents)
         points = self._spread(structure, plan.points)
         if plan.sweeps:
+            loop.tell(f"start: annealing {len(points):,} walkers over {task.soft.numel()} torsions")
             points = anneal_soft(
                 target,
                 points,
@@ -107,6 +110,7 @@ class Start:
                 plan.sweeps,
                 settings.flattening,
             )
+        loop.tell(f"start: Gaussians of the stiff coordinates around {len(points):,} minima")
         mixture = laplace(target, points, task.stiff, factor, parallel, plan.iterations, plan.measured)
         fine = torch.isfinite(mixture.log_partition)
         if not bool(fine.any()):
