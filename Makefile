@@ -3,14 +3,14 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: help lint test docs demo examples package conda-check bench check
+.PHONY: help lint test docs demo examples package conda-check faults bench check
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXAMPLES := $(CURDIR)/examples
 export PS4 := + $$SECONDS s: # the seconds so far, before every command
 
 help:
-	echo "make lint | test | docs | demo | examples | package | conda-check | bench | check"
+	echo "make lint | test | docs | demo | examples | package | conda-check | faults | bench | check"
 
 lint:
 	set -x
@@ -75,6 +75,11 @@ package:
 conda-check:
 	set -x
 	python conda-recipe/check.py
+
+# Kills, full disks, broken files: nothing is lost, and each is told in one line.
+faults:
+	set -x
+	python tests/faults/run.py
 
 # Every figure of the README, then its tables: many hours, and it goes on where it stopped.
 bench:

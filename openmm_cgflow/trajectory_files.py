@@ -1,15 +1,24 @@
 """Trajectory files of any length: frames read and written piece by piece, in any format of mdtraj's."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import mdtraj
 import numpy as np
 from mdtraj.utils import in_units_of
 
-from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.errors import CGFlowError, InvalidInputError
 
-__all__ = ["WRITTEN", "count_frames", "frame_range", "read_pieces", "write_frames"]
+__all__ = [
+    "WRITTEN",
+    "count_frames",
+    "frame_range",
+    "read_pieces",
+    "save_arrays",
+    "save_trajectory",
+    "write_frames",
+]
 
 WRITTEN = (".dcd", ".xtc", ".trr", ".nc", ".pdb")
 """Formats that `write_frames` writes."""
@@ -98,21 +107,53 @@ def write_frames(path: Path, topology: mdtraj.Topology, pieces: Iterable[np.ndar
     """
     if path.suffix.lower() not in WRITTEN:
         raise InvalidInputError(f"{path}: frames are written as {', '.join(WRITTEN)}; choose one of these")
-    temporary, count = path.with_name(f"{path.stem}.part{path.suffix}"), 0
+    count = 0
+    with _whole(path) as temporary, mdtraj.open(str(temporary), "w", force_overwrite=True) as file:
+        for x in pieces:
+            values = in_units_of(x, "nanometers", file.distance_unit)
+            if path.suffix.lower() == ".pdb":
+                for frame in values:
+                    file.write(frame, topology, modelIndex=count)
+                    count += 1
+            else:
+                file.write(np.ascontiguousarray(values, dtype=np.float32))
+                count += len(x)
+    return count
+
+
+def save_trajectory(trajectory: mdtraj.Trajectory, path: Path) -> None:
+    """Write a trajectory as what mdtraj writes, whole or not at all.
+
+    Raises:
+        InvalidInputError: where it cannot be written.
+    """
+    with _whole(path) as temporary:
+        trajectory.save(str(temporary))
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as `.npz`, whole or not at all.
+
+    Raises:
+        InvalidInputError: where it cannot be written.
+    """
+    with _whole(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` when all went well."""
+    temporary = path.with_name(f"{path.stem}.part{path.suffix}")
     try:
-        with mdtraj.open(str(temporary), "w", force_overwrite=True) as file:
-            for x in pieces:
-                values = in_units_of(x, "nanometers", file.distance_unit)
-                if path.suffix.lower() == ".pdb":
-                    for frame in values:
-                        file.write(frame, topology, modelIndex=count)
-                        count += 1
-                else:
-                    file.write(np.ascontiguousarray(values, dtype=np.float32))
-                    count += len(x)
+        yield temporary
         temporary.replace(path)
-    except OSError as error:
-        raise InvalidInputError(f"cannot write {path}: {error}; what was there stays") from error
+    except CGFlowError:
+        raise
+    except Exception as error:  # mdtraj's writers raise whatever they meet where a disk is full
+        reason = str(error) if isinstance(error, OSError) else "its writer failed: is the disk full?"
+        raise InvalidInputError(
+            f"cannot write {path} ({reason}); free some space, or choose another place. What was there stays."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
-    return count

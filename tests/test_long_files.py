@@ -159,6 +159,22 @@ def test_files_of_atoms_are_read_by_pieces(flow, tmp_path, monkeypatch, suffix):
         flow.slowVariables("absent.xtc")
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), TypeError("'dict' object is not callable")])
+def test_a_full_disk_leaves_what_was_there(flow, tmp_path, monkeypatch, error):
+    samples, path = flow.sample(3, seed=0), tmp_path / "frames.dcd"
+    path.write_bytes(b"before")
+
+    def full(self, name, **options):
+        Path(name).write_bytes(b"half of")
+        raise error
+
+    monkeypatch.setattr(mdtraj.Trajectory, "save", full)
+    with pytest.raises(cgf.InvalidInputError, match=r"cannot write .*frames\.dcd.*stays"):
+        samples.save(path)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("text", ["5", "a:b", "7:7", "9:2", "-1:4", ":0"])
 def test_ranges_that_are_none_are_refused(text):
     with pytest.raises(cgf.InvalidInputError, match="FIRST:LAST"):

@@ -24,7 +24,14 @@ from openmm_cgflow.backmapping.backmap import place_atoms
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.storage import locked
 from openmm_cgflow.trained import TrainedFlow
-from openmm_cgflow.trajectory_files import WRITTEN, count_frames, read_pieces, write_frames
+from openmm_cgflow.trajectory_files import (
+    WRITTEN,
+    count_frames,
+    read_pieces,
+    save_arrays,
+    save_trajectory,
+    write_frames,
+)
 
 __all__ = ["BackmappedFile", "backmap_file"]
 
@@ -307,16 +314,11 @@ def _join(flow: TrainedFlow, found: list[Path], parts: Path, output: Path) -> Ba
     arrays = {name: np.concatenate(column) for name, column in columns.items()}
     arrays["temperature"] = np.array(flow.temperature._value)
     numbers = output.with_suffix(".npz")
-    temporary, written = numbers.with_suffix(".npz.part"), [output, numbers]
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        temporary.replace(numbers)
-        if output.suffix.lower() != ".pdb":
-            written.append(output.with_suffix(".topology.pdb"))
-            mdtraj.Trajectory(flow.positions._value, topology).save_pdb(str(written[-1]))
-    except OSError as error:
-        raise InvalidInputError(f"cannot write {numbers}: {error}; the pieces are kept in {parts}") from error
+    written = [output, numbers]
+    save_arrays(numbers, arrays)
+    if output.suffix.lower() != ".pdb":
+        written.append(output.with_suffix(".topology.pdb"))
+        save_trajectory(mdtraj.Trajectory(flow.positions._value, topology), written[-1])
     shutil.rmtree(parts)
     checks = StructureChecks(*(arrays[f"check_{field.name}"] for field in fields(StructureChecks)))
     outside, failed = arrays["outside"], arrays["failed"]

@@ -10,6 +10,7 @@ import numpy as np
 from openmm import app
 
 from openmm_cgflow.analysis.structure_checks import StructureChecks, check_structures
+from openmm_cgflow.trajectory_files import save_arrays, save_trajectory
 
 __all__ = ["Backmapped", "listed", "warn_of_failed"]
 
@@ -99,19 +100,11 @@ class Backmapped:
     def save(self, path: str | Path) -> None:
         """Write the structures as what mdtraj writes, and densities, energies and weights as `.npz` beside them."""
         path = Path(path)
-        self.trajectory.save(str(path))
+        save_trajectory(self.trajectory, path)
         checks = {f"check_{field.name}": getattr(self.checks, field.name) for field in fields(self.checks)}
-        np.savez_compressed(
-            path.with_suffix(".npz"),
-            log_densities=self.log_densities,
-            reduced_energies=self.reduced_energies,
-            log_weights=self.log_weights,
-            weights=self.weights,
-            outside=self.outside,
-            failed=self.failed,
-            temperature=np.array(self.temperature),
-            **checks,
-        )
+        names = ("log_densities", "reduced_energies", "log_weights", "weights", "outside", "failed")
+        arrays = {name: getattr(self, name) for name in names}
+        save_arrays(path.with_suffix(".npz"), arrays | {"temperature": np.array(self.temperature)} | checks)
 
 
 def warn_of_failed(failed: np.ndarray, what: str, mend: str) -> None:

@@ -213,6 +213,7 @@ def simulate(
     load_torch()
     from openmm_cgflow.analysis import duration
     from openmm_cgflow.openmm_plugin.cg_system import langevin_frames
+    from openmm_cgflow.trajectory_files import save_trajectory
 
     source: cgf.CGForceField | cgf.CGFlow = (
         cgf.CGForceField.load(model) if model.suffix == FORCE_FIELD else cgf.CGFlow.load(model, device)
@@ -221,9 +222,9 @@ def simulate(
     trajectory = langevin_frames(source.createCGSystem(), source.temperature, picoseconds, timestep, interval, seed)
     taken = time.monotonic() - start
     steps = round(1000 * picoseconds / timestep)
-    trajectory.save(str(output))
+    save_trajectory(trajectory, output)
     topology = output.with_suffix(".topology.pdb")
-    trajectory[0].save_pdb(str(topology))
+    save_trajectory(trajectory[0], topology)
     show(
         [
             ("beads", f"{trajectory.n_atoms}, {trajectory.n_frames:,} frames"),

@@ -13,13 +13,15 @@ __all__ = ["save", "show", "summarise"]
 
 def save(samples: "cgf.Samples | Backmapped", path: Path) -> list[Path]:
     """Write frames and weights, and the topology that DCD and XTC files lack; returns every file written."""
+    from openmm_cgflow.trajectory_files import save_trajectory
+
     samples.save(path)
     written = [path]
     if path.suffix != ".npz":
         written.append(path.with_suffix(".npz"))
     if path.suffix in (".dcd", ".xtc"):
         written.append(path.with_suffix(".topology.pdb"))
-        samples.trajectory[0].save_pdb(str(written[-1]))
+        save_trajectory(samples.trajectory[0], written[-1])
     return written
 
 

@@ -1,5 +1,6 @@
 """The device on which a flow, its coordinates and its energies are, and random numbers that do not depend on it."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from openmm_cgflow.compute.graphs import Graphs
 from openmm_cgflow.compute.parallel import Parallel
-from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.errors import InvalidInputError, TrainingError
 
 __all__ = ["Compute", "Device", "choose", "seeded"]
 
@@ -63,8 +64,18 @@ class Compute:
 
 
 def choose(weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """`n` indices drawn by `weights`, with replacement; on the CPU, with which a GPU may be indexed."""
-    return torch.multinomial(weights.cpu(), n, replacement=True, generator=generator)
+    """`n` indices drawn by `weights`, with replacement; on the CPU, with which a GPU may be indexed.
+
+    Raises:
+        TrainingError: if no weight is above zero, or one is NaN: then no energy was finite.
+    """
+    weights = weights.cpu()
+    if not 0 < float(weights.sum()) < math.inf:
+        raise TrainingError(
+            f"every energy of {len(weights):,} structures is infinite or NaN; check the System, and the forces in it "
+            "that call a program."
+        )
+    return torch.multinomial(weights, n, replacement=True, generator=generator)
 
 
 def seeded(seed: int | None = None) -> torch.Generator:

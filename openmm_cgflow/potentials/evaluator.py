@@ -6,7 +6,7 @@ import numpy as np
 import openmm
 from openmm import unit
 
-from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.potentials.systems import without_barostats
 
 __all__ = ["Evaluator", "fastest_platform", "likely_platform", "make_context"]
@@ -64,13 +64,19 @@ class Evaluator:
         Arguments:
             x: Positions.
             group: The force group to evaluate alone; all of them by default.
+
+        Raises:
+            CGFlowError: OpenMM, or a force that calls a program, has failed.
         """
         energies = np.full(len(x), np.nan)
         forces = np.full(x.shape, np.nan)
         groups = -1 if group is None else 1 << group
         for k in np.flatnonzero(np.isfinite(x).all(axis=(1, 2))):
-            self.context.setPositions(x[k])
-            state = self.context.getState(getEnergy=True, getForces=True, groups=groups)
+            try:
+                self.context.setPositions(x[k])
+                state = self.context.getState(getEnergy=True, getForces=True, groups=groups)
+            except openmm.OpenMMException as error:
+                raise CGFlowError(f"OpenMM cannot evaluate an energy any more: {error}") from error
             energies[k] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
             forces[k] = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
         return energies, forces

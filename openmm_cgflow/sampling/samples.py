@@ -19,6 +19,7 @@ from openmm_cgflow.sampling.weights import (
     pareto_k,
     trustworthy,
 )
+from openmm_cgflow.trajectory_files import save_arrays, save_trajectory
 from openmm_cgflow.units import KB
 
 __all__ = ["Samples"]
@@ -213,7 +214,7 @@ class Samples:
         """Write all as `.npz`, or frames as what mdtraj writes (`.dcd`, `.pdb`) and weights as `.npz` beside it."""
         path = Path(path)
         if path.suffix != ".npz":
-            self.trajectory.save(str(path))
+            save_trajectory(self.trajectory, path)
         arrays: dict[str, Any] = {
             "log_weights": self.log_weights,
             "reduced_energies": self.reduced_energies,
@@ -225,7 +226,7 @@ class Samples:
         }
         if path.suffix == ".npz":
             arrays["positions"] = self.positions
-        np.savez_compressed(path.with_suffix(".npz"), **arrays)
+        save_arrays(path.with_suffix(".npz"), arrays)
 
     def __repr__(self) -> str:
         trust = "" if self.trustworthy else " (weights not to be trusted)"
