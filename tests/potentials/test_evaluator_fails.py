@@ -9,12 +9,12 @@ import openmm_cgflow as cgf
 from openmm_cgflow.compute import choose, seeded
 from openmm_cgflow.potentials import ContextPotential
 
-FAILS = [False]
+FAILS = {"now": False}
 
 
 def energy(state):
     """Of a program that goes away."""
-    if FAILS[0]:
+    if FAILS["now"]:
         raise RuntimeError("the server has gone")
     return 1.0, np.zeros((2, 3))
 
@@ -26,8 +26,8 @@ def test_a_force_that_fails_is_an_error_of_this_package(monkeypatch):
     system.addForce(openmm.PythonForce(energy, {}))
     potential, x = ContextPotential(system, platform="Reference", workers=0), torch.zeros(3, 2, 3)
     assert potential.energy(x).tolist() == [1.0] * 3
-    monkeypatch.setitem(FAILS, 0, True)
-    with pytest.raises(cgf.CGFlowError, match="cannot evaluate an energy any more.*the server has gone"):
+    monkeypatch.setitem(FAILS, "now", True)
+    with pytest.raises(cgf.CGFlowError, match=r"cannot evaluate an energy any more.*the server has gone"):
         potential.energy(x)
 
 
