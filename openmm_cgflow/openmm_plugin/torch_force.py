@@ -24,7 +24,8 @@ import openmm, openmmtorch
 class Spring(torch.nn.Module):
     def forward(self, x, k):
         return k * (x * x).sum()
-force = openmmtorch.TorchForce(torch.jit.script(Spring()))
+module = torch.jit.trace(Spring(), (torch.zeros(1, 3), torch.tensor(2.0)))  # which needs no source, as script does
+force = openmmtorch.TorchForce(module)
 force.addGlobalParameter("k", 2.0)
 system = openmm.System()
 system.addParticle(1.0)
@@ -56,12 +57,16 @@ def why_no_torch_force() -> str | None:
     """
     tested = _tested()
     pins = " ".join(f'"{each}"' for each in tested) or '"openmm_cgflow[torchforce]"'
-    try:
-        version = metadata.version("openmmtorch")
-    except metadata.PackageNotFoundError:
+    packages = metadata.packages_distributions().get("openmmtorch", [])  # it has several builds, by their own names
+    if not packages:
         return f"openmmtorch is not installed; pip install {pins} works."
-    here = {"torch": torch.__version__, "openmm": openmm.Platform.getOpenMMVersion(), "openmmtorch": version}
-    if tested and all(each.specifier.contains(here[each.name]) for each in tested):
+    plugin = packages[0]
+    here = {
+        "torch": torch.__version__,
+        "openmm": openmm.Platform.getOpenMMVersion(),
+        plugin: metadata.version(plugin),
+    }
+    if tested and all(each.name in here and each.specifier.contains(here[each.name]) for each in tested):
         return None
     _log.info("trying out TorchForce with %s", here)
     probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=300, check=False)

@@ -156,7 +156,7 @@ def test_what_cannot_be_had_is_said():
 
 
 def test_without_openmmtorch_it_says_which_versions_work(monkeypatch):
-    monkeypatch.setattr("importlib.metadata.version", _missing)
+    monkeypatch.setattr("importlib.metadata.packages_distributions", dict)
     torch_force.why_no_torch_force.cache_clear()
     flow = cgf.CGFlow(*load("butane"), seed=0)
     try:
@@ -168,10 +168,19 @@ def test_without_openmmtorch_it_says_which_versions_work(monkeypatch):
         torch_force.why_no_torch_force.cache_clear()
 
 
-def _missing(name: str) -> str:
-    from importlib.metadata import PackageNotFoundError
-
-    raise PackageNotFoundError(name)
+@pytest.mark.skipif(NO_TORCH is not None, reason=str(NO_TORCH))
+def test_another_build_of_the_plugin_is_tried_out(monkeypatch, caplog):
+    """Under its own name; versions that were not tried before are, in another process."""
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"openmmtorch": ["another-build"]})
+    monkeypatch.setattr("importlib.metadata.version", lambda name: {"another-build": "9.9"}[name])
+    torch_force.why_no_torch_force.cache_clear()
+    try:
+        with caplog.at_level("INFO", logger="openmm_cgflow"):
+            assert torch_force.why_no_torch_force() is None
+        assert "another-build" in caplog.text
+    finally:
+        monkeypatch.undo()
+        torch_force.why_no_torch_force.cache_clear()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
