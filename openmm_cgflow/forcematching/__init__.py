@@ -7,13 +7,16 @@ to its forces and energies. `judge_beads` says what any energy of the beads give
 """
 
 from openmm_cgflow.forcematching.bead_model import BeadMapping, BeadModel
+from openmm_cgflow.forcematching.chain_network import ChainNetwork, shared_network
 from openmm_cgflow.forcematching.chain_torsions import ChainTorsions
-from openmm_cgflow.forcematching.distil import Distilled, DistilSettings, distil
+from openmm_cgflow.forcematching.distil import Chain, Distilled, DistilSettings, distil, distil_many
 from openmm_cgflow.forcematching.evaluator import BeadMarginal, judge_beads, torsion_histogram
 from openmm_cgflow.forcematching.fitting import FitSettings, FittedBeads, fit_beads
 from openmm_cgflow.forcematching.force_map import ForceMap, aggregated_map, generalised_forces, optimal_map
 from openmm_cgflow.forcematching.langevin import BatchedLangevin
 from openmm_cgflow.forcematching.mixture import BeadMixture
+from openmm_cgflow.forcematching.residues import bead_types
+from openmm_cgflow.forcematching.schnet import SchNet, SchNetSettings
 from openmm_cgflow.forcematching.student import BeadNetwork, StudentSettings
 from openmm_cgflow.forcematching.teacher import Points, Teacher, training_points
 
@@ -24,6 +27,8 @@ __all__ = [
     "BeadMixture",
     "BeadModel",
     "BeadNetwork",
+    "Chain",
+    "ChainNetwork",
     "ChainTorsions",
     "DistilSettings",
     "Distilled",
@@ -31,14 +36,19 @@ __all__ = [
     "FittedBeads",
     "ForceMap",
     "Points",
+    "SchNet",
+    "SchNetSettings",
     "StudentSettings",
     "Teacher",
     "aggregated_map",
+    "bead_types",
     "distil",
+    "distil_many",
     "fit_beads",
     "generalised_forces",
     "judge_beads",
     "optimal_map",
+    "shared_network",
     "torsion_histogram",
     "training_points",
 ]

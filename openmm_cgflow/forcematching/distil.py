@@ -4,22 +4,25 @@ import copy
 import logging
 import math
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from openmm_cgflow.compute import CHUNK, Parallel, seeded
+from openmm_cgflow.compute import Parallel, seeded
 from openmm_cgflow.coordinates import InternalCoordinates
-from openmm_cgflow.errors import InvalidInputError, TrainingError
+from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.forcematching.chain_network import ChainNetwork, calibrate, shared_network
+from openmm_cgflow.forcematching.lessons import Labelled, Lesson, Student, lesson, most_points
+from openmm_cgflow.forcematching.schnet import SchNetSettings
 from openmm_cgflow.forcematching.student import BeadNetwork, StudentSettings
-from openmm_cgflow.forcematching.teacher import Teacher, labels, training_points
+from openmm_cgflow.forcematching.teacher import Points, Teacher, labels, training_points
 
-__all__ = ["DistilSettings", "Distilled", "distil"]
+__all__ = ["Chain", "DistilSettings", "Distilled", "distil", "distil_many"]
 
 _log = logging.getLogger("openmm_cgflow")
-_SOFT_UNIT = 0.3  # rad, in which gradients by slow torsions are compared
-_MOST_VALUES = 400_000_000  # of the features' Jacobians, which are kept
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class DistilSettings:
         rate: at the beginning.
         decay: weight decay of AdamW.
         held_out: share of the points that are for checking alone.
-        student: size of the network.
+        student: which student it is, and its size: `StudentSettings` of a `BeadNetwork`, `SchNetSettings` of a
+            `ChainNetwork`.
         seed: of points, batches and start weights.
 
     Raises:
@@ -52,7 +56,7 @@ class DistilSettings:
     rate: float = 3e-3
     decay: float = 0.01
     held_out: float = 0.1
-    student: StudentSettings = field(default_factory=StudentSettings)
+    student: StudentSettings | SchNetSettings = field(default_factory=StudentSettings)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,54 +90,56 @@ class Distilled:
         seconds: that it took.
     """
 
-    student: BeadNetwork
+    student: Student
     force_error: float
     energy_error: float
     points: int
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Targets:
-    """What the network is to give, and where; in single precision.
+class Chain(NamedTuple):
+    """A teacher and the beads that it is of.
 
     Attributes:
-        z: features `(n, n_features)` in units.
-        jacobian: their derivatives by `q`, `(n, dof, n_features)`, times the unit of each coordinate.
-        energy: `(n,)`, kT.
-        gradient: `(n, dof)`, kT per unit.
+        teacher: a density of `q (n, dof)`, with `log_prob(q)` and `sample(n, generator)`, such as a `BeadFlow`; a
+            module, which is copied.
+        coordinates: of the beads alone, as `bead_coordinates()` gives them.
+        types: of the beads, as `bead_types` gives them; only a `SchNet` needs them.
     """
 
-    z: Tensor
-    jacobian: Tensor
-    energy: Tensor
-    gradient: Tensor
-
-    def rows(self, index: Tensor) -> "_Targets":
-        return _Targets(self.z[index], self.jacobian[index], self.energy[index], self.gradient[index])
+    teacher: Teacher
+    coordinates: InternalCoordinates
+    types: Sequence[str] | None = None
 
 
 def distil(
-    teacher: Teacher, coordinates: InternalCoordinates, kT: float, settings: DistilSettings | None = None
+    teacher: Teacher,
+    coordinates: InternalCoordinates,
+    kT: float,
+    settings: DistilSettings | None = None,
+    types: Sequence[str] | None = None,
 ) -> Distilled:
     """A student that has the forces and energies of a teacher: a fast, smooth energy of bead positions.
 
     Two thirds of the points are drawn from the teacher, the others have uniform torsions. Labels are the gradients of
     `log q - log |det dx/dq|`, that is, forces in internal coordinates, and the energies themselves, which only an exact
-    density has. The features' derivatives are computed once, so that a step costs a pass of the network alone.
+    density has. A `BeadNetwork` learns forces in internal coordinates, whose derivatives are computed once, so that a
+    step costs a pass of the network alone. A `ChainNetwork` learns forces on positions; where the beads are alpha
+    carbons, its repulsion comes on top of the teacher's energy, and points count by `exp(-repulsion)`.
 
     Arguments:
         teacher: a density of `q (n, dof)`, with `log_prob(q)` and `sample(n, generator)`, such as a `BeadFlow`; a
             module, which is copied.
         coordinates: of the beads alone, as `bead_coordinates()` gives them.
         kT: thermal energy, kJ/mol.
-        settings: budgets and sizes.
+        settings: budgets and sizes; which student it is depends on `settings.student`.
+        types: of the beads, as `bead_types` gives them; only a `ChainNetwork` needs them.
 
     Returns:
         the student, with its errors at points that were held out.
 
     Raises:
-        InvalidInputError: for settings that cannot be, or more points than fit into memory.
+        InvalidInputError: for settings that cannot be, more points than fit into memory, or no types.
         TrainingError: if the teacher's density is not finite where it was drawn, or it draws other isomers alone.
 
     Source: Köhler et al., arXiv 2203.11167, whose students learn from forces at samples alone.
@@ -142,89 +148,122 @@ def distil(
         flow = cgf.CGFlow.load("model.cgflow")
         student = distil(flow.flow.bead_flow, flow.coordinates.bead_coordinates(), flow.target.kT).student
     """
+    return distil_many([Chain(teacher, coordinates, types)], kT, settings)[0]
+
+
+def distil_many(chains: Sequence[Chain], kT: float, settings: DistilSettings | None = None) -> list[Distilled]:
+    """Students of several teachers, of different sequences, that share one network: a transferable force field.
+
+    Steps go from one chain to the next. `student.on` makes the energy of another chain of beads that are known.
+
+    Arguments:
+        chains: teachers and their beads.
+        kT: thermal energy, kJ/mol.
+        settings: as for `distil`; `points` are those of each chain, `steps` those of all. More than one chain needs
+            `student=SchNetSettings()`.
+
+    Returns:
+        a student for each chain, as `distil` gives it.
+
+    Raises:
+        InvalidInputError: as of `distil`; for several chains and another student, or none.
+        TrainingError: as of `distil`.
+
+    Example:
+        chains = [Chain(fit.density, fit.coordinates, bead_types(fit.model.topology)) for fit in fits]
+        students = [found.student for found in distil_many(chains, 2.494, DistilSettings(student=SchNetSettings()))]
+    """
     settings, start = settings or DistilSettings(), time.perf_counter()
     generator = seeded(settings.seed)
-    coordinates = copy.deepcopy(coordinates).cpu()
+    chains = [_in_double(chain) for chain in chains]
+    students = _students(chains, kT, settings)
+    with Parallel() as parallel:  # one thread in each operation, so that sums have one order
+        points = [_points(chain, student, settings, generator) for chain, student in zip(chains, students, strict=True)]
+        _calibrate(students, points)
+        network = copy.deepcopy(students[0].network).float()
+        lessons = []
+        for chain, student, its in zip(chains, students, points, strict=True):
+            q = its.q[torch.randperm(len(its.q), generator=generator)]
+            labelled = Labelled(q, *labels(chain.teacher, chain.coordinates, q, parallel), settings.held_out)
+            lessons.append(lesson(student, network, labelled, parallel))
+        _fit(network, lessons, settings, generator)
+        with torch.no_grad():
+            for own, learned in zip(students[0].network.parameters(), network.parameters(), strict=True):
+                own.copy_(learned)
+        errors = [_errors(one) for one in lessons]
+    seconds = time.perf_counter() - start
+    found = []
+    for student, its, (force_error, energy_error) in zip(students, points, errors, strict=True):
+        student.requires_grad_(False)
+        _log.info("student: forces off by %.3f, energies by %.3f kT, in %.0f s", force_error, energy_error, seconds)
+        found.append(Distilled(student, force_error, energy_error, len(its.q), seconds))
+    return found
+
+
+def _in_double(chain: Chain) -> Chain:
+    """A copy of teacher and coordinates on the CPU, in double precision."""
+    teacher = chain.teacher
     if isinstance(teacher, nn.Module):
         teacher = copy.deepcopy(teacher).cpu().double().requires_grad_(False)
-    student = BeadNetwork(coordinates, kT, settings.student, settings.seed)
-    most = _MOST_VALUES // (student.n_features * coordinates.dof)
+    return chain._replace(teacher=teacher, coordinates=copy.deepcopy(chain.coordinates).cpu())
+
+
+def _students(chains: Sequence[Chain], kT: float, settings: DistilSettings) -> list[Student]:
+    """Students that have not learned yet."""
+    if not chains:
+        raise InvalidInputError("distil_many: there is no chain; give at least one")
+    if isinstance(settings.student, StudentSettings):
+        if len(chains) > 1:
+            raise InvalidInputError(
+                f"a BeadNetwork is of one molecule, but there are {len(chains)} chains; give "
+                "DistilSettings(student=SchNetSettings()), whose network is for all of them"
+            )
+        return [BeadNetwork(chains[0].coordinates, kT, settings.student, settings.seed)]
+    typed = [(chain.coordinates, chain.types) for chain in chains if chain.types is not None]
+    if len(typed) < len(chains):
+        raise InvalidInputError("a SchNet needs the types of the beads; give types=bead_types(topology)")
+    network = shared_network(typed, settings.student, settings.seed)
+    return [ChainNetwork(coordinates, kT, types, network) for coordinates, types in typed]
+
+
+def _points(chain: Chain, student: Student, settings: DistilSettings, generator: torch.Generator) -> Points:
+    """Where a student learns: all points, or as many as its lesson can keep, without those that its prior forbids."""
+    most = most_points(student)
     if settings.points > most:
         _log.info(
             "distil: at %d points instead of %d, whose derivatives would not fit into memory", most, settings.points
         )
-        settings = replace(settings, points=max(most, 100))
-    with Parallel() as parallel:  # one thread in each operation, so that sums have one order
-        points = training_points(teacher, coordinates, settings.points, settings.flat, settings.floor, generator)
-        student.calibrate(points.own, points.q)
-        q = points.q[torch.randperm(len(points.q), generator=generator)]
-        targets = _targets(student, q, *labels(teacher, coordinates, q, parallel))
-        n_train = len(q) - round(settings.held_out * len(q))
-        network = copy.deepcopy(student.network).float()
-        student.offset.fill_(float(targets.energy[:n_train].mean()))
-        targets = replace(targets, energy=targets.energy - float(student.offset))
-        _fit(network, targets, n_train, settings, generator)
-        student.network.load_state_dict(network.double().state_dict())
-        with torch.enable_grad():
-            off_energy, off_gradient = _errors(network.float(), targets.rows(torch.arange(n_train, len(q))), False)
-    student.requires_grad_(False)
-    force_error, energy_error = (float(off.detach().square().mean().sqrt()) for off in (off_gradient, off_energy))
-    seconds = time.perf_counter() - start
-    _log.info("student: forces off by %.3f, energies by %.3f kT, in %.0f s", force_error, energy_error, seconds)
-    return Distilled(student, force_error, energy_error, len(q), seconds)
+    n = min(settings.points, max(most, 100))
+    points = training_points(chain.teacher, chain.coordinates, n, settings.flat, settings.floor, generator)
+    return points if isinstance(student, BeadNetwork) else student.thinned(points, generator)
 
 
-def _targets(student: BeadNetwork, q: Tensor, energy: Tensor, gradient: Tensor) -> _Targets:
-    """What is left for the network to learn beside the springs."""
-    fine = torch.isfinite(energy) & torch.isfinite(gradient).all(1)
-    if not bool(fine.all()):
-        raise TrainingError(
-            f"the teacher's density is not finite at {int((~fine).sum()):,} of {len(q):,} points; train it again."
-        )
-    n_slow = student.coordinates.sizes[0]
-    units = torch.cat([torch.full((n_slow,), _SOFT_UNIT, dtype=q.dtype), student.stiffness**-0.5])
-
-    def features(rows: Tensor) -> Tensor:
-        return (student.features(rows, student.coordinates.to_cartesian(rows)[0]) - student.mean) / student.scale
-
-    def at(rows: Tensor) -> tuple[Tensor, ...]:
-        slopes, seen = [], rows
-        for k in range(rows.shape[1]):
-            direction = torch.zeros_like(rows)
-            direction[:, k] = units[k]
-            seen, slope = torch.func.jvp(features, (rows,), (direction,))
-            slopes.append(slope)
-        with torch.enable_grad():
-            rows = rows.detach().requires_grad_()
-            springs = student.springs(rows)
-            (pull,) = torch.autograd.grad(springs.sum(), rows)
-        return seen.float(), torch.stack(slopes, 1).float(), springs.detach(), pull
-
-    with torch.no_grad():  # not in threads: torch counts the levels of forward differentiation for all of them together
-        parts = [at(rows) for rows in q.split(CHUNK)]
-    z, jacobian, springs, pull = (torch.cat(column) for column in zip(*parts, strict=True))
-    return _Targets(z, jacobian, (energy - springs).float(), ((gradient - pull) * units).float())
+def _calibrate(students: Sequence[Student], points: Sequence[Points]) -> None:
+    """Springs, units and ranges of students that have not learned yet."""
+    chains = [student for student in students if isinstance(student, ChainNetwork)]
+    if chains:
+        calibrate(chains, points)
+    for student, its in zip(students, points, strict=True):
+        if isinstance(student, BeadNetwork):
+            student.calibrate(its.own, its.q)
 
 
-def _errors(network: nn.Module, targets: _Targets, learning: bool = True) -> tuple[Tensor, Tensor]:
-    """Errors of energies `(n,)` and of gradients `(n, dof)`."""
-    z = targets.z.detach().requires_grad_()
-    energy = network(z).squeeze(1)
-    (by_feature,) = torch.autograd.grad(energy.sum(), z, create_graph=learning)
-    gradient = torch.bmm(targets.jacobian, by_feature.unsqueeze(2)).squeeze(2)
-    return energy - targets.energy, gradient - targets.gradient
-
-
-def _fit(
-    network: nn.Module, targets: _Targets, n_train: int, settings: DistilSettings, generator: torch.Generator
-) -> None:
+def _fit(network: nn.Module, lessons: Sequence[Lesson], settings: DistilSettings, generator: torch.Generator) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    for _ in range(settings.steps):
-        batch = targets.rows(torch.randint(n_train, (settings.batch,), generator=generator))
-        off_energy, off_gradient = _errors(network, batch)
+    for step in range(settings.steps):
+        one = lessons[step % len(lessons)]
+        index = torch.randint(one.n_train, (settings.batch,), generator=generator)
+        off_energy, off_gradient = one.errors(index)
         loss = off_gradient.square().mean() + settings.energies * off_energy.square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+
+
+def _errors(one: Lesson) -> tuple[float, float]:
+    """Root mean square errors of forces and energies at the points that were held out."""
+    with torch.enable_grad():
+        off_energy, off_gradient = one.finish()
+    return float(off_gradient.detach().square().mean().sqrt()), float(off_energy.detach().square().mean().sqrt())

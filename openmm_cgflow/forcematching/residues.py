@@ -1,10 +1,12 @@
-"""Masses of amino acids, for beads whose atoms are gone."""
+"""What is known of amino acids: masses of beads whose atoms are gone, and the types of beads."""
 
 from collections.abc import Mapping, Sequence
 
+from openmm import app
+
 from openmm_cgflow.errors import InvalidInputError
 
-__all__ = ["residue_name", "residue_parts"]
+__all__ = ["bead_types", "residue_name", "residue_parts"]
 
 _CODES = {
     **{"A": "ALA", "R": "ARG", "N": "ASN", "D": "ASP", "C": "CYS", "Q": "GLN", "E": "GLU", "G": "GLY", "H": "HIS"},
@@ -60,3 +62,18 @@ def residue_parts(residue: str, beads: Sequence[str]) -> Mapping[str, float]:
         return {}
     parts = {name: _PARTS[name] for name in beads if name != "CA"}
     return parts | {"CA": mass - sum(parts.values())}
+
+
+def bead_types(topology: app.Topology) -> list[str]:
+    """The type of each bead: residue and name, such as `"ALA:CA"`; how a residue is protonated makes no difference.
+
+    Arguments:
+        topology: of the beads.
+
+    Example:
+        >>> from openmm_cgflow.forcematching import BeadModel
+        >>> bead_types(BeadModel.fromSequence("GAHH").topology)
+        ['GLY:CA', 'ALA:CA', 'HIS:CA', 'HIS:CA']
+    """
+    residues = [atom.residue.name.upper() for atom in topology.atoms()]
+    return [f"{_ALIASES.get(name, name)}:{atom.name}" for name, atom in zip(residues, topology.atoms(), strict=True)]

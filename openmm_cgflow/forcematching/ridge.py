@@ -8,6 +8,7 @@ from torch import Tensor
 
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.flows import StiffDensity
+from openmm_cgflow.forcematching.slots import beads_of_coordinates
 
 __all__ = ["Penalty", "Ridge", "choose_penalty", "fit_ridge", "near_torsions", "set_start"]
 
@@ -57,13 +58,7 @@ def near_torsions(coordinates: InternalCoordinates) -> Tensor:
     Arguments:
         coordinates: of the beads alone.
     """
-    layout, n_slow = coordinates.layout, coordinates.sizes[0]
-    beads: list[set[int]] = [set() for _ in range(coordinates.dof)]
-    refs = [[0], [0, 1], *layout.refs]
-    for count, slots in ((1, layout.bond_slots), (2, layout.angle_slots), (3, layout.torsion_slots)):
-        for row, slot in enumerate(slots, count):
-            if slot < coordinates.dof:
-                beads[slot] = {layout.order[row], *(layout.order[ref] for ref in refs[row - 1][:count])}
+    n_slow, beads = coordinates.sizes[0], [set(own) for own in beads_of_coordinates(coordinates)]
     return torch.tensor([[bool(own & torsion) for torsion in beads[:n_slow]] for own in beads[n_slow:]]).reshape(
         len(beads) - n_slow, n_slow
     )

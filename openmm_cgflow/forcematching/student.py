@@ -9,11 +9,21 @@ from torch import Tensor, nn
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError
 
-__all__ = ["BeadNetwork", "StudentSettings"]
+__all__ = ["BeadNetwork", "StudentSettings", "held"]
 
 _MARGIN = 0.5  # by which the range of each feature is widened, in standard deviations
 _SLOPE = 8.0  # of the energy outside, kT for each standard deviation
 _NARROWEST = 1e-6  # standard deviation, nm or rad: what varies less is a constant
+
+
+def held(z: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Features `(n, k)` that go on by less than one outside a range, and the energy of the walls there, `(n,)` in kT.
+
+    Both are twice continuously differentiable.
+    """
+    over, under = torch.relu(z - high), torch.relu(low - z)
+    over, under = over - torch.tanh(over), under - torch.tanh(under)
+    return z - over + under, _SLOPE * (over + under).sum(1)
 
 
 @dataclass(frozen=True)
@@ -176,11 +186,8 @@ class BeadNetwork(nn.Module):
 
     def reduced_energy(self, q: Tensor, x: Tensor) -> Tensor:
         """Energy `(n,)` in kT of internal coordinates `q (n, dof)` and their positions `x (n, beads, 3)`."""
-        z = (self.features(q, x) - self.mean) / self.scale
-        over, under = torch.relu(z - self.high), torch.relu(self.low - z)
-        over, under = over - torch.tanh(over), under - torch.tanh(under)  # C2; what is seen goes on by less than one
-        network = self.network(z - over + under).squeeze(1)
-        return self.springs(q) + network + self.offset + _SLOPE * (over + under).sum(1)
+        z, wall = held((self.features(q, x) - self.mean) / self.scale, self.low, self.high)
+        return self.springs(q) + self.network(z).squeeze(1) + self.offset + wall
 
     def forward(self, positions: Tensor) -> Tensor:
         """Energy in kJ/mol, in the precision of the module.

@@ -12,7 +12,7 @@ from openmm_cgflow.compute import Parallel
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import TrainingError
 
-__all__ = ["Points", "Teacher", "labels", "training_points"]
+__all__ = ["Points", "Teacher", "cartesian_gradients", "labels", "training_points"]
 
 _FEWEST = 10  # samples
 _ROUNDS = 50  # of drawing flattened points, after which there are fewer
@@ -127,3 +127,28 @@ def labels(teacher: Teacher, coordinates: InternalCoordinates, q: Tensor, parall
 
     energy, gradient = parallel.map(at, q)
     return energy, gradient
+
+
+def cartesian_gradients(
+    coordinates: InternalCoordinates, q: Tensor, gradient: Tensor, parallel: Parallel
+) -> tuple[Tensor, Tensor]:
+    """Gradients by internal coordinates as gradients by positions, `(dq/dx)^T` times them.
+
+    Arguments:
+        coordinates: of the beads alone.
+        q: `(n, dof)`.
+        gradient: `(n, dof)`, of an energy by `q`, such as `labels` gives it.
+        parallel: over which rows are spread.
+
+    Returns:
+        positions and gradients by them, both `(n, beads, 3)`.
+    """
+
+    def at(rows: Tensor, by_q: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = coordinates.to_cartesian(rows)[0].contiguous().requires_grad_()
+            (by_x,) = torch.autograd.grad(coordinates.to_internal(x)[0], x, by_q)
+        return x.detach(), by_x
+
+    x, by_x = parallel.map(at, q, gradient)
+    return x, by_x
