@@ -3,33 +3,45 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
+import openmm
 import torch
 from openmm import app, unit
 from torch import Tensor
 
 from openmm_cgflow.chemistry.molecule import bond_key
 from openmm_cgflow.compute import Device
-from openmm_cgflow.coordinates import InternalCoordinates
+from openmm_cgflow.coordinates import InternalCoordinates, chain_coordinates
 from openmm_cgflow.copies import copied_topology
-from openmm_cgflow.errors import InvalidInputError, MismatchError, ModelFileError
+from openmm_cgflow.errors import InvalidInputError, MismatchError, ModelFileError, UnsupportedForceError
 from openmm_cgflow.forcematching import (
     BatchedLangevin,
     BeadMapping,
     BeadModel,
     BeadNetwork,
+    Chain,
+    ChainNetwork,
+    Distilled,
     DistilSettings,
     FitSettings,
+    FittedBeads,
+    SchNet,
+    SchNetSettings,
+    Student,
     StudentSettings,
     Teacher,
     aggregated_map,
+    bead_types,
     distil,
+    distil_many,
     fit_beads,
 )
+from openmm_cgflow.forcematching.nnpops import record
 from openmm_cgflow.openmm_plugin.cg_system import CGSystem, system_of_beads
 from openmm_cgflow.openmm_plugin.force import BeadBackend, force_from_energy
+from openmm_cgflow.openmm_plugin.torch_force import make_torch_force
 from openmm_cgflow.storage import (
     Allowance,
     StoredTopology,
@@ -73,18 +85,40 @@ class Fitted:
 
 
 @dataclass
+class _Known:
+    """What a `SchNet` was trained on.
+
+    Attributes:
+        types: of beads.
+        kinds: of stiff coordinates.
+    """
+
+    types: list[str]
+    kinds: list[str]
+
+    def __post_init__(self) -> None:
+        for names in (self.types, self.kinds):
+            if len(set(names)) < len(names):
+                raise ModelFileError("the description has a type of beads, or a kind of bonds or angles, twice")
+
+
+@dataclass
 class _Stored:
     """What a file says beside its tensors."""
 
     temperature: float
-    student: StudentSettings
+    student: dict[str, Any]
     topology: StoredTopology
     masses: list[float]
     constraints: list[tuple[int, int, float]]
     coordinates: dict[str, Any] = field(metadata={"finite": False})
     fitted: Fitted
+    kind: Literal["mlp", "schnet"] = "mlp"
+    knows: _Known | None = None
 
     def __post_init__(self) -> None:
+        if (self.kind == "schnet") != (self.knows is not None):
+            raise ModelFileError(f"the description says what a network knows, or not, and its kind is {self.kind!r}")
         if not 0 < self.temperature < _HOTTEST:
             raise ModelFileError(f"the description has the temperature {self.temperature:g} K")
         if not all(0 < mass < _HEAVIEST for mass in self.masses):
@@ -96,6 +130,9 @@ class _Stored:
 
 class CGForceField:
     """A coarse-grained force field of one molecule: a fast, smooth energy of its beads, fitted to an exact density.
+
+    The energy is a `BeadNetwork`, of this molecule alone, or with `DistilSettings(student=SchNetSettings())` a
+    `ChainNetwork`, whose weights are for other chains of the same beads too: see `fromFits` and `forBeads`.
 
     Arguments:
         student: the energy of bead positions.
@@ -126,7 +163,7 @@ class CGForceField:
 
     def __init__(
         self,
-        student: BeadNetwork,
+        student: Student,
         topology: app.Topology,
         positions: PositionsLike,
         masses: Sequence[float],
@@ -208,11 +245,8 @@ class CGForceField:
             TrainingError: if the density is not finite.
         """
         settings = settings or DistilSettings()
-        found = distil(teacher, coordinates, KB * in_kelvin(temperature), settings)
-        fitted = Fitted(
-            found.force_error, found.energy_error, found.points, settings.steps, settings.seed, found.seconds
-        )
-        return cls(found.student, topology, positions, masses, constraints, temperature, fitted)
+        found = distil(teacher, coordinates, KB * in_kelvin(temperature), settings, bead_types(topology))
+        return cls(found.student, topology, positions, masses, constraints, temperature, _fitted(found, settings))
 
     @classmethod
     def fromFrames(
@@ -277,6 +311,73 @@ class CGForceField:
             settings,
         )
 
+    @classmethod
+    def fromFits(
+        cls,
+        fits: Sequence[FittedBeads],
+        temperature: unit.Quantity | float = 300 * unit.kelvin,
+        settings: DistilSettings | None = None,
+    ) -> list[Self]:
+        """One transferable force field of several sequences: a student for each, with the same weights.
+
+        Arguments:
+            fits: of frames of each sequence, see `forcematching.fit_beads`.
+            temperature: of the frames, Quantity or K.
+            settings: how the students are fitted; `student` is `SchNetSettings` for more than one sequence, and by
+                default.
+
+        Returns:
+            a force field for each; `forBeads` of any of them makes that of another sequence.
+
+        Raises:
+            InvalidInputError: for settings that cannot be, or no fit.
+            TrainingError: if a density is not finite.
+
+        Example:
+            fits = [fit_beads(frames, BeadModel.fromTopology(top), temperature=300) for top, frames in proteins]
+            first, second = CGForceField.fromFits(fits, temperature=300)
+            third = first.forBeads(BeadModel.fromSequence("YYDPETGTWY"), positions)
+        """
+        settings = settings or DistilSettings(student=SchNetSettings())
+        chains = [Chain(fit.density, fit.coordinates, bead_types(fit.model.topology)) for fit in fits]
+        return [
+            cls(
+                found.student,
+                fit.model.topology,
+                fit.positions,
+                fit.model.masses,
+                fit.constraints,
+                temperature,
+                _fitted(found, settings),
+            )
+            for fit, found in zip(fits, distil_many(chains, KB * in_kelvin(temperature), settings), strict=True)
+        ]
+
+    def forBeads(self, model: BeadModel, positions: PositionsLike) -> Self:
+        """The force field of another chain of beads by the same weights; it was not trained on this sequence.
+
+        Arguments:
+            model: the beads.
+            positions: a structure of them, `(beads, 3)`, Quantity or nm, from which nothing is learned.
+
+        Raises:
+            InvalidInputError: if the student is a `BeadNetwork`, or does not know a residue, or for positions of other
+                beads.
+
+        Example:
+            other = force_field.forBeads(BeadModel.fromSequence("YYDPETGTWY"), positions)
+        """
+        if not isinstance(self.student, ChainNetwork):
+            raise InvalidInputError(
+                "forBeads: this student is of one molecule; fit one with DistilSettings(student=SchNetSettings())"
+            )
+        x = in_nm(positions)
+        model.check(x[None])
+        residues = [label.split(":")[0] for label in model.labels]
+        coordinates = chain_coordinates(model.names, residues, model.bonds, x)
+        student = self.student.on(coordinates, bead_types(model.topology)).requires_grad_(False)
+        return type(self)(student, model.topology, x, model.masses, {}, self._kelvin, self.fitted)
+
     @property
     def topology(self) -> app.Topology:
         """The beads: a copy at each call."""
@@ -292,25 +393,39 @@ class CGForceField:
         """At which dynamics with this energy samples the teacher's distribution."""
         return self._kelvin * unit.kelvin
 
-    def createCGSystem(self, backend: BeadBackend | None = None) -> CGSystem:
+    def createCGSystem(self, backend: BeadBackend | Literal["nnpops"] | None = None) -> CGSystem:
         """A System of the beads with this energy; the parameter `cgflow_scale` scales it.
 
         Arguments:
             backend: `"torch"`, a `TorchForce`; `"python"`, a `PythonForce`; `"compiled"`, the same as machine code,
-                the fastest, after half a minute at the first step. By default a TorchForce where it works.
+                the fastest, after half a minute at the first step; `"nnpops"`, of a `ChainNetwork` alone, a TorchForce
+                with the convolutions and neighbours of NNPOps. By default a TorchForce where it works.
 
         Returns:
             `.topology`, `.system` and `.positions`, as `CGFlow.createCGSystem` gives them.
 
         Raises:
             InvalidInputError: for another backend.
-            UnsupportedForceError: if a TorchForce is asked for and cannot be had; for `"compiled"` without a compiler.
+            UnsupportedForceError: if a TorchForce is asked for and cannot be had; for `"compiled"` without a compiler;
+                for `"nnpops"` without NNPOps, or of another student.
 
         Example:
             cg = force_field.createCGSystem("compiled")
         """
-        force = force_from_energy(self.student, self._positions, backend)
+        if backend == "nnpops":
+            force = self._nnpops_force()
+        else:
+            force = force_from_energy(self.student, self._positions, backend)
         return system_of_beads(self.topology, self.masses, self.constraints, self.positions, force)
+
+    def _nnpops_force(self) -> openmm.Force:
+        if not isinstance(self.student, ChainNetwork):
+            raise UnsupportedForceError(
+                'the backend "nnpops" has the convolutions of a ChainNetwork, and this student has none; use "torch"'
+            )
+        force: Any = make_torch_force(record(self.student, torch.as_tensor(self._positions)))
+        force.addGlobalParameter("cgflow_scale", 1.0)
+        return force
 
     def createWalkers(
         self,
@@ -349,8 +464,9 @@ class CGForceField:
         Raises:
             ModelFileError: if it cannot be written; an older file there stays.
         """
-        header = {
+        header: dict[str, Any] = {
             "temperature": self._kelvin,
+            "kind": "mlp",
             "student": self.student.settings.as_dict(),
             "topology": topology_to_json(self._topology),
             "masses": list(self.masses),
@@ -358,6 +474,9 @@ class CGForceField:
             "coordinates": self.student.coordinates.state(),
             "fitted": asdict(self.fitted),
         }
+        if isinstance(self.student, ChainNetwork):
+            known = {"types": list(self.student.network.types), "kinds": list(self.student.network.kinds)}
+            header |= {"kind": "schnet", "knows": known}
         tensors = {f"student.{name}": t for name, t in self.student.state_dict().items()}
         write_file(path, _KIND, tensors | {"positions": torch.as_tensor(self._positions)}, header)
 
@@ -392,7 +511,12 @@ def _positions(tensors: Mapping[str, Tensor], n: int) -> np.ndarray:
     return positions.numpy()
 
 
-def _student(stored: _Stored, tensors: Mapping[str, Tensor]) -> BeadNetwork:
+def _fitted(found: Distilled, settings: DistilSettings) -> Fitted:
+    """What there is to say of a student, as it is stored."""
+    return Fitted(found.force_error, found.energy_error, found.points, settings.steps, settings.seed, found.seconds)
+
+
+def _student(stored: _Stored, tensors: Mapping[str, Tensor]) -> Student:
     """The student of a file: sizes first, and what is made is no larger than what is there.
 
     Raises:
@@ -404,20 +528,42 @@ def _student(stored: _Stored, tensors: Mapping[str, Tensor]) -> BeadNetwork:
     coordinates = InternalCoordinates.from_state(stored.coordinates)
     if coordinates.n_atoms != len(stored.masses):
         raise ModelFileError(f"it has {len(stored.masses)} masses for coordinates of {coordinates.n_atoms} beads")
-    n_features = tensors["student.mean"].numel() if "student.mean" in tensors else 0
-    if n_features != BeadNetwork.count_features(coordinates) or stored.student.layers > len(tensors):
-        raise ModelFileError("it declares another network than it holds")
     values = sum(t.numel() for t in tensors.values())
+    make = _bead_network if stored.knows is None else _chain_network
     with Allowance(8 * values + 100_000, 40 * len(tensors) + 4_000):
-        student = BeadNetwork(coordinates, KB * stored.temperature, stored.student)
+        student = make(stored, coordinates, tensors)
     check_fit(tensors, student, "student")
     fill(student, tensors, "student")
-    if not bool((student.scale > 0).all() and (student.stiffness > 0).all() and (student.low < student.high).all()):
-        raise ModelFileError("the student's units, springs or ranges are not positive")
+    _check_units(student.network if isinstance(student, ChainNetwork) else student)
     student.requires_grad_(False)
     if not bool(torch.isfinite(student(torch.as_tensor(_positions(tensors, len(stored.masses)))))):
         raise ModelFileError("the student's energy is not finite at the positions")
     return student
+
+
+def _bead_network(stored: _Stored, coordinates: InternalCoordinates, tensors: Mapping[str, Tensor]) -> Student:
+    settings = read_as(StudentSettings, stored.student, "the description.student")
+    n_features = tensors["student.mean"].numel() if "student.mean" in tensors else 0
+    if n_features != BeadNetwork.count_features(coordinates) or settings.layers > len(tensors):
+        raise ModelFileError("it declares another network than it holds")
+    return BeadNetwork(coordinates, KB * stored.temperature, settings)
+
+
+def _chain_network(stored: _Stored, coordinates: InternalCoordinates, tensors: Mapping[str, Tensor]) -> Student:
+    assert stored.knows is not None
+    settings = read_as(SchNetSettings, stored.student, "the description.student")
+    if settings.layers > len(tensors):
+        raise ModelFileError("it declares another network than it holds")
+    network = SchNet(stored.knows.types, stored.knows.kinds, settings)
+    types = bead_types(topology_from_json(stored.topology))
+    return ChainNetwork(coordinates, KB * stored.temperature, types, network)
+
+
+def _check_units(owner: BeadNetwork | SchNet) -> None:
+    """Refuse units, springs or ranges that are not positive, or that nothing can be between."""
+    positive = [owner.stiffness, owner.closest if isinstance(owner, SchNet) else owner.scale]
+    if not all(bool((one > 0).all()) for one in positive) or not bool((owner.low < owner.high).all()):
+        raise ModelFileError("the student's units, springs or ranges are not positive")
 
 
 def student_of(flow: TrainedFlow) -> CGForceField:

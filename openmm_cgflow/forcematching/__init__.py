@@ -1,9 +1,10 @@
 """Coarse-grained force fields of frames or of a flow alone: a density of the beads, and a network that learns from it.
 
 A teacher is a density of the beads' internal coordinates: that of a trained flow, or one that `fit_beads` fits to
-frames of a `BeadModel` (flow-matching: Köhler et al. 2023, arXiv 2203.11167). `distil` fits a student, a `BeadNetwork`,
-to its forces and energies. `judge_beads` says what any energy of the beads gives at equilibrium, without a simulation;
-`BatchedLangevin` moves many copies of the beads at once. Nothing here knows of OpenMM's forces.
+frames of a `BeadModel` (flow-matching: Köhler et al. 2023, arXiv 2203.11167). `distil` fits a student to its forces and
+energies: a `BeadNetwork`, or a `ChainNetwork`, whose weights `distil_many` fits to several sequences at once.
+`judge_beads` says what any energy of the beads gives at equilibrium, without a simulation; `BatchedLangevin` moves many
+copies of the beads at once. Nothing here knows of OpenMM's forces.
 """
 
 from openmm_cgflow.forcematching.bead_model import BeadMapping, BeadModel
@@ -14,7 +15,9 @@ from openmm_cgflow.forcematching.evaluator import BeadMarginal, judge_beads, tor
 from openmm_cgflow.forcematching.fitting import FitSettings, FittedBeads, fit_beads
 from openmm_cgflow.forcematching.force_map import ForceMap, aggregated_map, generalised_forces, optimal_map
 from openmm_cgflow.forcematching.langevin import BatchedLangevin
+from openmm_cgflow.forcematching.lessons import Student
 from openmm_cgflow.forcematching.mixture import BeadMixture
+from openmm_cgflow.forcematching.nnpops import NNPOpsEnergy, why_no_nnpops
 from openmm_cgflow.forcematching.residues import bead_types
 from openmm_cgflow.forcematching.schnet import SchNet, SchNetSettings
 from openmm_cgflow.forcematching.student import BeadNetwork, StudentSettings
@@ -35,9 +38,11 @@ __all__ = [
     "FitSettings",
     "FittedBeads",
     "ForceMap",
+    "NNPOpsEnergy",
     "Points",
     "SchNet",
     "SchNetSettings",
+    "Student",
     "StudentSettings",
     "Teacher",
     "aggregated_map",
@@ -51,4 +56,5 @@ __all__ = [
     "shared_network",
     "torsion_histogram",
     "training_points",
+    "why_no_nnpops",
 ]

@@ -15,9 +15,9 @@ from openmm_cgflow.forcematching.slots import beads_of_coordinates
 from openmm_cgflow.forcematching.student import held
 from openmm_cgflow.forcematching.teacher import Points
 
-__all__ = ["ChainNetwork", "calibrate", "shared_network"]
+__all__ = ["REPULSION", "ChainNetwork", "calibrate", "shared_network"]
 
-_REPULSION = 1600.0  # kT/nm^2
+REPULSION = 1600.0  # kT/nm^2
 _APART, _APART_GLYCINE = 0.42, 0.36  # nm, of alpha carbons
 _BETWEEN = 2  # bonds between beads that do not repel
 _TORSION = 3  # dashes in the name of a kind
@@ -158,11 +158,15 @@ class ChainNetwork(nn.Module):
         apart = x.index_select(1, self.first) - x.index_select(1, self.second)
         return ((apart * apart).sum(2) + 1e-30).sqrt()
 
+    @property
+    def least_distances(self) -> Tensor:
+        """Below which the beads of each pair repel, nm; 0 for those that do not."""
+        return torch.where(self.is_alpha, self.apart, self.network.closest) * self.contact
+
     def repulsion(self, distances: Tensor) -> Tensor:
         """Energy `(n,)` of beads that are too near, kT."""
-        apart = torch.where(self.is_alpha, self.apart, self.network.closest)
-        within = torch.relu(apart - distances) * self.contact
-        return _REPULSION * (within * within).sum(1)
+        within = torch.relu(self.least_distances - distances)
+        return REPULSION * (within * within).sum(1)
 
     @torch.no_grad()
     def thinned(self, points: Points, generator: torch.Generator) -> Points:
@@ -184,7 +188,7 @@ class ChainNetwork(nn.Module):
             )
         return Points(*kept)
 
-    def _shape(self, q: Tensor) -> tuple[Tensor, Tensor]:
+    def shape(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """What each bead has of bonds, angles and torsions, `(n, beads, 26)`, and the energy of the walls, `(n,)`."""
         angles = q.index_select(1, self.turning)
         z, wall = held(self._scaled(q), self.network.low[self._straight_kinds], self.network.high[self._straight_kinds])
@@ -204,7 +208,7 @@ class ChainNetwork(nn.Module):
 
     def learned(self, q: Tensor, x: Tensor) -> Tensor:
         """Energy `(n,)` of the network alone, kT, of internal coordinates `q (n, dof)` and positions `x`."""
-        return self._learned(self._shape(q)[0], self.distances(x))
+        return self._learned(self.shape(q)[0], self.distances(x))
 
     def _learned(self, shape: Tensor, distances: Tensor) -> Tensor:
         pairs = Pairs(self.first, self.second, distances)
@@ -215,7 +219,7 @@ class ChainNetwork(nn.Module):
 
     def reduced_energy(self, q: Tensor, x: Tensor) -> Tensor:
         """Energy `(n,)` in kT of internal coordinates `q (n, dof)` and their positions `x (n, beads, 3)`."""
-        shape, wall = self._shape(q)
+        shape, wall = self.shape(q)
         distances = self.distances(x)
         return self.springs(q) + self.repulsion(distances) + wall + self._learned(shape, distances) + self.offset
 
@@ -295,4 +299,5 @@ def calibrate(students: Sequence[ChainNetwork], points: Sequence[Points]) -> Non
     owners = torch.cat([student.kinds for student in students])
     network.low.scatter_reduce_(0, owners, torch.cat(low), "amin")
     network.high.scatter_reduce_(0, owners, torch.cat(high), "amax")
-    network.closest.copy_(torch.cat([*closest, network.closest.new_full((1,), torch.inf)]).amin())
+    if any(len(distances) for distances in closest):  # in a star of beads none are far enough apart
+        network.closest.copy_(torch.cat(closest).amin())

@@ -101,7 +101,7 @@ class SchNet(nn.Module):
         ones = torch.ones(len(kinds), dtype=torch.float64)
         for name, start in (("rest", 0 * ones), ("stiffness", ones), ("low", -ones), ("high", ones)):
             self.register_buffer(name, start.clone())
-        self.register_buffer("closest", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("closest", torch.tensor(0.1, dtype=torch.float64))
         width = settings.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -229,7 +229,7 @@ def _whole(name):
 
 def test_students_of_many_coordinates_learn_at_fewer_points(beads, teacher, monkeypatch, caplog):
     n_features = BeadNetwork.count_features(beads)
-    module = sys.modules["openmm_cgflow.forcematching.distil"]  # the room's name for it is that of the function
+    module = sys.modules["openmm_cgflow.forcematching.lessons"]
     monkeypatch.setattr(module, "_MOST_VALUES", 150 * n_features * beads.dof)
     with caplog.at_level("INFO", "openmm_cgflow"):
         found = distil(teacher, beads, KT, dataclasses.replace(TINY, points=10**7))
