@@ -121,6 +121,9 @@ def fit_cg(
     stride: Annotated[int, typer.Option(help="Take every so many frames.")] = 1,
     points: Annotated[int, typer.Option(help="Points at which the density of the beads is asked.")] = 50_000,
     steps: Annotated[int, typer.Option(help="Steps of the fit.")] = 2_500,
+    student: Annotated[
+        str, typer.Option(help="mlp, the fastest; or schnet, whose weights are for other sequences too.")
+    ] = "mlp",
     seed: Seed = 0,
 ) -> None:
     """Fit a small, fast energy of beads to the density that a model has of them, or that is fitted to frames first."""
@@ -128,15 +131,18 @@ def fit_cg(
         positive(name, value)
     if output.suffix != FORCE_FIELD:
         raise InvalidInputError(f"{output}: a force field is a {FORCE_FIELD} file; name it so")
+    if student not in ("mlp", "schnet"):
+        raise InvalidInputError(f"--student is {student!r}; give mlp or schnet")
     for path in (source, top, forces):
         if path is not None and not path.is_file():
             raise InvalidInputError(f"{path}: there is no such file")
     writable_folder(output.parent)
     load_torch()
     from openmm_cgflow.analysis import duration
-    from openmm_cgflow.forcematching import DistilSettings
+    from openmm_cgflow.forcematching import DistilSettings, SchNetSettings, StudentSettings
 
-    settings = DistilSettings(points=points, steps=steps, seed=seed)
+    size = SchNetSettings() if student == "schnet" else StudentSettings()
+    settings = DistilSettings(points=points, steps=steps, student=size, seed=seed)
     start = time.monotonic()
     rows: list[tuple[str, str]] = []
     if source.suffix == MODEL:

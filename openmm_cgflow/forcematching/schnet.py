@@ -32,10 +32,10 @@ class SchNetSettings:
         InvalidInputError: for numbers that cannot be; by name.
     """
 
-    width: int = 48
-    gaussians: int = 24
+    width: int = 32
+    gaussians: int = 16
     layers: int = 2
-    cutoff: float = 1.2
+    cutoff: float = 1.0
 
     def __post_init__(self) -> None:
         for name, least in (("width", 1), ("gaussians", 2), ("layers", 1)):
