@@ -83,7 +83,7 @@ def chains():
 
 @pytest.fixture(scope="module")
 def students(chains):
-    return [found.student for found in distil_many(chains, KT, QUICK)]
+    return [found.student for found in distil_many(chains, KT, dataclasses.replace(QUICK, points=4_000, steps=400))]
 
 
 def random_student(n: int = 6, seed: int = 0) -> ChainNetwork:
@@ -134,12 +134,8 @@ def test_convolution_is_the_formula_of_schnet():
 
 def test_energy_and_force_are_smooth_at_the_cutoff():
     student = random_student()
-    with torch.no_grad():
-        student.network.closest.fill_(0.1)
-    x = torch.as_tensor(student.coordinates.to_cartesian(student.coordinates.reference[None])[0]).contiguous()
+    x = student.coordinates.to_cartesian(student.coordinates.reference[None])[0].contiguous()
     far = student.distances(x)[0].argmax()
-    i, j = int(student.first[far]), int(student.second[far])
-    along = (x[0, j] - x[0, i]) / student.distances(x)[0, far]
     q = student.coordinates.to_internal(x)[0]
     energies, slopes = [], []
     for distance in (SMALL.cutoff - 1e-5, SMALL.cutoff + 1e-5):
@@ -152,7 +148,6 @@ def test_energy_and_force_are_smooth_at_the_cutoff():
     assert energies[0] == pytest.approx(energies[1], abs=1e-9)
     assert slopes[0] == pytest.approx(0, abs=1e-3)
     assert slopes[1] == 0
-    assert along.norm() == pytest.approx(1)
 
 
 def test_forces_are_differences_of_the_energy(distilled, x):
@@ -223,7 +218,8 @@ def test_beads_of_coordinates_are_those_that_they_depend_on(beads):
 
 def test_one_network_follows_the_teachers_of_two_sequences(chains, students):
     assert students[0].network is students[1].network
-    untrained = [found.student for found in distil_many(chains, KT, dataclasses.replace(QUICK, steps=1, rate=0.0))]
+    nothing = dataclasses.replace(QUICK, points=500, steps=1, rate=0.0)
+    untrained = [found.student for found in distil_many(chains, KT, nothing)]
     for chain, student, blank in zip(chains, students, untrained, strict=True):
         drawn = student.thinned(Points(chain.teacher.sample(600, seeded(9))[0], torch.empty(0, 9)), seeded(1)).own
         x = chain.coordinates.to_cartesian(drawn)[0].contiguous()
@@ -233,9 +229,8 @@ def test_one_network_follows_the_teachers_of_two_sequences(chains, students):
             return exact(at) + KT * student.repulsion(student.distances(at))
 
         off = [float((one(x) - target(x)).detach().std()) / KT for one in (student, blank)]
-        wrong = [
-            float((gradient_of(one, x) - gradient_of(target, x)).square().mean().sqrt()) for one in (student, blank)
-        ]
+        exact_gradient = gradient_of(target, x)
+        wrong = [float((gradient_of(one, x) - exact_gradient).norm()) for one in (student, blank)]
         assert off[0] < 0.5 < 1.0 < off[1]
         assert wrong[0] < 0.5 * wrong[1]
         assert float((student(x) - target(x)).detach().mean().abs()) < 0.3 * KT
