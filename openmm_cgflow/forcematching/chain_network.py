@@ -55,10 +55,12 @@ class ChainNetwork(nn.Module):
     Source: the prior is that of Köhler et al. 2023 (arXiv 2203.11167).
 
     Example:
-        >>> from openmm_cgflow.forcematching import BeadModel, bead_types
-        >>> model = BeadModel.fromSequence("GYDPE")
-        >>> x = torch.cumsum(torch.tensor([[0.3, 0.0, 0.2], [0.2, 0.3, 0.0]]).repeat(3, 1)[:5].double(), 0)
-        >>> beads, types = model.coordinates(x.numpy() + [[[0]], [[1]]]), bead_types(model.topology)
+        >>> from importlib.resources import files
+        >>> from openmm import app
+        >>> pdb = app.PDBFile(str(files("openmm_cgflow") / "data" / "alanine_dipeptide.pdb"))
+        >>> system = app.ForceField("amber96.xml").createSystem(pdb.topology)
+        >>> beads = InternalCoordinates.fromTopology(pdb.topology, system, pdb.positions).bead_coordinates()
+        >>> types = ["ACE:C", "ALA:N", "ALA:CA", "ALA:C", "NME:N"]
         >>> energy = ChainNetwork(beads, 2.494, types, shared_network([(beads, types)]))
         >>> energy(torch.zeros(7, 5, 3).double().normal_()).shape  # any positions, kJ/mol
         torch.Size([7])

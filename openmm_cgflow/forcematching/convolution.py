@@ -47,7 +47,7 @@ class FilterConvolution(nn.Module):
     Example:
         >>> convolution = FilterConvolution(width=4, gaussians=8, cutoff=1.0)
         >>> pairs = Pairs(torch.tensor([0]), torch.tensor([1]), torch.tensor([[0.5], [1.0]]).double())
-        >>> y = convolution(torch.ones(2, 2, 4).double(), pairs)
+        >>> y = convolution(torch.ones(2, 2, 4).double(), pairs).detach()
         >>> y.shape, float(y[1].abs().max())  # nothing comes from beyond the cutoff
         (torch.Size([2, 2, 4]), 0.0)
     """
