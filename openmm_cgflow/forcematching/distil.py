@@ -16,13 +16,14 @@ from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.forcematching.chain_network import ChainNetwork, calibrate, shared_network
 from openmm_cgflow.forcematching.lessons import Labelled, Lesson, Student, lesson, most_points
-from openmm_cgflow.forcematching.schnet import SchNetSettings
+from openmm_cgflow.forcematching.schnet import SchNet, SchNetSettings
 from openmm_cgflow.forcematching.student import BeadNetwork, StudentSettings
 from openmm_cgflow.forcematching.teacher import Points, Teacher, labels, training_points
 
 __all__ = ["Chain", "DistilSettings", "Distilled", "distil", "distil_many"]
 
 _log = logging.getLogger("openmm_cgflow")
+_RATE, _RATE_SCHNET = 3e-3, 1e-2
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class DistilSettings:
         energies: weight of the energies beside that of the forces.
         steps: of AdamW, with a rate that falls to zero as a cosine.
         batch: points of each.
-        rate: at the beginning.
+        rate: at the beginning; by default 3e-3, and 1e-2 of a `SchNet`.
         decay: weight decay of AdamW.
         held_out: share of the points that are for checking alone.
         student: which student it is, and its size: `StudentSettings` of a `BeadNetwork`, `SchNetSettings` of a
@@ -53,7 +54,7 @@ class DistilSettings:
     energies: float = 0.3
     steps: int = 2_500
     batch: int = 512
-    rate: float = 3e-3
+    rate: float | None = None
     decay: float = 0.01
     held_out: float = 0.1
     student: StudentSettings | SchNetSettings = field(default_factory=StudentSettings)
@@ -73,6 +74,8 @@ class DistilSettings:
             ("decay", 0, math.inf),
         ):
             value = getattr(self, name)
+            if name == "rate" and value is None:
+                continue
             if not above <= value <= below:
                 raise InvalidInputError(f"DistilSettings: {name} is {value!r}; give a number from {above} to {below}")
 
@@ -249,7 +252,9 @@ def _calibrate(students: Sequence[Student], points: Sequence[Points]) -> None:
 
 
 def _fit(network: nn.Module, lessons: Sequence[Lesson], settings: DistilSettings, generator: torch.Generator) -> None:
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.decay)
+    usual = _RATE_SCHNET if isinstance(network, SchNet) else _RATE
+    rate = usual if settings.rate is None else settings.rate
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=settings.decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     for step in range(settings.steps):
         one = lessons[step % len(lessons)]

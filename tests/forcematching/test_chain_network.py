@@ -32,7 +32,7 @@ from openmm_cgflow.forcematching.teacher import cartesian_gradients, labels
 
 DIPEPTIDE = ["ACE:C", "ALA:N", "ALA:CA", "ALA:C", "NME:N"]
 SMALL = SchNetSettings(width=16, gaussians=10, layers=1, cutoff=0.9)
-QUICK = DistilSettings(points=2_000, steps=250, batch=128, rate=1e-2, student=SMALL)
+QUICK = DistilSettings(points=2_000, steps=250, batch=128, student=SMALL)
 SEQUENCES = ("GYDPE", "PETGY")
 
 
