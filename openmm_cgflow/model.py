@@ -12,7 +12,7 @@ from openmm import app, unit
 
 from openmm_cgflow.audit import LEAST
 from openmm_cgflow.audit import audit as run_audit
-from openmm_cgflow.backmapping import Backmapped, backmap
+from openmm_cgflow.backmapping import Backmapped, JoinedDensity, backmap
 from openmm_cgflow.chemistry import kept_isomers, perceive
 from openmm_cgflow.compute import Device
 from openmm_cgflow.coordinates import InternalCoordinates
@@ -21,6 +21,7 @@ from openmm_cgflow.door import Bonds, admit
 from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError, ModelFileError
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.force_field import student_of
+from openmm_cgflow.forcematching import FittedBeads
 from openmm_cgflow.openmm_plugin.cg_system import CGSystem, create_cg_system
 from openmm_cgflow.openmm_plugin.force import Backend, BeadBackend, create_force, create_force_on_bead_atoms
 from openmm_cgflow.openmm_plugin.matching import find_molecule
@@ -311,3 +312,24 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
             print(atoms.outside.sum(), atoms.checks.summary())
         """
         return backmap(self, cg, n, relax, seed)
+
+    def withBeads(self, beads: FittedBeads) -> JoinedDensity:
+        """A density of all atoms whose beads are those of other frames, and whose atoms around them are this flow's.
+
+        Arguments:
+            beads: what `forcematching.fit_beads` makes of frames of the same beads, from whatever model they come.
+
+        Returns:
+            with `sample(n)` and `logDensity(positions)`.
+
+        Raises:
+            MismatchError: for other beads, another order of them, or other constraints between them.
+            InvalidInputError: for beads at other distances.
+
+        Example:
+            model = BeadModel.fromTopology(flow.topology, flow.coordinates.bead_atoms)
+            joined = flow.withBeads(fit_beads("cg.dcd", model))
+            samples = joined.sample(1000)
+            samples.trajectory.save("atoms.dcd")
+        """
+        return JoinedDensity(self, beads)

@@ -1,12 +1,14 @@
 """From beads to atoms: structures around given beads, drawn from a conditional density, with weights.
 
 A `Placer` puts atoms around beads and knows their density; the flow's own is `FlowPlacer`. `backmap` reads the beads,
-asks the placer, and gives `Backmapped`; `backmap_file` does so for files of any length.
+asks the placer, and gives `Backmapped`; `backmap_file` does so for files of any length. `JoinedDensity` has beads of a
+density that was fitted to frames, and atoms of a flow.
 """
 
 from openmm_cgflow.backmapping.backmap import backmap
+from openmm_cgflow.backmapping.joined import JoinedDensity
 from openmm_cgflow.backmapping.long_files import BackmappedFile, backmap_file
 from openmm_cgflow.backmapping.placer import FlowPlacer, Placer
 from openmm_cgflow.backmapping.result import Backmapped
 
-__all__ = ["Backmapped", "BackmappedFile", "FlowPlacer", "Placer", "backmap", "backmap_file"]
+__all__ = ["Backmapped", "BackmappedFile", "FlowPlacer", "JoinedDensity", "Placer", "backmap", "backmap_file"]

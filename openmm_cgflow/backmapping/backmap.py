@@ -14,7 +14,7 @@ from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import PositionsLike
 
-__all__ = ["backmap", "place_atoms"]
+__all__ = ["backmap", "place_atoms", "warn_of_strange"]
 
 _log = logging.getLogger("openmm_cgflow")
 _RELAX_STEPS = 50
@@ -27,7 +27,7 @@ def backmap(
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n <= 0:
         raise InvalidInputError(f"backmap: n is {n!r}; give a positive number of structures for each frame.")
     result, placer = place_atoms(flow, flow.beads.read(cg, "backmap"), n, relax, seed)
-    _warn(placer)
+    warn_of_strange(placer, "backmap")
     warn_of_failed(result.failed, "backmap", "Draw more (n), or leave these frames out (see `failed`).")
     return result
 
@@ -59,13 +59,15 @@ def place_atoms(
     return result, placer
 
 
-def _warn(placer: Placer) -> None:
+def warn_of_strange(placer: Placer, what: str) -> None:
+    """Name the frames whose beads a placer does not know, if there are any, and why of one; `what` says who asked."""
     strange = placer.outside.nonzero().flatten().tolist()
     if not strange:
         return
     _log.warning(
-        "backmap: the beads of %d of %d frames are outside the region that the flow was trained on: %s. "
-        "In frame %d, %s. What is made of these frames is a guess (see `outside`).",
+        "%s: the beads of %d of %d frames are outside the region that the flow was trained on: %s. "
+        "In frame %d, %s. What is made of these frames is a guess.",
+        what,
         len(strange),
         len(placer.outside),
         listed(strange),

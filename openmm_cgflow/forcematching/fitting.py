@@ -14,6 +14,7 @@ from openmm import unit
 from torch import Tensor
 
 from openmm_cgflow.chemistry.molecule import bond_key
+from openmm_cgflow.compute import BATCH, seeded
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import BeadFlow, SoftVariables, StiffDensity
@@ -118,6 +119,32 @@ class FittedBeads:
     torsions: tuple[Fitted, ...]
     stiff: tuple[Fitted, ...] = ()
     seconds: float = field(default=0.0, compare=False)
+
+    @torch.no_grad()
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """`n` independent frames of the beads, `(n, beads, 3)` in nm, and their log-densities as `logDensity` has them.
+
+        Arguments:
+            n: how many.
+            generator: of the draw.
+        """
+        parts = [self.density.sample(min(BATCH, n - k), generator) for k in range(0, n, BATCH)]
+        x, log_measure = self.coordinates.to_cartesian(torch.cat([part.value for part in parts]).double())
+        return x.contiguous(), torch.cat([part.log_prob for part in parts]).double() - log_measure
+
+    def sample(self, n: int, seed: int | None = None) -> np.ndarray:
+        """`n` independent frames of the beads, `(n, beads, 3)` in nm, without a simulation.
+
+        Arguments:
+            n: how many.
+            seed: of the draw; a new one each call by default.
+
+        Raises:
+            InvalidInputError: if `n` is not a positive integer.
+        """
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n <= 0:
+            raise InvalidInputError(f"sample: n is {n!r}; give a positive number of frames.")
+        return self.draw(n, seeded(seed))[0].numpy()
 
     @torch.no_grad()
     def logDensity(self, frames: PositionsLike) -> np.ndarray:

@@ -172,7 +172,7 @@ class Trained(Generic[Coordinates]):
 
         return tuple(column.cpu() for column in parallel.map(draw, self.flow.draw_noise(n, generator)))
 
-    def _internal(self, positions: PositionsLike) -> tuple[Tensor, Tensor]:
+    def internal(self, positions: PositionsLike) -> tuple[Tensor, Tensor]:
         """Internal coordinates and log-determinants of positions, after checking that they can be this molecule's."""
         return self.coordinates.to_internal(self.compute.tensor(self._read(positions)))
 
@@ -203,7 +203,7 @@ class Trained(Generic[Coordinates]):
     @torch.no_grad()
     def slowVariables(self, positions: PositionsLike) -> np.ndarray:
         """The slow variables `(n, n_slow)` of positions: torsions in radians."""
-        return self._internal(positions)[0][:, : self.coordinates.sizes[0]].cpu().numpy()
+        return self.internal(positions)[0][:, : self.coordinates.sizes[0]].cpu().numpy()
 
     @torch.no_grad()
     def freeEnergy(self, slow: Any) -> unit.Quantity:  # noqa: ANN401
