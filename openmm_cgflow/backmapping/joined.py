@@ -47,7 +47,7 @@ class JoinedDensity:
         if ours != theirs:
             raise MismatchError(
                 f"withBeads: the flow has constraints between the beads {ours}, the density of the frames {theirs}: "
-                f"give fit_beads fixed={ours} and frames with these constraints, or take a System with those of the frames"
+                f"give fit_beads fixed={ours} and frames that have them, or take a System with those of the frames"
             )
 
     @torch.no_grad()
