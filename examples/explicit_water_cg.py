@@ -52,7 +52,7 @@ def main() -> None:
             fit = FitSettings(members=2) if options.quick else None
             force_field = cgf.CGForceField.fromFrames(model, taken, temperature=TEMPERATURE, fit=fit, seed=seed)
             seconds = time.monotonic() - start
-            found = judge_beads(force_field.student, flow.flow.bead_flow, beads, kT)
+            found = judge_beads(force_field.student, None, beads, kT, n=400_000)
             raw, js = divergence(torsion_histogram(torsions(flow, taken)), reference), found.js(reference)
             print(
                 f"{n:6,d}  {seed:4d}  {raw:16.4f}  {js:21.4f}  {100 * found.population():10.2f}"
@@ -75,7 +75,9 @@ def divergence(p: np.ndarray, q: np.ndarray) -> float:
 
 def torsions(flow: cgf.CGFlow, frames: np.ndarray) -> np.ndarray:
     """Phi and psi `(frames, 2)` of beads, rad."""
-    return flow.coordinates.bead_coordinates().to_internal(torch.as_tensor(frames, dtype=torch.float64))[0][:, :2].numpy()
+    return (
+        flow.coordinates.bead_coordinates().to_internal(torch.as_tensor(frames, dtype=torch.float64))[0][:, :2].numpy()
+    )
 
 
 def dynamics(flow, force_field, frames: np.ndarray, found, walkers: int, picoseconds: float) -> np.ndarray:

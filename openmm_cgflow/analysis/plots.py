@@ -10,9 +10,17 @@ from matplotlib.figure import Figure
 
 from openmm_cgflow.analysis.basins import Basin
 from openmm_cgflow.analysis.free_energy import KNOWN, Array, FreeEnergy1D, FreeEnergy2D, weighted_histogram
-from openmm_cgflow.analysis.style import BLUE, GREY, ORANGE, angle_axis, figure, pretty, theme
+from openmm_cgflow.analysis.style import BLUE, CYCLE, GREY, ORANGE, angle_axis, figure, pretty, theme
 
-__all__ = ["plot_energies", "plot_free_energies", "plot_log_weights", "plot_surface"]
+__all__ = [
+    "plot_curves",
+    "plot_difference",
+    "plot_energies",
+    "plot_errors",
+    "plot_free_energies",
+    "plot_log_weights",
+    "plot_surface",
+]
 
 F_LABEL = r"$F$ (kJ mol$^{-1}$)"
 ROOF = 40.0
@@ -66,7 +74,7 @@ def _mark(axes: Axes, basin: Basin) -> None:
     halo = [patheffects.withStroke(linewidth=2.4, foreground="#111827")]
     axes.plot(x, y, "o", ms=4.5, zorder=3, mfc="white", mec="#111827", mew=0.9)
     axes.annotate(
-        f"{percent:.{digits}f} ± {error:.{digits}f} %",
+        f"{percent:.{digits}f} ± {error:.{digits}f} %" if error else f"{percent:.2g} %",
         (x, y),
         xytext=(6 if right else -6, 0),
         textcoords="offset points",
@@ -128,6 +136,94 @@ def plot_free_energies(
             row[0].set_ylabel(F_LABEL)
         handles, labels = panels[0, 0].get_legend_handles_labels()
         made.legend(handles, labels, loc="outside upper center", ncols=2)
+    return made
+
+
+def plot_curves(names: Sequence[str], curves: Sequence[tuple[str, Sequence[FreeEnergy1D]]]) -> Figure:
+    """Free energies along every torsion, by one or more models.
+
+    Arguments:
+        names: one for each torsion.
+        curves: what each model is called, and its free energy along each torsion; errors above zero are drawn as bars.
+
+    Returns:
+        The figure.
+    """
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    highest = max(float(f.values[f.values <= ROOF].max()) for _, along in curves for f in along)
+    with theme():
+        made = figure(max(5.4, 3.5 * columns), 2.7 * rows + 0.45)
+        panels = made.subplots(rows, columns, squeeze=False, sharey=True, gridspec_kw={"wspace": 0.08})
+        for k, (axes, name) in enumerate(zip(panels.flat, names, strict=False)):
+            for (label, along), color, style in zip(curves, CYCLE, ("-", (0, (4, 2))), strict=False):
+                values = np.where(along[k].values <= ROOF, along[k].values, np.nan)
+                axes.plot(np.degrees(along[k].grid), values, color=color, ls=style, lw=1.6, label=label)
+                if np.nanmax(along[k].errors) > 0:
+                    low, high = values - along[k].errors, values + along[k].errors
+                    axes.fill_between(np.degrees(along[k].grid), low, high, color=color, alpha=0.25, lw=0)
+            angle_axis(axes, "x", pretty(name))
+        for axes in panels.flat[len(names) :]:
+            axes.set_visible(False)
+        panels[0, 0].set_ylim(-0.04 * highest - 0.3, 1.12 * highest + 1)
+        for row in panels:
+            row[0].set_ylabel(F_LABEL)
+        if len(curves) > 1:
+            made.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(curves))
+    return made
+
+
+def plot_difference(difference: Array, grid: Array, names: tuple[str, str]) -> Figure:
+    """By how much two free energies over two torsions differ.
+
+    Arguments:
+        difference: `(bins, bins)`, kJ/mol; NaN where it is not to be shown.
+        grid: as that of a `FreeEnergy2D`.
+        names: names of the two torsions.
+
+    Returns:
+        The figure, whose colours end at 2 kJ/mol at least, and at the difference that a hundredth of it is above.
+    """
+    turn = np.degrees(np.append(grid, np.pi))
+    values = np.ma.masked_invalid(np.pad(difference, ((0, 1), (0, 1)), mode="wrap").T)
+    top = max(2.0, math.ceil(float(np.nanquantile(np.abs(difference), 0.99))))
+    with theme():
+        made = figure(5.75, 4.7)
+        axes = made.add_subplot()
+        axes.set_facecolor("#F1F2F4")
+        levels = np.linspace(-top, top, 17)
+        filled = axes.contourf(turn, turn, values, levels, cmap="RdBu_r", extend="both")
+        bar = made.colorbar(filled, ax=axes, pad=0.02, fraction=0.05)
+        bar.set_label(r"$\Delta F$ (kJ mol$^{-1}$)")
+        bar.set_ticks(list(np.linspace(-top, top, 5)))
+        bar.outline.set_visible(False)
+        bar.ax.grid(False)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(True)
+        axes.grid(False)
+        angle_axis(axes, "x", pretty(names[0]))
+        angle_axis(axes, "y", pretty(names[1]))
+    return made
+
+
+def plot_errors(errors: Array) -> Figure:
+    """Histogram of errors of an energy in kT, less their mean, `(n,)`; those beyond the 0.5 % at either end are cut."""
+    low, high = np.quantile(errors, [0.005, 0.995])
+    edges = np.linspace(low, max(high, low + 1e-6), 61)
+    with theme():
+        made = figure(5.6, 3.7)
+        axes = made.add_subplot()
+        density, _ = weighted_histogram(errors, edges)
+        axes.stairs(density, edges, color=BLUE, fill=True, alpha=0.3)
+        axes.stairs(density, edges, color=BLUE, lw=1.3)
+        axes.axvline(0, color=GREY, lw=1, ls=(0, (4, 3)))
+        axes.set_xlabel("energy of the force field less that of the flow, $kT$")
+        axes.set_ylabel("probability density")
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_ylim(bottom=0)
+        axes.text(
+            0.97, 0.95, f"rms {errors.std():.3f} $kT$", transform=axes.transAxes, ha="right", va="top", fontsize=9,
+        )  # fmt: skip
     return made
 
 

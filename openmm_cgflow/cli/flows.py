@@ -10,7 +10,7 @@ import typer
 
 import openmm_cgflow as cgf
 from openmm_cgflow.cli.app import app, fail, load_torch
-from openmm_cgflow.cli.options import FORMATS, Device, DrawSeed, Model, Number, Seed, positive, writable_folder
+from openmm_cgflow.cli.options import FORCE_FIELD, FORMATS, Device, DrawSeed, Model, Number, Seed, positive, writable_folder
 from openmm_cgflow.cli.output import save, show, summarise
 from openmm_cgflow.errors import InvalidInputError
 
@@ -192,16 +192,28 @@ def report(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder for the pictures and report.html.")] = Path("report"),
     n: Number = 10_000,
+    beside: Annotated[
+        Path | None, typer.Option("--flow", help="Of a force field: the model to set beside it.", show_default=False)
+    ] = None,
     seed: DrawSeed = None,
     device: Device = None,
 ) -> None:
-    """Draw free energies, energies, weights and training curves of a model, on one page."""
+    """Draw free energies, energies, weights and training curves of a model, or a force field's fit, on one page."""
     if positive("-n", n) < 2:
         raise InvalidInputError("-n is 1: a report needs at least 2 samples")
+    if beside is not None and model.suffix != FORCE_FIELD:
+        raise InvalidInputError(f"--flow goes with a force field, a {FORCE_FIELD} file; {model} is none")
     writable_folder(out)
     load_torch()
     from openmm_cgflow.analysis import report as write_report
 
+    if model.suffix == FORCE_FIELD:
+        from openmm_cgflow.force_field_report import report_force_field
+
+        teacher = None if beside is None else cgf.CGFlow.load(beside, device)
+        force_field = cgf.CGForceField.load(model)
+        show([("report", str(report_force_field(force_field, out, teacher, ctx.obj)))])
+        return
     flow = cgf.CGFlow.load(model, device)
     samples = flow.sample(n, seed=seed)
     page = write_report(flow, samples, out, command=ctx.obj)

@@ -13,12 +13,15 @@ from openmm_cgflow.compute import Parallel, seeded
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import BeadFlow
+from openmm_cgflow.forcematching.fitting import FitSettings, build_density
+from openmm_cgflow.forcematching.ridge import Penalty, fit_ridge, set_start
 
 __all__ = ["BeadMarginal", "judge_beads", "torsion_histogram"]
 
 _EACH = 16  # points that every cell has, however unlikely
 _KCAL = 4.184  # kJ
 _LEAST = 2e-5  # probability of a bin below which its free energy is not compared
+_FIRST, _WIDER, _SECTORS = 30_000, 1.3, 12  # points by which a density is made of the energy itself
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def torsion_histogram(torsions: np.ndarray, weights: np.ndarray | None = None, b
 
 def judge_beads(
     energy: Callable[[Tensor], Tensor],
-    flow: BeadFlow,
+    flow: BeadFlow | None,
     coordinates: InternalCoordinates,
     kT: float,
     bins: int = 60,
@@ -141,7 +144,9 @@ def judge_beads(
 
     Arguments:
         energy: of positions `(n, beads, 3)`, nm, gives `(n,)` in kJ/mol; plus infinity where nothing can be.
-        flow: a density of the same beads, near the energy's own; it decides the noise, not the result.
+        flow: a density of the same beads, near the energy's own; it decides the noise, not the result, and is large
+            where the flow calls torsions rare that are not. None: one is made of the energy itself, for one or two slow
+            torsions; `kl` is then the divergence from that, and of no interest.
         coordinates: of the beads alone, as `bead_coordinates()` gives them.
         kT: thermal energy, kJ/mol.
         bins: of the grid on each axis.
@@ -171,12 +176,20 @@ def judge_beads(
         )
     if bins < 1 or n < 1:
         raise InvalidInputError(f"judge_beads: bins is {bins} and n {n}; give positive numbers")
-    flow = copy.deepcopy(flow).cpu().double().requires_grad_(False)
+    if flow is None and n_slow > 2:
+        raise InvalidInputError(
+            f"judge_beads: with {n_slow} slow torsions a density near the energy's own is needed: give a flow"
+        )
     coordinates = copy.deepcopy(coordinates).cpu()
     generator = seeded(seed)
+    share = None
+    if flow is None:
+        flow = _own_density(energy, coordinates, kT, generator)
+        share = torch.as_tensor(judge_beads(energy, flow, coordinates, kT, bins, 1, None, seed).probabilities)
+    flow = copy.deepcopy(flow).cpu().double().requires_grad_(False)
     with Parallel() as parallel, torch.no_grad():
         if n_slow <= 2:
-            slow, cell, log_share = _stratified(flow, n_slow, bins, n, generator)
+            slow, cell, log_share = _stratified(flow, share, n_slow, bins, n, generator)
         else:
             slow = flow.slow.sample(n, generator).value
             cell = _cells(slow[:, list(axes)], bins)
@@ -216,14 +229,46 @@ def judge_beads(
     return BeadMarginal(probabilities.numpy(), log_z, float(kl), float(ess), kT)
 
 
+@torch.no_grad()
+def _own_density(
+    energy: Callable[[Tensor], Tensor], coordinates: InternalCoordinates, kT: float, generator: torch.Generator
+) -> BeadFlow:
+    """A density near that of an energy: torsions nearly uniform, all else normal around a mean that follows them.
+
+    Mean and covariance are those of points with uniform torsions and broad stiff coordinates, weighed by the energy
+    within each twelfth of a turn, so that all torsions count alike.
+    """
+    n_slow = coordinates.sizes[0]
+    flow = build_density(coordinates, FitSettings(), 0, 0).double()
+    slow = 2 * math.pi * torch.rand(_FIRST, n_slow, generator=generator, dtype=torch.float64) - math.pi
+    noise = torch.randn(_FIRST, coordinates.dof - n_slow, generator=generator, dtype=torch.float64)
+    rest, scale = coordinates.reference[n_slow:], coordinates.scale[n_slow:]
+    q = torch.cat([slow, rest + _WIDER * scale * noise], dim=1)
+    x, log_measure = coordinates.to_cartesian(q)
+    log_weight = log_measure - energy(x.contiguous()).double() / kT + 0.5 * (noise * noise).sum(1)
+    log_weight = torch.where(coordinates.in_domain(q) & torch.isfinite(log_weight), log_weight, -torch.inf)
+    sector = _cells(slow, _SECTORS)
+    largest = torch.full((_SECTORS**n_slow,), -torch.inf).double().scatter_reduce(0, sector, log_weight, "amax")
+    weight = torch.exp(log_weight - largest[sector]).nan_to_num(0.0)
+    weight = weight / torch.zeros_like(largest).index_add(0, sector, weight)[sector].clamp(min=1e-300)
+    effective = weight.sum() ** 2 / (weight * weight).sum()
+    features = flow.slow.features(slow)
+    ridge = fit_ridge(_WIDER * noise, features, weight * (effective / weight.sum()), Penalty())
+    set_start(flow.stiff, ridge)
+    return flow
+
+
 def _stratified(
-    flow: BeadFlow, n_slow: int, bins: int, n: int, generator: torch.Generator
+    flow: BeadFlow, share: Tensor | None, n_slow: int, bins: int, n: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Torsions `(m, n_slow)` uniform within cells, the cell of each, and the log of what each stands for."""
+    """Torsions `(m, n_slow)` uniform within cells, the cell of each, and the log of what each stands for.
+
+    Cells have points by their share of the probability, by default the flow's.
+    """
     width = 2 * math.pi / bins
     axis = -math.pi + width * (torch.arange(bins, dtype=torch.float64) + 0.5)
     centres = torch.cartesian_prod(*[axis] * n_slow).reshape(-1, n_slow)
-    share = torch.softmax(flow.slow.log_prob(centres), 0)
+    share = torch.softmax(flow.slow.log_prob(centres), 0) if share is None else share.flatten()
     count = _EACH + torch.round(n * share).long()
     cell = torch.repeat_interleave(torch.arange(len(centres)), count)
     jitter = torch.rand(len(cell), n_slow, generator=generator, dtype=torch.float64) - 0.5

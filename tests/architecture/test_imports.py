@@ -22,7 +22,7 @@ FLOORS = [
     {"slow_scan", "trained"},
     {"analysis", "audit", "forcematching", "openmm_plugin", "trainable"},
     {"backmapping", "force_field", "vector_flow"},
-    {"model"},
+    {"force_field_report", "model"},
     {"ml_potential", "__init__"},
     {"cli"},
     {"__main__"},
