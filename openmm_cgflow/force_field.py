@@ -456,7 +456,21 @@ class CGForceField:
                 "keep; use createCGSystem, whose System has the constraints"
             )
         x = torch.as_tensor(in_nm(positions))
-        return BatchedLangevin(self.student, x, self.masses, KB * self._kelvin, friction, timestep, seed, device)
+        return BatchedLangevin(
+            self.student, x, self.masses, KB * self._kelvin, friction, timestep, seed, device, centred=True
+        )
+
+    @torch.no_grad()
+    def outside(self, frames: PositionsLike) -> np.ndarray:
+        """Whether beads are where no point of the fit was: there walls drive them back, and nothing else is known.
+
+        Arguments:
+            frames: `(frames, beads, 3)`, Quantity or nm.
+
+        Returns:
+            `(frames,)`, bool.
+        """
+        return self.student.outside(torch.as_tensor(in_nm(frames), dtype=torch.float64)).numpy()
 
     def save(self, path: str | Path) -> None:
         """Write everything to one file, usually with the suffix `.cgff`.
@@ -488,18 +502,22 @@ class CGForceField:
             ModelFileError: for a missing, damaged, foreign or newer file.
         """
         with reading(path, _KIND):
-            tensors, header = read_file(path, _KIND)
-            stored = read_as(_Stored, header, "the description")
-            constraints = {(i, j): distance for i, j, distance in stored.constraints}
-            return cls(
-                _student(stored, tensors),
-                topology_from_json(stored.topology),
-                _positions(tensors, len(stored.masses)),
-                stored.masses,
-                constraints,
-                stored.temperature,
-                stored.fitted,
-            )
+            return cls._of(*read_file(path, _KIND))
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, Tensor], header: Any) -> Self:  # noqa: ANN401
+        """What a file holds, checked."""
+        stored = read_as(_Stored, header, "the description")
+        constraints = {(i, j): distance for i, j, distance in stored.constraints}
+        return cls(
+            _student(stored, tensors),
+            topology_from_json(stored.topology),
+            _positions(tensors, len(stored.masses)),
+            stored.masses,
+            constraints,
+            stored.temperature,
+            stored.fitted,
+        )
 
 
 def _positions(tensors: Mapping[str, Tensor], n: int) -> np.ndarray:

@@ -89,7 +89,7 @@ def populations(labels: Labels, angles: ArrayLike, weights: ArrayLike | None = N
     share = np.bincount(label[label >= 0], weights=w[label >= 0], minlength=count)
     squares = np.bincount(label[label >= 0], weights=w[label >= 0] ** 2, minlength=count)
     variance = squares * (1 - share) ** 2 + (np.sum(w**2) - squares) * share**2
-    return np.asarray(share, dtype=np.float64), np.sqrt(variance)
+    return np.asarray(share, dtype=np.float64), np.sqrt(np.maximum(variance, 0))
 
 
 def basins(

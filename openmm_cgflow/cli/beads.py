@@ -231,10 +231,11 @@ def simulate(
     save_trajectory(trajectory, output)
     topology = output.with_suffix(".topology.pdb")
     save_trajectory(trajectory[0], topology)
-    show(
-        [
-            ("beads", f"{trajectory.n_atoms}, {trajectory.n_frames:,} frames"),
-            ("speed", f"{steps:,} steps in {duration(taken)}, {1e6 * taken / steps:.0f} microseconds a step"),
-            ("written", f"{output}, {topology}"),
-        ]
-    )
+    rows = [
+        ("beads", f"{trajectory.n_atoms}, {trajectory.n_frames:,} frames"),
+        ("speed", f"{steps:,} steps in {duration(taken)}, {1e6 * taken / steps:.0f} microseconds a step"),
+    ]
+    if isinstance(source, cgf.CGForceField):
+        strange = source.outside(trajectory.xyz).sum()
+        rows.append(("outside what it was fitted to", f"{strange:,} of {trajectory.n_frames:,} frames"))
+    show([*rows, ("written", f"{output}, {topology}")])

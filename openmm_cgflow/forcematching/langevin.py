@@ -1,8 +1,10 @@
 """Langevin dynamics of many copies of the beads at once, on any device."""
 
 import copy
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from openmm_cgflow.errors import InvalidInputError, TrainingError
 
 __all__ = ["BatchedLangevin"]
 
+_log = logging.getLogger("openmm_cgflow")
+_STRANGE = 1e-3  # share of frames outside what the energy was fitted to, from which it is said
 _NOISE = 4_000_000  # normal numbers that are drawn at once
 
 
@@ -32,6 +36,8 @@ class BatchedLangevin:
         seed: of velocities and noise.
         device: where it works; by default the GPU where there is one.
         dtype: precision; single is enough for sampling.
+        centred: whether each walker is moved back to the origin now and then, for energies of the shape alone: walkers
+            diffuse, and far from the origin single precision has no digits left for their bonds.
 
     Attributes:
         positions: `(walkers, beads, 3)`, nm.
@@ -62,6 +68,7 @@ class BatchedLangevin:
         seed: int = 0,
         device: Device | None = None,
         dtype: torch.dtype = torch.float32,
+        centred: bool = False,
     ) -> None:
         positions = torch.as_tensor(positions)
         if positions.dim() != 3 or positions.shape[1:] != (len(masses), 3) or not len(positions):
@@ -76,9 +83,8 @@ class BatchedLangevin:
             if not least < value < math.inf:
                 raise InvalidInputError(f"BatchedLangevin: {name} is {value}; give a positive number")
         self.device, self.dtype, self._generator = Compute.on(device).device, dtype, seeded(seed)
-        self.energy: Callable[[Tensor], Tensor] = (
-            copy.deepcopy(energy).to(self.device, dtype).eval().requires_grad_(False)
-        )
+        self.centred = centred
+        self.energy: Any = copy.deepcopy(energy).to(self.device, dtype).eval().requires_grad_(False)
         mass = torch.tensor(masses, dtype=torch.float64)[:, None]
         self._kick = (timestep / mass).to(self.device, dtype)
         self._drift = 0.5 * timestep
@@ -112,6 +118,8 @@ class BatchedLangevin:
                 x = x + self._drift * v
                 v = self._keep * v + heat * self._thermal * noise
                 x = x + self._drift * v
+            if self.centred:
+                x = x - x.mean(1, keepdim=True)
         lost = ~torch.isfinite(x).all(2).all(1)
         if bool(lost.any()):
             raise TrainingError(
@@ -122,6 +130,8 @@ class BatchedLangevin:
 
     def run(self, steps: int, every: int = 100) -> Tensor:
         """Take steps and keep frames.
+
+        A warning says how many frames are outside what the energy was fitted to, if it knows that (`outside`).
 
         Arguments:
             steps: of each walker.
@@ -136,8 +146,17 @@ class BatchedLangevin:
         """
         if every < 1 or steps < every:
             raise InvalidInputError(f"run: steps is {steps} and every {every}; give at least one frame")
-        frames = []
+        frames, strange = [], 0
         for _ in range(steps // every):
             self.step(every)
             frames.append((self.positions - self.positions.mean(1, keepdim=True)).cpu())
+            strange += int(self.energy.outside(self.positions).sum()) if hasattr(self.energy, "outside") else 0
+        total = len(frames) * len(self.positions)
+        if strange > _STRANGE * total:
+            _log.warning(
+                "run: %d of %d frames are outside what the energy was fitted to, where walls drive the beads back: "
+                "start nearer to beads that it knows, or leave these frames out (energy.outside(frames) says which)",
+                strange,
+                total,
+            )
         return torch.stack(frames)

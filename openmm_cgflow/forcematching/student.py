@@ -189,6 +189,16 @@ class BeadNetwork(nn.Module):
         z, wall = held((self.features(q, x) - self.mean) / self.scale, self.low, self.high)
         return self.springs(q) + self.network(z).squeeze(1) + self.offset + wall
 
+    @torch.no_grad()
+    def outside(self, positions: Tensor) -> Tensor:
+        """Whether beads are where no point of the training was, so that walls drive them back: `(n,)` bool.
+
+        Arguments:
+            positions: `(n, beads, 3)`, nm.
+        """
+        z = (self.features(self.coordinates.to_internal(positions)[0], positions) - self.mean) / self.scale
+        return ((z > self.high) | (z < self.low)).any(1)
+
     def forward(self, positions: Tensor) -> Tensor:
         """Energy in kJ/mol, in the precision of the module.
 

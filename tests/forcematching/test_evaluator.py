@@ -29,6 +29,17 @@ def test_marginal_of_a_known_density(beads):
     assert 0.2 < found.ess < 1
 
 
+def test_without_a_flow_one_is_made_of_the_energy(beads):
+    known = Analytic(beads)
+    found = judge_beads(CartesianEnergy(known, beads), None, beads, KT, bins=30, n=20_000)
+    expected = known.probabilities(30).numpy()
+    assert abs(found.log_z) < 0.03
+    assert found.js(expected) < 0.003  # cells have points by their own probability: 900 / 8 / 20,000 / ESS at worst
+    assert found.ess > 0.7  # the width of the points that it begins with is not that of the density
+    again = judge_beads(CartesianEnergy(known, beads), None, beads, KT, bins=30, n=20_000)
+    np.testing.assert_array_equal(again.probabilities, found.probabilities)
+
+
 def test_a_constant_changes_log_z_alone(beads):
     energy, flow = CartesianEnergy(Analytic(beads), beads), flow_of(beads)
     found = judge_beads(energy, flow, beads, KT, bins=12, n=500)

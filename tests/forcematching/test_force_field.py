@@ -109,6 +109,20 @@ def test_walkers_of_a_force_field(fitted):
         bound.createWalkers(start)
 
 
+def test_hot_starts_are_held_by_walls(flow, fitted, caplog):
+    x = flow.sample(20, seed=5).positions[:, flow.coordinates.bead_atoms].astype(float)
+    x += 0.02 * np.random.default_rng(0).standard_normal(x.shape)
+    assert fitted.outside(x).all()  # ten standard deviations of each bond
+    walkers = fitted.createWalkers(x, friction=20.0, seed=3, device="cpu")
+    walkers.velocities *= 3**0.5
+    frames = walkers.run(600, every=100).double().numpy()
+    assert "frames are outside what the energy was fitted to" in caplog.text
+    assert fitted.outside(frames[0]).sum() > fitted.outside(frames[-1]).sum()
+    assert fitted.outside(frames[-1]).sum() <= 3
+    energy = fitted.student(torch.as_tensor(frames[-1])) / fitted.student.kT
+    assert float(energy.max() - energy.min()) < 40  # of nine coordinates at 300 K
+
+
 def test_bad_input_is_named(flow, fitted):
     with pytest.raises(cgf.InvalidInputError, match='model is \'teacher\'; give "flow" or "student"'):
         flow.createCGSystem(model="teacher")

@@ -100,6 +100,7 @@ def test_command_line_fits_and_simulates(md, tmp_path, monkeypatch):
     assert "400" in done.output
     done = run(app, ["simulate", str(tmp_path / "b.cgff"), "-o", str(tmp_path / "cg.dcd"), "--time", "0.2"])
     assert done.exit_code == 0, done.output
+    assert "outside what it was fitted to" in done.output
     assert mdtraj.load(str(tmp_path / "cg.dcd"), top=str(tmp_path / "cg.topology.pdb")).n_atoms == 4
     wrong = run(app, ["fit-cg", *files, "-o", str(tmp_path / "b.cgflow"), *options])
     assert wrong.exit_code == 2

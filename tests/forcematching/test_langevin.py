@@ -103,6 +103,40 @@ def test_one_seed_gives_one_trajectory_in_any_cut(device):
     torch.testing.assert_close(a.mean(2), torch.zeros(2, 5, 3), rtol=0, atol=1e-6)
 
 
+class Bond(torch.nn.Module):
+    """A spring between two beads, wherever they are, which knows lengths up to 0.16 nm."""
+
+    def forward(self, x):
+        return 0.5 * 20_000 * ((x[:, 1] - x[:, 0]).norm(dim=1) - 0.15) ** 2
+
+    def outside(self, x):
+        return (x[:, 1] - x[:, 0]).norm(dim=1) > 0.16
+
+
+def test_walkers_far_away_keep_their_digits():
+    far = torch.tensor([[[1e5, 0, 0], [1e5 + 0.15, 0, 0]]], dtype=torch.float64).repeat(400, 1, 1)
+    near = far - far.mean(1, keepdim=True)
+    lengths = []
+    for centred, start in ((False, near), (True, near), (False, far)):
+        walkers = BatchedLangevin(Bond(), start, [12.0, 12.0], KT, device="cpu", seed=2, centred=centred)
+        x = walkers.run(400, every=50)[2:]
+        lengths.append((x[:, :, 1] - x[:, :, 0]).norm(dim=2))
+        if centred:
+            assert walkers.positions.mean(1).abs().max() < 1e-6
+    torch.testing.assert_close(lengths[1], lengths[0], rtol=0, atol=1e-3)  # the same walkers, but for rounding
+    # single precision at 1e5 nm: steps of 0.008 nm, where the spring allows 0.011
+    assert (lengths[2] - lengths[0]).abs().mean() > 0.002
+
+
+def test_frames_outside_what_the_energy_knows_are_counted(caplog):
+    start = torch.tensor([[[0.0, 0, 0], [0.15, 0, 0]]]).repeat(50, 1, 1)
+    walkers = BatchedLangevin(Bond(), start, [12.0, 12.0], KT, device="cpu", seed=2)
+    x = walkers.run(200, every=50)
+    strange = int(((x[:, :, 1] - x[:, :, 0]).norm(dim=2) > 0.16).sum())
+    assert 0 < strange < 200
+    assert f"run: {strange} of 200 frames are outside what the energy was fitted to" in caplog.text
+
+
 def test_bad_input_is_named():
     x = starts(2)
     with pytest.raises(InvalidInputError, match=r"shape \(3, 3\) and there are 3 masses; give \(walkers, beads, 3\)"):

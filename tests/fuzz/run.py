@@ -30,7 +30,7 @@ def rng_of(seed: int, number: int) -> random.Random:
     return random.Random(f"{seed}:{number}")
 
 
-def work(seed: int, first: int, end: int, at: "Synchronized[int]", results: Any) -> None:
+def work(seed: int, target: str, first: int, end: int, at: "Synchronized[int]", results: Any) -> None:
     """Read inputs, in a process of its own: some damage might end it."""
     import torch
 
@@ -44,7 +44,7 @@ def work(seed: int, first: int, end: int, at: "Synchronized[int]", results: Any)
     failures: list[tuple[int, str, str]] = []
     for number in range(first, end):
         at.value = number
-        made = make_input(files, rng_of(seed, number))
+        made = make_input(files, rng_of(seed, number), target)
         result = outcome(made)
         if result in ("loaded", "refused"):
             counts[made.target, result] += 1
@@ -68,8 +68,8 @@ def cpu_seconds(process: int | None) -> float:
 class Run:
     """Keeps a working process going, and counts what it tells."""
 
-    def __init__(self, seed: int, n: int) -> None:
-        self.seed, self.n, self.done = seed, n, 0
+    def __init__(self, seed: int, n: int, target: str = "") -> None:
+        self.seed, self.n, self.target, self.done = seed, n, target, 0
         self.counts: Counter[tuple[str, str]] = Counter()
         self.failures: list[tuple[int, str, str]] = []
         self.started = time.monotonic()
@@ -84,7 +84,9 @@ class Run:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         at = context.Value(ctypes.c_int64, self.done, lock=False)
-        process = context.Process(target=work, args=(self.seed, self.done, self.n, at, theirs), daemon=True)
+        process = context.Process(
+            target=work, args=(self.seed, self.target, self.done, self.n, at, theirs), daemon=True
+        )
         process.start()
         theirs.close()
         last, since, spent = -1, time.monotonic(), 0.0
@@ -132,11 +134,11 @@ class Run:
         return "\n".join(lines)
 
 
-def show(seed: int, number: int) -> int:
+def show(seed: int, number: int, target: str) -> int:
     """Make one input again and say what comes of it."""
     from fuzz.targets import Files, make_input, outcome
 
-    made = make_input(Files.make(), rng_of(seed, number))
+    made = make_input(Files.make(), rng_of(seed, number), target)
     print(f"{made.target}: {made.what!r}"[:20_000])
     result = outcome(made)
     print(result)
@@ -148,15 +150,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=10_000, help="number of inputs")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--target", default="", choices=["", "force field"], help="these files alone")
     parser.add_argument("--only", type=int, help="this input alone, shown")
     options = parser.parse_args()
     if options.only is not None:
-        return show(options.seed, options.only)
-    run = Run(options.seed, options.n)
+        return show(options.seed, options.only, options.target)
+    run = Run(options.seed, options.n, options.target)
     run.go()
     print(run.summary())
     for number, target, result in run.failures[:50]:
-        print(f"failed: {target}: {result}\n  again: python tests/fuzz/run.py --seed {options.seed} --only {number}")
+        more = f" --target {options.target!r}" if options.target else ""
+        print(
+            f"failed: {target}: {result}\n  again: python tests/fuzz/run.py --seed {options.seed} --only {number}{more}"
+        )
     minutes = (time.monotonic() - run.started) / 60
     print(f"{options.n:,} inputs, seed {options.seed}, {minutes:.1f} minutes, {len(run.failures)} failures")
     return 1 if run.failures else 0

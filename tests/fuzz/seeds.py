@@ -1,5 +1,8 @@
 """Small files that are fine, from which damaged ones are made; and a System whose XML would run code."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import openmm
 from openmm import app
@@ -7,9 +10,11 @@ from openmm import app
 from openmm_cgflow import storage
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.flows import FlowSettings
+from openmm_cgflow.force_field import CGForceField, Fitted
+from openmm_cgflow.forcematching import BeadNetwork, StudentSettings
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.trained.stored import Molecule
-from openmm_cgflow.units import in_nm
+from openmm_cgflow.units import KB, in_nm
 
 SMALL = FlowSettings(
     components=2, rotor_components=2, slow_hidden=4, harmonics=1, bead_couplings=1, atom_couplings=2, hidden=4, rank=2
@@ -75,6 +80,20 @@ def model(topology: app.Topology, system: openmm.System, positions: object) -> b
     flow = TrainedFlow(molecule, 300.0, SMALL)
     flow.history = [{"stage": "laplace", "seconds": 1.0, "evaluations": 10, "beta": None, "loss": 0.5, "dropped": 0}]
     return storage.pack("model", *flow._contents())
+
+
+def force_field(topology: app.Topology, system: openmm.System, positions: object) -> bytes:
+    """The file of a force field that was never fitted, with a small network."""
+    x = in_nm(positions)
+    molecule = Molecule(topology, system, x, InternalCoordinates.fromTopology(topology, system, x))
+    beads, coordinates = TrainedFlow(molecule, 300.0, SMALL).beads, molecule.coordinates.bead_coordinates()
+    student = BeadNetwork(coordinates, KB * 300.0, StudentSettings(hidden=4, layers=1))
+    fitted = Fitted(0.1, 0.2, 1000, 10, 0, 1.0)
+    made = CGForceField(student, beads.topology, beads.positions, beads.masses, {(0, 1): 0.145}, 300.0, fitted)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "made.cgff"
+        made.save(path)
+        return path.read_bytes()
 
 
 def hostile_system() -> str:

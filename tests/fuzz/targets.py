@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fuzz.mutate import EXPRESSION_WORDS, JSON_WORDS, XML_WORDS, damaged, damaged_tree
-from fuzz.seeds import EXPRESSIONS, RAN, hostile_system, model, peroxide
+from fuzz.seeds import EXPRESSIONS, RAN, force_field, hostile_system, model, peroxide
 from openmm_cgflow import storage
-from openmm_cgflow.errors import ModelFileError, UnsupportedForceError
+from openmm_cgflow.errors import CGFlowError, ModelFileError, UnsupportedForceError
+from openmm_cgflow.force_field import CGForceField
 from openmm_cgflow.potentials.lepton import Expression
 from openmm_cgflow.storage.container import _header_length
 from openmm_cgflow.trained.stored import StoredModel, check_network, molecule_of
@@ -25,12 +27,14 @@ class Files:
         models: files of models.
         checkpoints: files that hold the same as checkpoints.
         systems: XML.
+        force_fields: files of force fields of beads.
         parts: tensors and description of each model.
     """
 
     models: list[bytes]
     checkpoints: list[bytes]
     systems: list[bytes]
+    force_fields: list[bytes]
     parts: list[tuple[dict[str, Tensor], str]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,7 +50,7 @@ class Files:
         state = {k: v for k, v in header.items() if k in ("history", "seconds", "seed")} | {"identity": "0" * 64}
         checkpoint = storage.pack("checkpoint", {f"average.{k}": t for k, t in tensors.items()}, state)
         systems = [storage.system_to_xml(molecule[1]).encode(), hostile_system().encode()]
-        return cls([made], [checkpoint], systems)
+        return cls([made], [checkpoint], systems, [force_field(*molecule)])
 
 
 Accepted = type[Exception] | tuple[type[Exception], ...]
@@ -69,9 +73,17 @@ class Input:
     accepted: Accepted = ModelFileError
 
 
-def make_input(files: Files, rng: random.Random) -> Input:
-    """A damaged file, or formula: the same for the same random numbers."""
-    maker = rng.choices((_bytes, _declaration, _description, _xml, _expression), (2, 2, 4, 6, 6))[0]
+def make_input(files: Files, rng: random.Random, target: str = "") -> Input:
+    """A damaged file, or formula: the same for the same random numbers.
+
+    Arguments:
+        files: what is damaged.
+        rng: by which.
+        target: `"force field"` for these files alone.
+    """
+    if target == "force field":
+        return _force_field(files, rng)
+    maker = rng.choices((_bytes, _declaration, _description, _xml, _expression, _force_field), (2, 2, 4, 6, 6, 2))[0]
     return maker(files, rng)
 
 
@@ -87,6 +99,14 @@ def _declaration(files: Files, rng: random.Random) -> Input:
     """The header of safetensors damaged, with the length that it then has."""
     kind = rng.choice(("model", "checkpoint"))
     data = rng.choice(files.models if kind == "model" else files.checkpoints)
+    made = _declared_anew(data, rng)
+    if kind == "model":
+        return Input("model's tensors", made, lambda: read_model(made, networks=rng.random() < 0.02))
+    return Input("checkpoint's tensors", made, lambda: storage.unpack(made, "checkpoint"))
+
+
+def _declared_anew(data: bytes, rng: random.Random) -> bytes:
+    """A file with another declaration of its tensors."""
     end = 8 + _header_length(data[:8], len(data))
     if rng.random() < 0.5:
         header = damaged(data[8:end], JSON_WORDS, rng)
@@ -97,10 +117,7 @@ def _declaration(files: Files, rng: random.Random) -> Input:
         if isinstance(tree.get("__metadata__"), dict):
             tree["__metadata__"]["header"] = words
         header = json.dumps(tree).encode()
-    made = len(header).to_bytes(8, "little") + header + data[end:]
-    if kind == "model":
-        return Input("model's tensors", made, lambda: read_model(made, networks=rng.random() < 0.02))
-    return Input("checkpoint's tensors", made, lambda: storage.unpack(made, "checkpoint"))
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def _description(files: Files, rng: random.Random) -> Input:
@@ -116,6 +133,28 @@ def _description(files: Files, rng: random.Random) -> Input:
             check_network(tensors, molecule.coordinates, stored.settings)
 
     return Input("model's description", tree, read)
+
+
+def _force_field(files: Files, rng: random.Random) -> Input:
+    """A force field with its bytes, its declaration of tensors or its description damaged."""
+    data = rng.choice(files.force_fields)
+    kind = rng.randrange(3)
+    if kind == 0:
+        made = damaged(data, JSON_WORDS, rng)
+    elif kind == 1:
+        made = _declared_anew(data, rng)
+    else:
+        tensors, header = storage.unpack(data, "force field")
+        tree = damaged_tree(json.dumps(header), rng)
+        return Input("force field's description", tree, lambda: read_force_field(tensors, tree), CGFlowError)
+    name = "force field" if kind == 0 else "force field's tensors"
+    return Input(name, made, lambda: read_force_field(*storage.unpack(made, "force field")), CGFlowError)
+
+
+def read_force_field(tensors: dict[str, Tensor], header: Any) -> None:
+    """A force field, whose energy at its positions is finite if it is read at all."""
+    made = CGForceField._of(tensors, header)
+    assert bool(torch.isfinite(made.student(torch.as_tensor(made.positions._value))))
 
 
 def _xml(files: Files, rng: random.Random) -> Input:
