@@ -396,6 +396,10 @@ class CGForceField:
     def createCGSystem(self, backend: BeadBackend | Literal["nnpops"] | None = None) -> CGSystem:
         """A System of the beads with this energy; the parameter `cgflow_scale` scales it.
 
+        It runs in replica exchange as it is, openmmtools' or that of OpenMM 8.6. The energy is a free energy at one
+        temperature: a replica at another samples this energy at its own kT, which helps to cross barriers, but is not
+        how the molecule's beads are distributed at that temperature.
+
         Arguments:
             backend: `"torch"`, a `TorchForce`; `"python"`, a `PythonForce`; `"compiled"`, the same as machine code,
                 the fastest, after half a minute at the first step; `"nnpops"`, of a `ChainNetwork` alone, a TorchForce
