@@ -92,7 +92,7 @@ class JoinedDensity:
         """Log-density at positions of all atoms, per nm^(3 atoms - 6), rigid motion taken out.
 
         Arguments:
-            positions: as `CGFlow.logDensity` takes them.
+            positions: as `CGFlow.logDensity` takes them, but for files.
 
         Returns:
             `(n,)`; minus infinity where the flow has it.

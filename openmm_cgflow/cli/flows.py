@@ -10,7 +10,17 @@ import typer
 
 import openmm_cgflow as cgf
 from openmm_cgflow.cli.app import app, fail, load_torch
-from openmm_cgflow.cli.options import FORCE_FIELD, FORMATS, Device, DrawSeed, Model, Number, Seed, positive, writable_folder
+from openmm_cgflow.cli.options import (
+    FORCE_FIELD,
+    FORMATS,
+    Device,
+    DrawSeed,
+    Model,
+    Number,
+    Seed,
+    positive,
+    writable_folder,
+)
 from openmm_cgflow.cli.output import save, show, summarise
 from openmm_cgflow.errors import InvalidInputError
 
