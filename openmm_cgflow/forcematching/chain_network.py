@@ -225,6 +225,16 @@ class ChainNetwork(nn.Module):
         distances = self.distances(x)
         return self.springs(q) + self.repulsion(distances) + wall + self._learned(shape, distances) + self.offset
 
+    @torch.no_grad()
+    def outside(self, positions: Tensor) -> Tensor:
+        """Whether bonds or angles are where no point of the training was, so that walls drive them back: `(n,)` bool.
+
+        Arguments:
+            positions: `(n, beads, 3)`, nm.
+        """
+        z, kinds = self._scaled(self.coordinates.to_internal(positions)[0]), self._straight_kinds
+        return ((z > self.network.high[kinds]) | (z < self.network.low[kinds])).any(1)
+
     def forward(self, positions: Tensor) -> Tensor:
         """Energy in kJ/mol, in the precision of the module.
 

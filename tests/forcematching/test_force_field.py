@@ -15,7 +15,7 @@ from openmm import unit
 import openmm_cgflow as cgf
 from openmm_cgflow import force_field as module
 from openmm_cgflow import storage
-from openmm_cgflow.forcematching import DistilSettings, StudentSettings
+from openmm_cgflow.forcematching import DistilSettings, SchNetSettings, StudentSettings
 from openmm_cgflow.openmm_plugin.torch_force import why_no_torch_force
 
 QUICK = DistilSettings(points=1_000, steps=60, batch=128, student=StudentSettings(hidden=16, layers=2))
@@ -107,6 +107,14 @@ def test_walkers_of_a_force_field(fitted):
     assert bound.createCGSystem("python").system.getNumConstraints() == 1
     with pytest.raises(cgf.InvalidInputError, match="1 distances between beads are constrained"):
         bound.createWalkers(start)
+
+
+def test_every_student_says_what_is_outside(flow):
+    x = flow.sample(50, seed=5).positions[:, flow.coordinates.bead_atoms].astype(float)
+    for student in (StudentSettings(hidden=4, layers=1), SchNetSettings()):
+        made = cgf.CGForceField.fromFlow(flow, DistilSettings(points=500, steps=2, batch=16, student=student))
+        assert made.outside(x).sum() <= 2
+        assert made.outside(1.2 * x).all()
 
 
 def test_hot_starts_are_held_by_walls(flow, fitted, caplog):
