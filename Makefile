@@ -21,11 +21,15 @@ lint:
 test:
 	pytest
 
-# What the documentation shows: the Examples of docstrings run, the README's tables are what was measured.
+# The site of documents, in build/docs; and whether what documents show is so: Examples of docstrings, blocks of pages,
+# tables of figures, links, every page in a browser.
 docs:
 	set -x
-	pytest -n 0 -q openmm_cgflow
+	pytest -n 0 -q openmm_cgflow docs
 	python $(EXAMPLES)/benchmarks/readme_tables.py --check
+	sphinx-build -E -q -W --keep-going -n docs build/docs
+	pytest -n 0 -q tests/docs
+	python docs/run_pages.py
 
 # The main job, with the same training on a slow machine.
 demo:
@@ -83,7 +87,7 @@ faults:
 	set -x
 	python tests/faults/run.py
 
-# Every figure of the README, then its tables: many hours, and it goes on where it stopped.
+# Every figure of the benchmarks, then their tables: many hours, and it goes on where it stopped.
 bench:
 	set -x
 	python $(EXAMPLES)/benchmarks/all.py
@@ -94,7 +98,7 @@ check:
 	work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT
 	set -x
 	"$(PYTHON)" -m venv "$$work/full"
-	"$$work/full/bin/pip" install --quiet -e ".[test]"
+	"$$work/full/bin/pip" install --quiet -e ".[test,docs]"
 	"$$work/full/bin/pip" list | grep -iE "^(torch|openmm|openmmtorch) "
 	PATH="$$work/full/bin:$$PATH" make --no-print-directory lint test docs demo examples
 	"$$work/full/bin/pip" install --quiet -e ".[package]"

@@ -65,7 +65,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         InvalidInputError: for a System, Topology or positions that cannot be used; the message says why and the mend.
         MismatchError: for a Trajectory of another molecule.
 
-    Source: Stupp and Koutsourelakis, arXiv 2504.20940, with the changes that the README describes.
+    Source: Stupp and Koutsourelakis, arXiv 2504.20940, with the changes that docs/method.md describes.
 
     Example:
         pdb = app.PDBFile("alanine_dipeptide.pdb")

@@ -1,4 +1,4 @@
-"""Every figure of the README, measured into one file: `figures.json`, of which `readme_tables.py` makes the tables.
+"""Every figure of the benchmarks, measured into one file: `figures.json`, of which `readme_tables.py` makes the tables.
 
     python examples/benchmarks/all.py                           # many hours; goes on where it stopped
     python examples/benchmarks/all.py --only demo molecules/ARG # what begins so
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--cgback", type=Path, help="the program")
     options = parser.parse_args()
     if options.quick and options.out.resolve() == FIGURES:
-        parser.error("--quick gives no figures for the README; give another --out")
+        parser.error("--quick gives no figures for documents; give another --out")
     commit, failed = commit_of_package(), []
     chosen = {name: job for name, job in jobs(options.cgback).items() if name.startswith(tuple(options.only))}
     if not chosen:

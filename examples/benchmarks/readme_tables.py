@@ -1,6 +1,6 @@
-"""The README's tables of figures, made from `figures.json`, which `all.py` measures.
+"""The tables of README.md and docs/benchmarks.md, made from `figures.json`, which `all.py` measures.
 
-    python examples/benchmarks/readme_tables.py            # rewrites the blocks of README.md
+    python examples/benchmarks/readme_tables.py            # rewrites the blocks of both
     python examples/benchmarks/readme_tables.py --check    # only says whether they are as the figures are
 
 A block is what stands between `<!-- figures:NAME -->` and `<!-- end -->`. Each ends with the commit of the package and
@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 HERE = Path(__file__).resolve().parent
-README = HERE.parents[1] / "README.md"
+PAGES = [HERE.parents[1] / "README.md", HERE.parents[1] / "docs" / "benchmarks.md"]
 FIGURES = HERE / "figures.json"
 REFERENCE = HERE.parent / "references" / "aldp_obc1.json"
 BLOCK = re.compile(r"(<!-- figures:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -78,6 +78,31 @@ def origin(entries: Entries, *groups: str) -> str:
     for (commit, date, machine), names in others:
         text += f"; {', '.join(names)} at {commit}, {date}" + (f", on {machine}" if machine != most[0][2] else "")
     return " ".join([f"*{text}{f', load up to {load:.0f}' if load else ''}.", *notes]) + "*"
+
+
+def headline(entries: Entries) -> str:
+    """Three figures for a first look."""
+    (trained,), (moves,), (backmapped,) = (of(entries, group) for group in ("demo", "sampler", "backmapping"))
+    costs = {name: scientific(row["energies"]) for name, row in moves["costs"].items()}
+    rows = [
+        [
+            "`openmm-cgflow demo`: effective sample size",
+            f"{100 * trained['ess']:.1f} %",
+            f"{scientific(trained['evaluations'])} energies, {duration(trained['seconds'])}",
+        ],
+        [
+            "its rare basin's population to 10 %: energies, training included",
+            costs["FlowMonteCarlo"],
+            f"parallel tempering {costs['parallel tempering']}, plain dynamics {costs['plain dynamics']}",
+        ],
+        [
+            "backmapping: frames a second, with weights",
+            f"{backmapped['frames_a_second']:,.0f}",
+            f"chirality right in {backmapped['chirality']:.0f} %, "
+            f"mean energy off by {backmapped['difference']:+.2f} ± {backmapped['error']:.2f} kJ/mol",
+        ],
+    ]
+    return table(["alanine dipeptide, OBC1, 2 CPU cores", "", ""], rows)
 
 
 def demo(entries: Entries) -> str:
@@ -166,10 +191,10 @@ def molecules(entries: Entries) -> str:
 def known(entries: Entries) -> str:
     """Potentials with known answers."""
     titles = {
-        "double_well": ("[double well](examples/double_well.py), 2-D", "1, found", "log Z"),
-        "gaussian_mixture": ("[Gaussian mixture](examples/gaussian_mixture.py), 20-D", "10, found", "log Z"),
-        "many_well": ("[ManyWell-32](examples/many_well.py)", "16, named", "log Z (2,000 samples)"),
-        "gmm40": ("[GMM-40](examples/gmm40.py), 2-D", "2, all", "log Z"),
+        "double_well": ("[double well](../examples/double_well.py), 2-D", "1, found", "log Z"),
+        "gaussian_mixture": ("[Gaussian mixture](../examples/gaussian_mixture.py), 20-D", "10, found", "log Z"),
+        "many_well": ("[ManyWell-32](../examples/many_well.py)", "16, named", "log Z (2,000 samples)"),
+        "gmm40": ("[GMM-40](../examples/gmm40.py), 2-D", "2, all", "log Z"),
     }
     rows = []
     for name, (title, slow, log_z) in titles.items():
@@ -346,6 +371,7 @@ def gpu(entries: Entries) -> str:
 RENDERERS: dict[str, Callable[[Entries], str]] = {
     function.__name__: function
     for function in (
+        headline,
         demo,
         quality,
         populations,
@@ -368,19 +394,19 @@ def filled(text: str, entries: Entries) -> str:
 
 
 def main() -> None:
-    """Rewrite the README, or compare it."""
+    """Rewrite the pages, or compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="exit with 1 if a block is not what the figures give")
     parser.add_argument("--figures", type=Path, default=FIGURES)
-    parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--pages", type=Path, nargs="+", default=PAGES)
     options = parser.parse_args()
-    text = options.readme.read_text(encoding="utf-8")
-    made = filled(text, json.loads(options.figures.read_text()))
-    if options.check:
-        sys.exit(
-            0 if made == text else f"{options.readme} is not what {options.figures} gives: run this without --check"
-        )
-    options.readme.write_text(made, encoding="utf-8")
+    entries = json.loads(options.figures.read_text())
+    for page in options.pages:
+        text = page.read_text(encoding="utf-8")
+        made = filled(text, entries)
+        if options.check and made != text:
+            sys.exit(f"{page} is not what {options.figures} gives: run this without --check")
+        page.write_text(made, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,8 @@ class FittedBeads:
         constraints: lengths (nm) of the bonds that are no coordinates, by pairs of beads.
         frames: how many there were.
         effective: how many they are by their weights (Kish).
-        torsions, stiff: how the fit of each member ended; nothing for stiff coordinates that are of the closed form.
+        torsions: how the fit of each member ended.
+        stiff: the same of the stiff coordinates; nothing for those that are of the closed form.
         seconds: that the fit took.
     """
 

@@ -1,4 +1,4 @@
-"""README's tables are what the measured figures give, and the measuring goes on where it stopped."""
+"""Tables of documents are what the measured figures give, and the measuring goes on where it stopped."""
 
 import importlib.util
 import json
@@ -20,18 +20,19 @@ def script(name):
 
 
 tables = script("readme_tables")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in tables.PAGES}
 FIGURES = json.loads((BENCHMARKS / "figures.json").read_text())
 
 
-def test_readme_has_what_the_figures_give():
-    assert tables.filled(README, FIGURES) == README, "run python examples/benchmarks/readme_tables.py"
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_a_page_has_what_the_figures_give(name):
+    assert tables.filled(PAGES[name], FIGURES) == PAGES[name], "run python examples/benchmarks/readme_tables.py"
 
 
-def test_every_table_is_in_the_readme_once():
-    found = re.findall(r"<!-- figures:(\w+) -->", README)
+def test_every_table_is_on_one_page_once():
+    found = [name for text in PAGES.values() for name in re.findall(r"<!-- figures:(\w+) -->", text)]
     assert sorted(found) == sorted(tables.RENDERERS)
-    assert README.count("<!-- end -->") == len(found)
+    assert sum(text.count("<!-- end -->") for text in PAGES.values()) == len(found)
 
 
 @pytest.mark.parametrize("name", sorted(tables.RENDERERS))
