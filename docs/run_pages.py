@@ -4,7 +4,7 @@
     python docs/run_pages.py docs/bias.md    # one of them
 
 The blocks of a page make one script, in their order, that runs in a folder of its own beside the files of `GIVEN`:
-Python blocks as they are, and the lines of shell blocks that begin with `openmm-cgflow`. Those of a block below the line
+Python blocks as they are, and the lines of shell blocks that begin with `openmm-cgflow`. Those of a block below a line
 `<!-- not run: REASON -->` are left out; the tests parse the options of all.
 """
 
@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +98,7 @@ def script(text: str) -> str:
     r"""What is run of a page; each line is where it is in the page, so that a traceback names it.
 
     Example:
-        >>> script("# Title\n```python\nprint(1)\n```").splitlines()[1:]
+        >>> script("# Title\n```python\nprint(1)\n```").split("\n")[1:]
         ['', 'print(1)', '']
     """
     made = [""] * len(text.splitlines())
@@ -114,7 +113,7 @@ def script(text: str) -> str:
 
 
 def run(page: Path) -> float:
-    """Run a page; returns the seconds that it took, 0 if it shows nothing to run.
+    """Run a page; returns the CPU time that it took, seconds, 0 if it shows nothing to run.
 
     Raises:
         subprocess.CalledProcessError: if it fails.
@@ -122,7 +121,7 @@ def run(page: Path) -> float:
     made = script(page.read_text(encoding="utf-8"))
     if not made.split("\n", 1)[1].strip():
         return 0.0
-    start = time.monotonic()
+    before = os.times()
     with tempfile.TemporaryDirectory() as folder:
         for path in GIVEN:
             shutil.copy(path, folder)
@@ -130,7 +129,8 @@ def run(page: Path) -> float:
         path.write_text(made, encoding="utf-8")
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
         subprocess.run([sys.executable, path.name], cwd=folder, env=environment, check=True)
-    return time.monotonic() - start
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def main() -> None:
@@ -145,7 +145,7 @@ def main() -> None:
         except subprocess.CalledProcessError:
             failed.append(page.name)
         else:
-            print(f"--- {page.name}: {f'{seconds:.0f} s' if seconds else 'nothing to run'}", flush=True)
+            print(f"--- {page.name}: {f'{seconds:.0f} s of CPU time' if seconds else 'nothing to run'}", flush=True)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -56,7 +56,7 @@ def test_every_link_of_the_site_leads_to_a_file_and_a_place_in_it():
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install .[docs]")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
     with playwright.sync_playwright() as running:
