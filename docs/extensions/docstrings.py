@@ -1,5 +1,6 @@
 """Docstrings and signatures as Sphinx takes them: scripts under `Example:` as code, and attributes as text."""
 
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,8 +28,18 @@ def scripts_as_code(lines: list[str]) -> list[str]:
     return found
 
 
+def names_as_one(line: str) -> str:
+    """An entry of several names: Sphinx takes all but the last word for a type.
+
+    Example:
+        >>> names_as_one("    low, high: nm.")
+        '    low,high: nm.'
+    """
+    return re.sub(r"^    \w+(, \w+)+(?=: )", lambda found: found[0].replace(", ", ","), line)
+
+
 def _process(app: "Sphinx", what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:  # noqa: ANN401
-    lines[:] = scripts_as_code(lines)
+    lines[:] = [names_as_one(line) for line in scripts_as_code(lines)]
     if what in ("attribute", "property"):
         lines[:0] = ["..", ""]  # an empty comment, or napoleon takes what stands before a colon for a type
 
