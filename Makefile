@@ -98,11 +98,11 @@ check:
 	work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT
 	set -x
 	"$(PYTHON)" -m venv "$$work/full"
-	"$$work/full/bin/pip" install --quiet -e ".[test,docs]"
+	"$$work/full/bin/pip" install --quiet -e ".[test]"
 	"$$work/full/bin/pip" list | grep -iE "^(torch|openmm|openmmtorch) "
-	PATH="$$work/full/bin:$$PATH" make --no-print-directory lint test docs demo examples
-	"$$work/full/bin/pip" install --quiet -e ".[package]"
-	PATH="$$work/full/bin:$$PATH" make --no-print-directory package conda-check DIST="$$work/dist"
+	PATH="$$work/full/bin:$$PATH" make --no-print-directory lint test demo examples
+	"$$work/full/bin/pip" install --quiet -e ".[docs,package]"
+	PATH="$$work/full/bin:$$PATH" make --no-print-directory docs package conda-check DIST="$$work/dist"
 	rm -rf "$$work/full"
 	"$(PYTHON)" -m venv "$$work/light"
 	"$$work/light/bin/pip" install --quiet "torch==2.13.0"
