@@ -51,6 +51,7 @@ examples:
 	python $(EXAMPLES)/cg_simulation.py --picoseconds 4 --output cg.dcd
 	python $(EXAMPLES)/data_free_cg.py
 	python $(EXAMPLES)/flow_matching.py --quick
+	python $(EXAMPLES)/benchmarks/data_efficiency.py --quick
 	python $(EXAMPLES)/backmap.py --cg cg.dcd --output atoms.dcd
 	python $(EXAMPLES)/replica_exchange.py --iterations 4
 	python $(EXAMPLES)/alanine_dipeptide.py --model $(EXAMPLES)/models/alanine_dipeptide.cgflow --reference
