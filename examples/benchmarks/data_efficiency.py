@@ -262,7 +262,7 @@ def entropy(bench: Bench, rows: slice, k: int) -> dict:
 
 
 def steps(n: int) -> int:
-    """Of the baselines, for so many frames: their held-out frames ask for a third of it or less."""
+    """Of the baselines, for so many frames: at 1,000 their held-out frames ask for half of it or less."""
     return round(max(400 * math.sqrt(n / 1000), 250))
 
 
