@@ -71,6 +71,7 @@ WIDTHS = (0.06, 0.09, 0.13, 0.17, 0.22)
 FORCES = {
     "fast": MatchSettings(rate=1e-2, decay=1.0),
     "decay": MatchSettings(rate=3e-3, decay=1.0),
+    "loose": MatchSettings(rate=3e-3),
     "slow": MatchSettings(rate=1e-3),
 }
 """Settings of force matching."""
