@@ -57,6 +57,7 @@ examples:
 	python $(EXAMPLES)/flow_matching.py --quick
 	python $(EXAMPLES)/explicit_water_cg.py --quick
 	python $(EXAMPLES)/backmap_frames.py --samples 3000
+	python $(EXAMPLES)/benchmarks/data_efficiency.py --quick
 	python $(EXAMPLES)/backmap.py --cg cg.dcd --output atoms.dcd
 	python $(EXAMPLES)/replica_exchange.py --iterations 4
 	python $(EXAMPLES)/alanine_dipeptide.py --model $(EXAMPLES)/models/alanine_dipeptide.cgflow --reference

@@ -4,20 +4,24 @@ A teacher is a density of the beads' internal coordinates: that of a trained flo
 frames of a `BeadModel` (flow-matching: Köhler et al. 2023, arXiv 2203.11167). `distil` fits a student to its forces and
 energies: a `BeadNetwork`, or a `ChainNetwork`, whose weights `distil_many` fits to several sequences at once.
 `judge_beads` says what any energy of the beads gives at equilibrium, without a simulation; `BatchedLangevin` moves many
-copies of the beads at once. Nothing here knows of OpenMM's forces.
+copies of the beads at once. `fit_forces` and `fit_relative_entropy` fit a `BeadNetwork` to frames without a teacher:
+flow-matching is measured by them. Nothing here knows of OpenMM's forces.
 """
 
 from openmm_cgflow.forcematching.bead_model import BeadMapping, BeadModel
 from openmm_cgflow.forcematching.chain_network import ChainNetwork, shared_network
 from openmm_cgflow.forcematching.chain_torsions import ChainTorsions
 from openmm_cgflow.forcematching.distil import Chain, Distilled, DistilSettings, distil, distil_many
-from openmm_cgflow.forcematching.evaluator import BeadMarginal, judge_beads, torsion_histogram
+from openmm_cgflow.forcematching.evaluator import BeadMarginal, judge_beads, reweighted_histogram, torsion_histogram
 from openmm_cgflow.forcematching.fitting import FitSettings, FittedBeads, fit_beads
 from openmm_cgflow.forcematching.force_map import ForceMap, aggregated_map, generalised_forces, optimal_map
+from openmm_cgflow.forcematching.force_matching import fit_forces
 from openmm_cgflow.forcematching.langevin import BatchedLangevin
 from openmm_cgflow.forcematching.lessons import Student
+from openmm_cgflow.forcematching.members import Matched, MatchSettings
 from openmm_cgflow.forcematching.mixture import BeadMixture
 from openmm_cgflow.forcematching.nnpops import NNPOpsEnergy, why_no_nnpops
+from openmm_cgflow.forcematching.relative_entropy import EntropySettings, fit_relative_entropy
 from openmm_cgflow.forcematching.residues import bead_types
 from openmm_cgflow.forcematching.schnet import SchNet, SchNetSettings
 from openmm_cgflow.forcematching.student import BeadNetwork, StudentSettings
@@ -35,9 +39,12 @@ __all__ = [
     "ChainTorsions",
     "DistilSettings",
     "Distilled",
+    "EntropySettings",
     "FitSettings",
     "FittedBeads",
     "ForceMap",
+    "MatchSettings",
+    "Matched",
     "NNPOpsEnergy",
     "Points",
     "SchNet",
@@ -50,9 +57,12 @@ __all__ = [
     "distil",
     "distil_many",
     "fit_beads",
+    "fit_forces",
+    "fit_relative_entropy",
     "generalised_forces",
     "judge_beads",
     "optimal_map",
+    "reweighted_histogram",
     "shared_network",
     "torsion_histogram",
     "training_points",

@@ -6,15 +6,17 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from openmm_cgflow.compute import Parallel, seeded
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.forcematching.chain_network import ChainNetwork, calibrate, shared_network
+from openmm_cgflow.forcematching.descent import descend
 from openmm_cgflow.forcematching.lessons import Labelled, Lesson, Student, lesson, most_points
 from openmm_cgflow.forcematching.schnet import SchNet, SchNetSettings
 from openmm_cgflow.forcematching.student import BeadNetwork, StudentSettings
@@ -254,17 +256,14 @@ def _calibrate(students: Sequence[Student], points: Sequence[Points]) -> None:
 def _fit(network: nn.Module, lessons: Sequence[Lesson], settings: DistilSettings, generator: torch.Generator) -> None:
     usual = _RATE_SCHNET if isinstance(network, SchNet) else _RATE
     rate = usual if settings.rate is None else settings.rate
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=settings.decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    for step in range(settings.steps):
-        one = lessons[step % len(lessons)]
-        index = torch.randint(one.n_train, (settings.batch,), generator=generator)
-        off_energy, off_gradient = one.errors(index)
-        loss = off_gradient.square().mean() + settings.energies * off_energy.square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    turns = cycle(lessons)
+
+    def loss() -> Tensor:
+        one = next(turns)
+        off_energy, off_gradient = one.errors(torch.randint(one.n_train, (settings.batch,), generator=generator))
+        return off_gradient.square().mean() + settings.energies * off_energy.square().mean()
+
+    descend(network, loss, rate, settings.decay, settings.steps)
 
 
 def _errors(one: Lesson) -> tuple[float, float]:

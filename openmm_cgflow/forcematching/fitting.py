@@ -27,7 +27,15 @@ from openmm_cgflow.forcematching.mixture import BeadMixture
 from openmm_cgflow.forcematching.ridge import choose_penalty, fit_ridge, near_torsions, set_start
 from openmm_cgflow.units import PositionsLike
 
-__all__ = ["FitSettings", "FittedBeads", "build_density", "fit_beads", "frames_needed"]
+__all__ = [
+    "FitSettings",
+    "FittedBeads",
+    "build_density",
+    "checked_frames",
+    "fit_beads",
+    "frames_needed",
+    "held_out_pieces",
+]
 
 _MANY = 5_000  # frames from which the learning rate may be higher
 _VERY_MANY = 10_000  # frames above which the stiff density has couplings
@@ -257,7 +265,7 @@ def fit_beads(
     n_slow = coordinates.sizes[0]
     pulled = None
     if forces is not None:
-        pulled = _forces_on_stiff(coordinates, x, forces, temperature, fixed)
+        pulled = _forces_on_coordinates(coordinates, x, forces, temperature, fixed)[:, n_slow:]
     fit = _Fit(coordinates, settings, q[:, :n_slow], q[:, n_slow:], torch.as_tensor(share), effective, seed)
     if pulled is not None:
         fit.check_forces(pulled)
@@ -282,6 +290,36 @@ def fit_beads(
         tuple(stiff),
         time.perf_counter() - began,
     )
+
+
+def checked_frames(
+    frames: PositionsLike,
+    model: BeadModel,
+    forces: Any = None,  # noqa: ANN401
+    temperature: unit.Quantity | float | None = None,
+) -> tuple[np.ndarray, InternalCoordinates, Tensor]:
+    """Frames of beads for what is fitted to them without a density; refused as `fit_beads` refuses them.
+
+    Arguments:
+        frames: what `BeadModel.read` takes.
+        model: the beads.
+        forces: on the beads, if they are to be looked at.
+        temperature: of the frames, needed with forces.
+
+    Returns:
+        positions `(frames, beads, 3)`, nm, their coordinates, and the values of these, `(frames, dof)`.
+    """
+    x = model.read(frames)
+    _enough(model, len(x), len(x), 0)
+    warn_of_duplicates(x)
+    coordinates = model.coordinates(x)
+    q, n_slow = coordinates.to_internal(torch.as_tensor(x))[0], coordinates.sizes[0]
+    if forces is not None:
+        pulled = _forces_on_coordinates(coordinates, x, forces, temperature, ())
+        share = torch.full((len(x),), 1 / len(x), dtype=q.dtype)
+        fit = _Fit(coordinates, FitSettings(), q[:, :n_slow], q[:, n_slow:], share, len(x), 0)
+        fit.check_forces(pulled[:, n_slow:])
+    return x, coordinates, q
 
 
 class _Fit:
@@ -335,10 +373,7 @@ class _Fit:
 
     def _held_out(self, k: int) -> Tensor:
         """Which frames are held out of member k, `(frames,)` bool: whole pieces of the trajectory."""
-        count = int(self.blocks.max()) + 1
-        generator = torch.Generator().manual_seed(self.seed + 7919 * (k // _FOLDS))
-        order = torch.randperm(count, generator=generator)
-        return (torch.argsort(order) % _FOLDS == k % _FOLDS)[self.blocks]
+        return held_out_pieces(self.blocks, k, self.seed)
 
     def member(self, k: int, pulled: Tensor | None) -> tuple[BeadFlow, Fitted, Fitted | None]:
         """The density of one split, and how its parts were fitted.
@@ -433,6 +468,19 @@ class _Fit:
         )
 
 
+def held_out_pieces(pieces: Tensor, k: int, seed: int) -> Tensor:
+    """Which frames are held out of member k, `(frames,)` bool: a fifth of the pieces of the trajectory.
+
+    Arguments:
+        pieces: `(frames,)` int, the piece that each is in.
+        k: number of the member.
+        seed: of the choice.
+    """
+    generator = torch.Generator().manual_seed(seed + 7919 * (k // _FOLDS))
+    order = torch.randperm(int(pieces.max()) + 1, generator=generator)
+    return (torch.argsort(order) % _FOLDS == k % _FOLDS)[pieces]
+
+
 def _shares(weights: Sequence[float] | np.ndarray | None, n: int) -> np.ndarray:
     """Weights of sum 1."""
     if weights is None:
@@ -468,14 +516,14 @@ def _enough(model: BeadModel, n: int, effective: float, n_fixed: int) -> None:
         )
 
 
-def _forces_on_stiff(
+def _forces_on_coordinates(
     coordinates: InternalCoordinates,
     x: np.ndarray,
     forces: Any,  # noqa: ANN401
     temperature: unit.Quantity | float | None,
     fixed: Sequence[tuple[int, int]],
 ) -> Tensor:
-    """Forces on the stiff coordinates, kT/nm and kT/rad."""
+    """Forces on the internal coordinates, kT/nm and kT/rad."""
     if temperature is None:
         raise InvalidInputError("there are forces, but no temperature by which they are put into kT; give it, in K")
     reduced = reduced_forces(forces, temperature)
@@ -485,4 +533,4 @@ def _forces_on_stiff(
             "each frame (forces on atoms go through aggregated_map first)"
         )
     check_finite(reduced, "force of frame")
-    return generalised_forces(coordinates, x, reduced, fixed)[:, coordinates.sizes[0] :]
+    return generalised_forces(coordinates, x, reduced, fixed)

@@ -16,7 +16,7 @@ from openmm_cgflow.forcematching.bead_model import BeadModel
 from openmm_cgflow.forcematching.frames import check_finite
 from openmm_cgflow.units import KB, in_kelvin
 
-__all__ = ["ForceMap", "aggregated_map", "generalised_forces", "optimal_map", "reduced_forces"]
+__all__ = ["ForceMap", "aggregated_map", "generalised_forces", "internal_slopes", "optimal_map", "reduced_forces"]
 
 _FORCE = unit.kilojoule_per_mole / unit.nanometer
 _RIDGE = 1e-3  # of the mean square force of an atom, by which the least squares are held to the aggregated map
@@ -225,17 +225,30 @@ def generalised_forces(
             f"forces have shape {forces.shape}, frames {frames.shape}; give one force for each bead of each frame "
             "(forces on atoms go through aggregated_map first)"
         )
-    pairs = torch.tensor(sorted(fixed), dtype=torch.int64).reshape(-1, 2)
     parts = []
     for start in range(0, len(frames), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        x = torch.as_tensor(frames[rows], dtype=torch.float64).clone().requires_grad_(True)
         f = torch.as_tensor(forces[rows], dtype=torch.float64).flatten(1)
-        q = coordinates.to_internal(x)[0]
-        held = (x[:, pairs[:, 0]] - x[:, pairs[:, 1]]).norm(dim=2)
-        values = torch.cat([q, held], dim=1)
-        slopes = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0].flatten(1) for column in values.T]
-        b = torch.stack(slopes, dim=1)
+        b = internal_slopes(coordinates, frames[rows], fixed)
         found = torch.linalg.solve(b @ b.transpose(1, 2), (b @ f.unsqueeze(2)))
-        parts.append(found.squeeze(2)[:, : q.shape[1]].detach())
+        parts.append(found.squeeze(2)[:, : coordinates.dof])
     return torch.cat(parts) if parts else torch.zeros(0, coordinates.dof, dtype=torch.float64)
+
+
+def internal_slopes(
+    coordinates: InternalCoordinates, frames: np.ndarray, fixed: Iterable[tuple[int, int]] = ()
+) -> Tensor:
+    """Derivatives `B = dq/dx` of internal coordinates, `(frames, dof + fixed, 3 beads)`.
+
+    Arguments:
+        coordinates: of the beads alone.
+        frames: `(frames, beads, 3)`, nm.
+        fixed: bonds whose lengths are added to the coordinates.
+    """
+    pairs = torch.tensor(sorted(fixed), dtype=torch.int64).reshape(-1, 2)
+    with torch.enable_grad():
+        x = torch.as_tensor(frames, dtype=torch.float64).clone().requires_grad_(True)
+        held = (x[:, pairs[:, 0]] - x[:, pairs[:, 1]]).norm(dim=2)
+        values = torch.cat([coordinates.to_internal(x)[0], held], dim=1)
+        slopes = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0].flatten(1) for column in values.T]
+    return torch.stack(slopes, dim=1)

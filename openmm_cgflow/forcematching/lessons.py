@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,17 @@ from openmm_cgflow.forcematching.schnet import SchNet
 from openmm_cgflow.forcematching.student import BeadNetwork
 from openmm_cgflow.forcematching.teacher import cartesian_gradients
 
-__all__ = ["Labelled", "Lesson", "Student", "lesson", "most_points"]
+__all__ = [
+    "Features",
+    "Labelled",
+    "Lesson",
+    "Student",
+    "energy_and_gradient",
+    "features_at",
+    "lesson",
+    "most_points",
+    "units",
+]
 
 Student = BeadNetwork | ChainNetwork
 
@@ -103,38 +113,65 @@ def _springs(student: Student, q: Tensor) -> tuple[Tensor, Tensor]:
     return springs.detach(), pull
 
 
+class Features(NamedTuple):
+    """What a `BeadNetwork` sees at some points, and what its springs say there.
+
+    Attributes:
+        z: features `(n, n_features)` in units, single precision.
+        slopes: their derivatives by `q`, `(n, dof, n_features)`, times the unit of each coordinate; single precision.
+        springs: energy `(n,)`, kT.
+        pull: its gradient `(n, dof)`, kT per nm or rad.
+    """
+
+    z: Tensor
+    slopes: Tensor
+    springs: Tensor
+    pull: Tensor
+
+
+def features_at(student: BeadNetwork, q: Tensor) -> Features:
+    """Features and their derivatives at `q (n, dof)`, so that a step of learning has no geometry."""
+    unit = units(student)
+
+    def features(rows: Tensor) -> Tensor:
+        return (student.features(rows, student.coordinates.to_cartesian(rows)[0]) - student.mean) / student.scale
+
+    def at(rows: Tensor) -> tuple[Tensor, ...]:
+        slopes, seen = [], rows
+        for k in range(rows.shape[1]):
+            direction = torch.zeros_like(rows)
+            direction[:, k] = unit[k]
+            seen, slope = torch.func.jvp(features, (rows,), (direction,))
+            slopes.append(slope)
+        springs, pull = _springs(student, rows)
+        return seen.float(), torch.stack(slopes, 1).float(), springs, pull
+
+    with torch.no_grad():  # not in threads: torch counts the levels of forward differentiation for all of them
+        parts = [at(rows) for rows in q.split(CHUNK)]
+    return Features(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def energy_and_gradient(network: nn.Module, z: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies `(n,)` of a network at features, and their gradients `(n, k)` by what the features' slopes are by."""
+    z = z.detach().requires_grad_()
+    energy = network(z).squeeze(1)
+    (by_feature,) = torch.autograd.grad(energy.sum(), z, create_graph=True)
+    return energy, torch.bmm(slopes, by_feature.unsqueeze(2)).squeeze(2)
+
+
 class _OfFeatures:
-    """Of a `BeadNetwork`: features and their derivatives by `q` are computed once, so that a step has no geometry."""
+    """Of a `BeadNetwork`: features and their derivatives by `q` are computed once."""
 
     def __init__(self, student: BeadNetwork, network: nn.Module, labelled: Labelled) -> None:
-        self.network, self.n_train, unit = network, labelled.n_train, units(student)
-
-        def features(rows: Tensor) -> Tensor:
-            return (student.features(rows, student.coordinates.to_cartesian(rows)[0]) - student.mean) / student.scale
-
-        def at(rows: Tensor) -> tuple[Tensor, ...]:
-            slopes, seen = [], rows
-            for k in range(rows.shape[1]):
-                direction = torch.zeros_like(rows)
-                direction[:, k] = unit[k]
-                seen, slope = torch.func.jvp(features, (rows,), (direction,))
-                slopes.append(slope)
-            springs, pull = _springs(student, rows)
-            return seen.float(), torch.stack(slopes, 1).float(), springs, pull
-
-        with torch.no_grad():  # not in threads: torch counts the levels of forward differentiation for all of them
-            parts = [at(rows) for rows in labelled.q.split(CHUNK)]
-        self.z, self.jacobian, springs, pull = (torch.cat(column) for column in zip(*parts, strict=True))
+        self.network, self.n_train = network, labelled.n_train
+        self.z, self.slopes, springs, pull = features_at(student, labelled.q)
         left = (labelled.energy - springs).float()
         student.offset.fill_(float(left[: self.n_train].mean()))
         self.energy = left - float(student.offset)
-        self.gradient = ((labelled.gradient - pull) * unit).float()
+        self.gradient = ((labelled.gradient - pull) * units(student)).float()
 
     def errors(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        z = self.z[index].detach().requires_grad_()
-        energy = self.network(z).squeeze(1)
-        (by_feature,) = torch.autograd.grad(energy.sum(), z, create_graph=True)
-        gradient = torch.bmm(self.jacobian[index], by_feature.unsqueeze(2)).squeeze(2)
+        energy, gradient = energy_and_gradient(self.network, self.z[index], self.slopes[index])
         return energy - self.energy[index], gradient - self.gradient[index]
 
     def finish(self) -> tuple[Tensor, Tensor]:

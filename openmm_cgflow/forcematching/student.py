@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError
 
-__all__ = ["BeadNetwork", "StudentSettings", "held"]
+__all__ = ["BeadNetwork", "StudentSettings", "held", "make_network"]
 
 _MARGIN = 0.5  # by which the range of each feature is widened, in standard deviations
 _SLOPE = 8.0  # of the energy outside, kT for each standard deviation
@@ -41,6 +41,22 @@ class StudentSettings:
     def as_dict(self) -> dict[str, int]:
         """Settings as plain numbers, to be stored."""
         return asdict(self)
+
+
+def make_network(n_features: int, settings: StudentSettings, seed: int) -> nn.Sequential:
+    """The network of a student, in double precision.
+
+    Arguments:
+        n_features: what it sees.
+        settings: its size.
+        seed: of its start weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise([n_features, *[settings.hidden] * settings.layers]):
+            layers += [nn.Linear(n_in, n_out, dtype=torch.float64), nn.SiLU()]
+        return nn.Sequential(*layers, nn.Linear(settings.hidden, 1, dtype=torch.float64))
 
 
 class BeadNetwork(nn.Module):
@@ -125,13 +141,7 @@ class BeadNetwork(nn.Module):
         self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
         stiff_torsions = [entry.torsion for entry in entries[n_slow:]]
         self.register_buffer("is_torsion", torch.tensor(stiff_torsions, dtype=torch.bool), persistent=False)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            widths = [self.n_features, *[settings.hidden] * settings.layers]
-            layers: list[nn.Module] = []
-            for n_in, n_out in pairwise(widths):
-                layers += [nn.Linear(n_in, n_out, dtype=torch.float64), nn.SiLU()]
-            self.network = nn.Sequential(*layers, nn.Linear(settings.hidden, 1, dtype=torch.float64))
+        self.network = make_network(self.n_features, settings, seed)
 
     def _keep(self, name: str, values: list[int]) -> None:
         self.register_buffer(name, torch.tensor(values, dtype=torch.int64), persistent=False)
@@ -186,8 +196,13 @@ class BeadNetwork(nn.Module):
 
     def reduced_energy(self, q: Tensor, x: Tensor) -> Tensor:
         """Energy `(n,)` in kT of internal coordinates `q (n, dof)` and their positions `x (n, beads, 3)`."""
+        z, beside = self.seen(q, x)
+        return self.network(z).squeeze(1) + beside
+
+    def seen(self, q: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What goes into the network, `(n, n_features)`, and the energy `(n,)` beside it, kT: springs and walls."""
         z, wall = held((self.features(q, x) - self.mean) / self.scale, self.low, self.high)
-        return self.springs(q) + self.network(z).squeeze(1) + self.offset + wall
+        return z, self.springs(q) + self.offset + wall
 
     @torch.no_grad()
     def outside(self, positions: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from analytic import KT, Analytic, CartesianEnergy, beads_of, flow_of
 
 from openmm_cgflow.errors import InvalidInputError, MismatchError
-from openmm_cgflow.forcematching import BeadMarginal, judge_beads, torsion_histogram
+from openmm_cgflow.forcematching import BeadMarginal, judge_beads, reweighted_histogram, torsion_histogram
 
 
 @pytest.fixture(scope="module", params=["butane", "aldp_vacuum"])
@@ -168,3 +168,20 @@ def test_bad_input_is_named():
         torsion_histogram(np.zeros((2, 3)))
     with pytest.raises(InvalidInputError, match="no positive sum"):
         torsion_histogram(np.zeros(3), np.zeros(3))
+
+
+def test_reweighted_histogram_has_the_noise_of_the_weights_alone(beads):
+    flow = flow_of(beads)
+    slow = flow.slow.sample(4_000, torch.Generator().manual_seed(2)).value
+    tilt = 0.1 * torch.cos(slow).sum(1)  # an ESS of 99 %
+    found = reweighted_histogram(flow, slow.numpy(), torch.exp(tilt).numpy(), bins=12)
+    axis = -math.pi + math.pi / 60 * (torch.arange(120).double() + 0.5)
+    grid = torch.cartesian_prod(*[axis] * flow.slow.n).reshape(-1, flow.slow.n)
+    p = torch.softmax(flow.slow.log_prob(grid) + 0.1 * torch.cos(grid).sum(1), 0).detach()
+    expected = p.reshape([s for _ in range(flow.slow.n) for s in (12, 10)]).sum(tuple(range(1, 2 * flow.slow.n, 2)))
+    plain = torsion_histogram(slow.numpy(), torch.exp(tilt).numpy(), bins=12)
+    judged = [BeadMarginal(h, 0.0, 0.0, 1.0, KT).js(expected.numpy()) for h in (found, plain)]
+    assert judged[0] < 0.1 * judged[1]
+    assert judged[1] == pytest.approx((found.size - 1) / 8 / 4_000, rel=0.6)
+    with pytest.raises(InvalidInputError, match="torsions, but the flow has"):
+        reweighted_histogram(flow, np.zeros((9, 3 - flow.slow.n)), np.ones(9))
