@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write them there, for instance atoms.dcd")
     options = parser.parse_args()
     with np.load(HERE / "data" / "ala2_explicit.npz") as data:
-        frames = data["frames"][:: len(data["frames"]) // options.frames].astype(float)
+        frames = data["frames"][:: max(1, len(data["frames"]) // options.frames)].astype(float)
     flow = cgf.CGFlow.load(HERE / "models" / "aldp.cgflow")
     model = BeadModel.fromTopology(flow.topology, flow.coordinates.bead_atoms)
     fitted = fit_beads(frames, model, settings=FitSettings(members=2))

@@ -133,7 +133,8 @@ class Run:
             if self.method.startswith("flow"):
                 surface += self.flow_on_grid
             density = np.exp(-(surface - surface.min()) / KT)[:-1, :-1]  # psi, phi; the last point is the first again
-            share = density.sum(0).reshape(BINS, -1).sum(1)
+            at_points = density.sum(0)
+            share = (0.5 * (at_points + np.roll(at_points, -1))).reshape(BINS, -1).sum(1)  # of the intervals between
         with np.errstate(divide="ignore"):
             return -KT * np.log(share / share.sum())
 
@@ -214,7 +215,9 @@ def main() -> None:
                 "changes": changes(np.array(run.phi)),
                 "seconds": round(time.monotonic() - begun),
             }
-            options.json.write_text(json.dumps(runs, indent=1) + "\n")
+            temporary = options.json.with_suffix(".tmp")
+            temporary.write_text(json.dumps(runs, indent=1) + "\n")
+            temporary.replace(options.json)
             print(f"{name}: {runs[name]['changes']} changes of phi, {runs[name]['seconds']} s", flush=True)
     table(runs)
 

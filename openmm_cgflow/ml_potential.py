@@ -75,7 +75,7 @@ class CGFlowPotential:
 
         flow = TrainedFlow.load(self.modelPath)
         everything = list(topology.atoms())
-        beads = list(range(len(everything))) if atoms is None else list(atoms)
+        beads = list(range(len(everything))) if atoms is None else [int(k) for k in atoms]
         flow.beads.check([everything[k] for k in beads])
         force = create_bead_force(flow, backend, particles=Particles(tuple(beads), len(everything)))
         force.setForceGroup(forceGroup)

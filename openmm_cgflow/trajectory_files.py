@@ -1,5 +1,6 @@
 """Trajectory files of any length: frames read and written piece by piece, in any format of mdtraj's."""
 
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,45 +80,56 @@ def read_pieces(
         InvalidInputError: for a file that cannot be read, by name.
     """
     options = {"top": topology} if path.suffix.lower() in _NO_TOPOLOGY else {}
-    left = None if stop is None else -(-(stop - start) // stride)
-    try:  # not mdtraj's stride, which means another thing in each format
-        for whole in mdtraj.iterload(str(path), chunk=chunk * stride, skip=start, **options):
-            piece = whole[::stride][:left]
-            left = None if left is None else left - len(piece)
-            if len(piece):
-                yield piece
-            if left == 0:
-                return
+    waiting: list[mdtraj.Trajectory] = []
+    seen = 0
+    try:  # not mdtraj's own skip and stride, which some formats take for something else, or not at all
+        for block in mdtraj.iterload(str(path), chunk=chunk, **options):
+            number = np.arange(seen, seen + len(block))
+            seen += len(block)
+            wanted = (number >= start) & ((number - start) % stride == 0) & (number < (seen if stop is None else stop))
+            if wanted.any():
+                waiting.append(block[wanted])
+            while sum(map(len, waiting)) >= chunk:
+                joined = mdtraj.join(waiting) if len(waiting) > 1 else waiting[0]
+                yield joined[:chunk]
+                waiting = [joined[chunk:]] if len(joined) > chunk else []
+            if stop is not None and seen >= stop:
+                break
+        if waiting:
+            yield mdtraj.join(waiting) if len(waiting) > 1 else waiting[0]
     except (OSError, ValueError, RuntimeError, EOFError, IndexError, TypeError, KeyError) as error:
         raise InvalidInputError(
             f"{path} cannot be read as a trajectory of {topology.n_atoms} particles: {error}"
         ) from error
 
 
-def write_frames(path: Path, topology: mdtraj.Topology, pieces: Iterable[np.ndarray]) -> int:
+def write_frames(path: Path, topology: mdtraj.Topology, pieces: Iterable[tuple[np.ndarray, np.ndarray]]) -> int:
     """Write frames, piece by piece; a file that is there is replaced when all are written. Returns their number.
 
     Arguments:
         path: one of `WRITTEN`.
         topology: of formats that hold one.
-        pieces: `(frames, atoms, 3)` each, nm.
+        pieces: positions `(frames, atoms, 3)`, nm, and times `(frames,)`, ps, of each.
 
     Raises:
         InvalidInputError: for another format, or where the file cannot be written.
     """
-    if path.suffix.lower() not in WRITTEN:
+    suffix, count = path.suffix.lower(), 0
+    if suffix not in WRITTEN:
         raise InvalidInputError(f"{path}: frames are written as {', '.join(WRITTEN)}; choose one of these")
-    count = 0
     with _whole(path) as temporary, mdtraj.open(str(temporary), "w", force_overwrite=True) as file:
-        for x in pieces:
-            values = in_units_of(x, "nanometers", file.distance_unit)
-            if path.suffix.lower() == ".pdb":
-                for frame in values:
-                    file.write(frame, topology, modelIndex=count)
-                    count += 1
+        for x, time in pieces:
+            values = np.ascontiguousarray(in_units_of(x, "nanometers", file.distance_unit), dtype=np.float32)
+            if suffix == ".pdb":
+                for k, frame in enumerate(values, count):
+                    file.write(frame, topology, modelIndex=k)
+            elif suffix == ".dcd":  # which holds no times
+                file.write(values)
+            elif suffix == ".nc":
+                file.write(values, time=time)
             else:
-                file.write(np.ascontiguousarray(values, dtype=np.float32))
-                count += len(x)
+                file.write(values, time=time.astype(np.float32), step=np.arange(count, count + len(x), dtype=np.int32))
+            count += len(x)
     return count
 
 
@@ -144,16 +156,18 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of `path` when all went well."""
-    temporary = path.with_name(f"{path.stem}.part{path.suffix}")
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     try:
         yield temporary
-        temporary.replace(path)
+        for made in path.parent.glob(f"{temporary.name}*"):  # some formats are a file for each frame, with a number
+            made.replace(path.with_name(path.name + made.name[len(temporary.name) :]))
     except CGFlowError:
         raise
-    except Exception as error:  # mdtraj's writers raise whatever they meet where a disk is full
-        reason = str(error) if isinstance(error, OSError) else "its writer failed: is the disk full?"
+    except Exception as error:  # mdtraj's writers raise whatever they meet, also where a disk is full
         raise InvalidInputError(
-            f"cannot write {path} ({reason}); free some space, or choose another place. What was there stays."
+            f"cannot write {path} ({type(error).__name__}: {error}); if the disk is full, free some space or choose "
+            "another place. What was there stays."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        for made in path.parent.glob(f"{temporary.name}*"):
+            made.unlink()

@@ -64,6 +64,14 @@ def test_report_beside_a_flow_says_how_far_it_is(flow, force_field, tmp_path):
     assert "3,000" not in said(html, "beads")
 
 
+def test_a_flow_with_other_slow_torsions_is_not_compared(flow, force_field, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_slow_names", lambda coordinates: [str(id(coordinates)), "ALA2:psi"])
+    html = module.report_force_field(force_field, tmp_path, flow).read_text()
+    assert "not compared" in said(html, "torsions of the flow")
+    assert "divergence" not in html
+    assert said(html, "energies at beads of the flow").startswith("off by")
+
+
 def errors(flow, force_field) -> np.ndarray:
     """Energies of the force field less those of the flow, kT, at the frames of the report."""
     beads = flow.coordinates.bead_coordinates()

@@ -102,3 +102,5 @@ def test_beads_must_have_the_constraints_of_the_flow(frames):
     samples = joined.sample(50, seed=0)
     assert coordinates.layout.constants
     np.testing.assert_allclose(samples.log_densities, joined.logDensity(samples.positions), atol=0.05)
+    with pytest.raises(cgf.MismatchError, match=r"distance between the beads .* is constrained"):
+        bound.withBeads(refit(model, 1.02 * own, sorted(bound.beads.constraints)))

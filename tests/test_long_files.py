@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import mdtraj
@@ -46,10 +47,16 @@ def test_pieces_are_the_frames_of_the_file(flow, beads):
 def test_frames_are_written_in_every_format(flow, tmp_path, suffix):
     topology, x = mdtraj.Topology.from_openmm(flow.topology), flow.sample(5, seed=1).positions
     path = tmp_path / f"frames{suffix}"
-    assert write_frames(path, topology, iter([x[:3], x[3:]])) == 5
+    times = 0.5 * np.arange(5)
+    assert write_frames(path, topology, iter([(x[:3], times[:3]), (x[3:], times[3:])])) == 5
     again = mdtraj.load(str(path), **({} if suffix == ".pdb" else {"top": topology}))
     np.testing.assert_allclose(again.xyz, x, atol=6e-4)
-    assert not list(tmp_path.glob("*.part*"))
+    if suffix in (".xtc", ".trr", ".nc"):
+        np.testing.assert_allclose(again.time, times)
+    assert list(tmp_path.iterdir()) == [path]
+    for stride, start, stop in ((1, 0, None), (2, 1, None), (3, 1, 4), (1, 4, 9)):
+        pieces = list(read_pieces(path, topology, 2, stride, start, stop))
+        np.testing.assert_allclose(np.concatenate([p.xyz for p in pieces]), x[start:stop:stride], atol=6e-4)
 
 
 def test_a_file_is_backmapped_as_its_frames_are(flow, beads, tmp_path):
@@ -128,12 +135,44 @@ def test_an_interrupted_run_goes_on(flow, beads, tmp_path, monkeypatch):
         ({"output": "atoms.gro"}, "written as"),
         ({"beads": "absent.xtc"}, "no file absent"),
         ({"frames": (1000, None)}, "no frames"),
+        ({"frames": (-2, None)}, "frames is"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_what_cannot_be_is_refused(flow, beads, tmp_path, monkeypatch, change, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(cgf.InvalidInputError, match=message):
         backmap_file(**({"flow": flow, "beads": beads, "output": "atoms.xtc"} | change))
+
+
+def test_the_beads_are_not_overwritten(flow, beads):
+    with pytest.raises(cgf.InvalidInputError, match="the file of the beads"):
+        backmap_file(flow, beads, beads)
+
+
+def test_a_model_that_was_saved_anew_is_read_anew(beads, tmp_path):
+    model, found = tmp_path / "model.cgflow", []
+    for name in ("alanine_dipeptide", "aldp_vacuum"):
+        model.write_bytes((MODELS / f"{name}.cgflow").read_bytes())
+        result = backmap_file(model, beads, tmp_path / f"{name}.xtc", seed=0)
+        with np.load(result.written[1]) as data:
+            found.append(data["log_densities"])
+        times = mdtraj.load(str(result.written[0]), top=str(result.written[2])).time
+        assert np.array_equal(times, np.arange(FRAMES))
+    assert not np.allclose(*found)
+
+
+def test_a_process_that_dies_is_told_and_the_run_goes_on(beads, tmp_path, monkeypatch):
+    output = tmp_path / "atoms.xtc"
+
+    def dies(*arguments):
+        raise BrokenProcessPool("gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(long_files._Done, "result", dies)
+        with pytest.raises(cgf.CGFlowError, match="goes on"):
+            backmap_file(MODEL, beads, output, seed=0, chunk=8)
+    assert backmap_file(MODEL, beads, output, seed=0, chunk=8).frames == FRAMES
 
 
 def test_a_broken_frame_is_named_with_its_piece(flow, tmp_path):
@@ -157,6 +196,11 @@ def test_files_of_atoms_are_read_by_pieces(flow, tmp_path, monkeypatch, suffix):
     assert np.isfinite(log_density).all()
     with pytest.raises(cgf.InvalidInputError, match="no file"):
         flow.slowVariables("absent.xtc")
+    x = samples.positions.copy()
+    x[5, 3] += 1.0
+    mdtraj.Trajectory(x, mdtraj.Topology.from_openmm(flow.topology)).save(str(path))
+    with pytest.raises(cgf.InvalidInputError, match=r"number 3 of the file on: .*frame 2"):
+        flow.slowVariables(path)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), TypeError("'dict' object is not callable")])

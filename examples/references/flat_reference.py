@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--metadynamics", type=float, default=2.0, help="nanoseconds in which the bias is found")
     parser.add_argument("--hours", type=float, default=2.0, help="wall time of this run, after the bias is found")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=HERE / "aldp_obc1_openmm", help="without ending")
+    parser.add_argument("--out", type=Path, default=HERE / "aldp_obc1_flat", help="without ending")
     parser.add_argument("--checkpoint", type=Path, help="default OUT.checkpoint.npz")
     options = parser.parse_args()
     checkpoint = options.checkpoint or options.out.with_suffix(".checkpoint.npz")
@@ -162,6 +162,8 @@ def main() -> None:
             spent = seconds + now - begun
             np.savez(temporary, bias=bias, frames=np.array(frames), positions=run.positions, seconds=spent)
             temporary.replace(checkpoint)
+            if not frames:
+                break
             summary = collect(np.array(frames), options.metadynamics, spent)
             options.out.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
             written = now

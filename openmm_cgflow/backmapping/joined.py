@@ -10,6 +10,7 @@ from openmm_cgflow.compute import BATCH, seeded
 from openmm_cgflow.errors import MismatchError
 from openmm_cgflow.forcematching import FittedBeads
 from openmm_cgflow.sampling import Samples
+from openmm_cgflow.structures import CONSTRAINT_TOLERANCE
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import PositionsLike
 
@@ -43,11 +44,19 @@ class JoinedDensity:
                 "frames of BeadModel.fromTopology(flow.topology, flow.coordinates.bead_atoms)"
             )
         flow.beads.read(beads.positions, "withBeads")
-        ours, theirs = sorted(flow.beads.constraints), sorted(beads.constraints)
-        if ours != theirs:
+        ours, theirs = flow.beads.constraints, beads.constraints
+        pairs = sorted(ours)
+        if pairs != sorted(theirs):
             raise MismatchError(
-                f"withBeads: the flow has constraints between the beads {ours}, the density of the frames {theirs}: "
-                f"give fit_beads fixed={ours} and frames that have them, or take a System with those of the frames"
+                f"withBeads: the flow has constraints between the beads {pairs}, the density of the frames "
+                f"{sorted(theirs)}: give fit_beads fixed={pairs} and frames that have them, or take a System with "
+                "those of the frames"
+            )
+        off = max(pairs, key=lambda pair: abs(ours[pair] - theirs[pair]), default=None)
+        if off is not None and abs(ours[off] - theirs[off]) > CONSTRAINT_TOLERANCE:
+            raise MismatchError(
+                f"withBeads: the distance between the beads {off} is constrained to {ours[off]:.4f} nm in the flow's "
+                f"System, and {theirs[off]:.4f} nm in the frames: take a System with the lengths of the frames"
             )
 
     @torch.no_grad()

@@ -7,13 +7,13 @@ import secrets
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mdtraj
 import numpy as np
@@ -118,20 +118,29 @@ def backmap_file(
         raise InvalidInputError(f"{output}: structures are written as {', '.join(WRITTEN)}; choose one of these")
     if not beads.is_file():
         raise InvalidInputError(f"backmap_file: there is no file {beads}")
+    if output.resolve() == beads.resolve():
+        raise InvalidInputError(f"backmap_file: the output {output} is the file of the beads; give another one")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+        raise InvalidInputError(f"backmap_file: seed is {seed!r}; give a whole number of 0 or more, or none")
+    first, last = frames
+    if first < 0 or (last is not None and last <= first):
+        raise InvalidInputError(f"backmap_file: frames is {frames}; give the first and the one after the last, from 0")
     model = None if isinstance(flow, TrainedFlow) else Path(flow)
     if model is None and (workers > 1 or scheduler is not None):
         raise InvalidInputError("backmap_file: several workers each read the model: give the path of its file")
-    own = flow if isinstance(flow, TrainedFlow) else _loaded(str(flow))
+    own = flow if isinstance(flow, TrainedFlow) else TrainedFlow.load(flow)
     parts = output.with_name(output.name + ".parts")
     with locked(output):
         task = _Task(n, resample, relax, seed)
-        task = _begin(parts, task, _identity(own, beads, stride, frames, chunk))
+        weights = _weights(own)
+        task = _begin(parts, task, _identity(weights, beads, stride, frames, chunk))
+        where = own if model is None else _ModelFile(str(model.resolve()), weights)
         topology = mdtraj.Topology.from_openmm(own.beads.topology)
         pieces = read_pieces(beads, topology, chunk, stride, *frames)
         total = count_frames(beads, stride, *frames)
         if total == 0:
             raise InvalidInputError(f"backmap_file: there are no frames in {beads} from {frames[0]} on")
-        with _bar(progress, total) as advance, _doing(own, model, workers, scheduler) as (submit, ahead):
+        with _bar(progress, total) as advance, _doing(own, where, workers, scheduler) as (submit, ahead):
             found = _all_pieces(pieces, parts, task, submit, ahead, advance)
         if not found:
             raise InvalidInputError(f"backmap_file: there are no frames in {beads}")
@@ -148,13 +157,27 @@ class _Task:
     seed: int | None
 
 
+class _ModelFile(NamedTuple):
+    """Where a worker finds the model, and the hash of its weights."""
+
+    path: str
+    weights: str
+
+
 @lru_cache(maxsize=1)
-def _loaded(model: str) -> TrainedFlow:
-    """The flow of a file, once in each process."""
-    return TrainedFlow.load(model)
+def _loaded(model: _ModelFile) -> TrainedFlow:
+    """The flow of a file, once in each process.
+
+    Raises:
+        InvalidInputError: the file has changed, or is another one where the worker is.
+    """
+    flow = TrainedFlow.load(model.path)
+    if _weights(flow) != model.weights:
+        raise InvalidInputError(f"{model.path} holds another model here than where the run was begun")
+    return flow
 
 
-def _do(flow: TrainedFlow | str, piece: mdtraj.Trajectory, number: int, task: _Task) -> dict[str, np.ndarray]:
+def _do(flow: TrainedFlow | _ModelFile, piece: mdtraj.Trajectory, number: int, task: _Task) -> dict[str, np.ndarray]:
     """What is kept of one piece: structures around its frames, and their numbers. Also what a worker runs."""
     own = flow if isinstance(flow, TrainedFlow) else _loaded(flow)
     seed = int(np.random.SeedSequence([task.seed or 0, number]).generate_state(1)[0])
@@ -171,15 +194,20 @@ def _do(flow: TrainedFlow | str, piece: mdtraj.Trajectory, number: int, task: _T
     kept = result.resample(seed) if task.resample else result
     checks = {f"check_{field.name}": getattr(kept.checks, field.name) for field in fields(kept.checks)}
     numbers = {name: getattr(result if name == "ess" else kept, name) for name in _ARRAYS}
-    return {"positions": kept.positions, **numbers, **checks}
+    return {"positions": kept.positions, "time": np.repeat(piece.time, kept.positions.shape[1]), **numbers, **checks}
 
 
-def _identity(flow: TrainedFlow, beads: Path, stride: int, frames: tuple[int, int | None], chunk: int) -> str:
-    """By which a run knows its pieces again."""
+def _weights(flow: TrainedFlow) -> str:
+    """A hash of the flow's weights."""
     sha = hashlib.sha256()
     for name, tensor in sorted(flow.flow.state_dict().items()):
         sha.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    stat = beads.stat()
+    return sha.hexdigest()
+
+
+def _identity(weights: str, beads: Path, stride: int, frames: tuple[int, int | None], chunk: int) -> str:
+    """By which a run knows its pieces again."""
+    sha, stat = hashlib.sha256(weights.encode()), beads.stat()
     sha.update(json.dumps([str(beads.resolve()), stat.st_size, stat.st_mtime_ns, stride, frames, chunk]).encode())
     return sha.hexdigest()
 
@@ -223,7 +251,9 @@ Submit = Callable[[mdtraj.Trajectory, int, _Task], Any]
 
 
 @contextmanager
-def _doing(flow: TrainedFlow, model: Path | None, workers: int, scheduler: str | None) -> Iterator[tuple[Submit, int]]:
+def _doing(
+    flow: TrainedFlow, where: TrainedFlow | _ModelFile, workers: int, scheduler: str | None
+) -> Iterator[tuple[Submit, int]]:
     """A function that has a piece done and returns what has a `result()`, and how many may wait for that."""
     if scheduler is not None:
         try:
@@ -232,10 +262,13 @@ def _doing(flow: TrainedFlow, model: Path | None, workers: int, scheduler: str |
             raise InvalidInputError('a scheduler needs dask: pip install "openmm_cgflow[dask]"') from error
         with Client(scheduler) as client:
             ahead = _AHEAD * max(1, len(client.ncores()))
-            yield lambda piece, number, task: client.submit(_do, str(model), piece, number, task, pure=False), ahead
+            yield lambda piece, number, task: client.submit(_do, where, piece, number, task, pure=False), ahead
     elif workers > 1:
-        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread) as pool:
-            yield lambda piece, number, task: pool.submit(_do, str(model), piece, number, task), _AHEAD * workers
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread)
+        try:
+            yield lambda piece, number, task: pool.submit(_do, where, piece, number, task), _AHEAD * workers
+        finally:
+            pool.shutdown(cancel_futures=True)
     else:
         yield lambda piece, number, task: _Done(_do(flow, piece, number, task)), 1
 
@@ -271,17 +304,26 @@ def _all_pieces(
         _write_piece(path, future.result())
         advance(frames)
 
-    for number, piece in enumerate(pieces):
-        path = parts / f"{number:06d}.npz"
-        found.append(path)
-        if path.exists():
-            advance(len(piece))
-            continue
-        waiting.append((path, len(piece), submit(piece, number, task)))
-        if len(waiting) >= ahead:
+    try:
+        for number, piece in enumerate(pieces):
+            path = parts / f"{number:06d}.npz"
+            found.append(path)
+            if path.exists():
+                advance(len(piece))
+                continue
+            waiting.append((path, len(piece), submit(piece, number, task)))
+            if len(waiting) >= ahead:
+                take()
+        while waiting:
             take()
-    while waiting:
-        take()
+    except BrokenExecutor as error:
+        for path, _, future in waiting:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                _write_piece(path, future.result())
+        raise CGFlowError(
+            f"a process that put atoms around beads has died ({error}), perhaps for want of memory: the same call goes "
+            "on where it was; give it fewer workers"
+        ) from error
     return found
 
 
@@ -301,13 +343,13 @@ def _join(flow: TrainedFlow, found: list[Path], parts: Path, output: Path) -> Ba
     names = [*_ARRAYS, *(f"check_{field.name}" for field in fields(StructureChecks))]
     columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
 
-    def positions() -> Iterator[np.ndarray]:
+    def positions() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for path in found:
             with np.load(path) as data:
                 for name in names:
                     columns[name].append(data[name])
-                x = data["positions"]
-            yield x.reshape(-1, *x.shape[2:])
+                x, time = data["positions"], data["time"]
+            yield x.reshape(-1, *x.shape[2:]), time
 
     topology = mdtraj.Topology.from_openmm(flow.topology)
     structures = write_frames(output, topology, positions())

@@ -219,12 +219,14 @@ def force_from_energy(
     x = torch.as_tensor(in_nm(start))
     if x.dim() != 2 or x.shape[1] != 3:
         raise InvalidInputError(f"force_from_energy: start has shape {tuple(x.shape)}; give (particles, 3), in nm.")
-    chosen = tuple(range(len(x))) if atoms is None else tuple(atoms)
+    chosen = tuple(range(len(x))) if atoms is None else tuple(int(k) for k in atoms)
     missing = [k for k in chosen if not 0 <= k < len(x)]
     if missing:
         raise InvalidInputError(
             f"force_from_energy: atoms has {missing[0]}, but there are {len(x)} particles in start."
         )
+    if len(set(chosen)) < len(chosen):
+        raise InvalidInputError(f"force_from_energy: atoms is {list(chosen)}, with a particle twice; give each once.")
     scaled, own = _Scaled(module), x[list(chosen)].to(torch.float64)
     with torch.no_grad():
         energy = scaled.energy(own)

@@ -131,7 +131,7 @@ def fastest_platform(system: openmm.System) -> tuple[str, Evaluator, float]:
             try:
                 evaluator = Evaluator(system, name)
                 return name, evaluator, evaluator.seconds(x)
-            except (InvalidInputError, openmm.OpenMMException):
+            except (CGFlowError, openmm.OpenMMException):
                 continue
     name = likely_platform(system)
     evaluator = Evaluator(system, name)

@@ -1,7 +1,7 @@
 """The trained flow of a molecule."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.copies import copied_system, copied_topology
 from openmm_cgflow.coverage import Coverage
 from openmm_cgflow.door import structure_reader
-from openmm_cgflow.errors import InvalidInputError, ModelFileError
+from openmm_cgflow.errors import CGFlowError, InvalidInputError, ModelFileError
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.potentials import Potential, make_potential
 from openmm_cgflow.storage import (
@@ -135,7 +135,7 @@ class TrainedFlow(Trained[InternalCoordinates]):
         Example:
             flow.logDensity(samples.positions)
         """
-        return np.concatenate([self._log_density_of(piece) for piece in self._pieces(positions)])
+        return self._by_pieces(positions, self._log_density_of)
 
     def slowVariables(self, positions: PositionsLike) -> np.ndarray:
         """The slow variables `(n, n_slow)` of positions, radians.
@@ -150,26 +150,28 @@ class TrainedFlow(Trained[InternalCoordinates]):
         Example:
             phi, psi = flow.slowVariables("md.xtc").T
         """
-        parts = [super(TrainedFlow, self).slowVariables(piece) for piece in self._pieces(positions)]
-        return np.concatenate(parts)
+        return self._by_pieces(positions, super().slowVariables)
 
-    def _pieces(self, positions: PositionsLike) -> Iterator[PositionsLike]:
-        """What was given; or a file's frames, some thousand at a time.
+    def _by_pieces(self, positions: PositionsLike, of: Callable[[PositionsLike], np.ndarray]) -> np.ndarray:
+        """A function of what was given; or of a file's frames, some thousand at a time.
 
         Raises:
             InvalidInputError: for a file that is not there, or has no frames.
         """
         if not isinstance(positions, str | Path):
-            yield positions
-            return
-        path, seen = Path(positions), False
+            return of(positions)
+        path, parts, seen = Path(positions), [], 0
         if not path.is_file():
             raise InvalidInputError(f"there is no file {path}")
         for piece in read_pieces(path, mdtraj.Topology.from_openmm(self._topology), FRAMES_AT_ONCE):
-            seen = True
-            yield piece
-        if not seen:
+            try:
+                parts.append(of(piece))
+            except CGFlowError as error:
+                raise type(error)(f"{path}, frames counted from number {seen} of the file on: {error}") from error
+            seen += len(piece)
+        if not parts:
             raise InvalidInputError(f"there are no frames in {path}")
+        return np.concatenate(parts)
 
     def _log_density_of(self, positions: PositionsLike) -> np.ndarray:
         x = self._read(positions)

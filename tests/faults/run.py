@@ -168,7 +168,7 @@ def two_trainings(folder: Path) -> Outcome:
 
 
 def broken_energies(kind: str) -> Outcome:
-    """A force that is NaN, or that raises, after some energies; the flow must stay, and one error must name it."""
+    """A force that is NaN, or that raises, after some energies: one error of this package must say so."""
     script = f"""
 import sys
 import numpy as np

@@ -54,7 +54,7 @@ def test_force_from_energy_is_that_of_openmm(backend):
     if backend == "torch" and why_no_torch_force():
         pytest.skip(why_no_torch_force())
     module = Chain()
-    force = cgf.force_from_energy(module, X * unit.nanometer, backend, atoms=ATOMS)
+    force = cgf.force_from_energy(module, X * unit.nanometer, backend, atoms=np.array(ATOMS))
     module.k.data.zero_()  # of no consequence: the module was copied
     energy, forces = reference()
     for scale in (None, -0.5):
@@ -80,6 +80,7 @@ class Squares(torch.nn.Module):
         ({"start": X[0]}, r"start has shape \(3,\)"),
         ({"atoms": [0, 5]}, "atoms has 5, but there are 5"),
         ({"atoms": [-1]}, "atoms has -1"),
+        ({"atoms": [0, 0]}, "a particle twice"),
         ({"backend": "tabulated"}, "backend is 'tabulated'"),
         ({"module": torch.nn.Identity()}, "one finite number"),
         ({"start": np.full((5, 3), np.inf)}, "one finite number"),
