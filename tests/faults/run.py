@@ -105,7 +105,8 @@ def kills(folder: Path, n: int, seed: int) -> Outcome:
         return False, last_line(done)
     finished.append(ess_of(rough / "m.cgflow"))
     alone = ess_of(calm / "m.cgflow")
-    near = all(abs(ess - alone) < 0.04 for ess in finished)
+    # not on both sides: what is killed while it is checked after its training trains as long again
+    near = min(finished) > alone - 0.04
     found = ", ".join(f"{100 * ess:.1f}" for ess in finished)
     return near, f"{killed} kills in {len(finished)} trainings: ESS {found} %; undisturbed {100 * alone:.1f} %"
 
