@@ -36,7 +36,6 @@ from openmm_cgflow.trajectory_files import (
 __all__ = ["BackmappedFile", "backmap_file"]
 
 _log = logging.getLogger("openmm_cgflow")
-_ARRAYS = ("log_densities", "reduced_energies", "log_weights", "weights", "outside", "failed", "ess")
 _AHEAD = 2  # pieces that wait for each worker
 
 
@@ -192,9 +191,8 @@ def _do(flow: TrainedFlow | _ModelFile, piece: mdtraj.Trajectory, number: int, t
     except CGFlowError as error:
         raise type(error)(f"in piece {number} of the file, of {len(piece)} frames counted from 0: {error}") from error
     kept = result.resample(seed) if task.resample else result
-    checks = {f"check_{field.name}": getattr(kept.checks, field.name) for field in fields(kept.checks)}
-    numbers = {name: getattr(result if name == "ess" else kept, name) for name in _ARRAYS}
-    return {"positions": kept.positions, "time": np.repeat(piece.time, kept.positions.shape[1]), **numbers, **checks}
+    time = np.repeat(piece.time, kept.positions.shape[1])
+    return kept.numbers() | {"ess": result.ess, "positions": kept.positions, "time": time}
 
 
 def _weights(flow: TrainedFlow) -> str:
@@ -340,14 +338,13 @@ def _write_piece(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _join(flow: TrainedFlow, found: list[Path], parts: Path, output: Path) -> BackmappedFile:
     """One file of structures and one of numbers; then the pieces are removed."""
-    names = [*_ARRAYS, *(f"check_{field.name}" for field in fields(StructureChecks))]
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    columns: dict[str, list[np.ndarray]] = {}
 
     def positions() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for path in found:
             with np.load(path) as data:
-                for name in names:
-                    columns[name].append(data[name])
+                for name in data.keys() - {"positions", "time"}:
+                    columns.setdefault(name, []).append(data[name])
                 x, time = data["positions"], data["time"]
             yield x.reshape(-1, *x.shape[2:]), time
 

@@ -101,10 +101,13 @@ class Backmapped:
         """Write the structures as what mdtraj writes, and densities, energies and weights as `.npz` beside them."""
         path = Path(path)
         save_trajectory(self.trajectory, path)
-        checks = {f"check_{field.name}": getattr(self.checks, field.name) for field in fields(self.checks)}
+        save_arrays(path.with_suffix(".npz"), self.numbers() | {"temperature": np.array(self.temperature)})
+
+    def numbers(self) -> dict[str, np.ndarray]:
+        """What files keep beside the structures, by name; the checks as `check_...`."""
         names = ("log_densities", "reduced_energies", "log_weights", "weights", "outside", "failed")
-        arrays = {name: getattr(self, name) for name in names}
-        save_arrays(path.with_suffix(".npz"), arrays | {"temperature": np.array(self.temperature)} | checks)
+        checks = {f"check_{field.name}": getattr(self.checks, field.name) for field in fields(self.checks)}
+        return {name: getattr(self, name) for name in names} | checks
 
 
 def warn_of_failed(failed: np.ndarray, what: str, mend: str) -> None:
