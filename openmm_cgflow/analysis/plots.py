@@ -57,12 +57,17 @@ def plot_surface(surface: FreeEnergy2D, names: tuple[str, str], basins: Sequence
         for basin in basins:
             if basin.population >= 5e-4:
                 _mark(axes, basin)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(True)
-        axes.grid(False)
-        angle_axis(axes, "x", pretty(names[0]))
-        angle_axis(axes, "y", pretty(names[1]))
+        _plane(axes, names)
     return made
+
+
+def _plane(axes: Axes, names: tuple[str, str]) -> None:
+    """Axes of two torsions, framed on all sides."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(True)
+    axes.grid(False)
+    angle_axis(axes, "x", pretty(names[0]))
+    angle_axis(axes, "y", pretty(names[1]))
 
 
 def _mark(axes: Axes, basin: Basin) -> None:
@@ -198,11 +203,7 @@ def plot_difference(difference: Array, grid: Array, names: tuple[str, str]) -> F
         bar.set_ticks(list(np.linspace(-top, top, 5)))
         bar.outline.set_visible(False)
         bar.ax.grid(False)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(True)
-        axes.grid(False)
-        angle_axis(axes, "x", pretty(names[0]))
-        angle_axis(axes, "y", pretty(names[1]))
+        _plane(axes, names)
     return made
 
 
