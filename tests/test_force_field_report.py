@@ -13,7 +13,8 @@ from openmm_cgflow.cli import app
 from openmm_cgflow.compute import seeded
 from openmm_cgflow.force_field import Fitted
 from openmm_cgflow.forcematching import BeadModel, BeadNetwork, DistilSettings, StudentSettings, judge_beads
-from openmm_cgflow.forcematching.fitting import FitSettings, build_density
+from openmm_cgflow.forcematching.fit_members import build_density
+from openmm_cgflow.forcematching.fit_settings import FitSettings
 
 FITTED = Fitted(0.1, 0.2, 1000, 10, 0, 1.0)
 

@@ -1,7 +1,6 @@
-"""Which atoms make the beads of a coarse-grained model, without a System: mapping, masses, bonds, and frames read."""
+"""The beads of a coarse-grained model, without a System: names, masses, bonds and internal coordinates."""
 
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -14,24 +13,26 @@ import numpy as np
 import torch
 from openmm import app
 
-from openmm_cgflow.atom_matching import atom_label, order_by_names, same_elements, symbol_of
+from openmm_cgflow.atom_matching import atom_label, symbol_of
 from openmm_cgflow.chemistry.molecule import bond_key
 from openmm_cgflow.coordinates import InternalCoordinates, chain_coordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
+from openmm_cgflow.forcematching.bead_frames import FrameReader
 from openmm_cgflow.forcematching.frames import check_bonds_of_frames, check_finite
+from openmm_cgflow.forcematching.mapping import (
+    BACKBONE,
+    PRESETS,
+    BeadMapping,
+    as_mdtraj,
+    distances_between,
+    groups_of,
+    shortest_tree,
+)
 from openmm_cgflow.forcematching.residues import residue_name, residue_parts
-from openmm_cgflow.structures import given_structures, made_whole
 from openmm_cgflow.units import PositionsLike
 
-__all__ = ["BeadMapping", "BeadModel"]
+__all__ = ["BeadModel"]
 
-_log = logging.getLogger("openmm_cgflow")
-
-BeadMapping = str | Sequence[int] | Sequence[Sequence[int]]
-"""A preset, a selection of mdtraj, indices of atoms, or groups of atoms whose centres of mass are the beads."""
-
-PRESETS = ("ca", "backbone", "dipeptide")
-_BACKBONE = ("N", "CA", "C")
 _CONSTANT = 1e-5  # nm or rad: a coordinate that moves less does not move
 
 
@@ -84,8 +85,8 @@ class BeadModel:
             >>> [round(mass, 2) for mass in model.masses]
             [43.04, 15.01, 28.05, 28.01, 30.05]
         """
-        atoms = _as_mdtraj(topology)
-        groups = _groups(atoms, mapping)
+        atoms = as_mdtraj(topology)
+        groups = groups_of(atoms, mapping)
         if not atoms.n_bonds and len(groups) == atoms.n_atoms:  # the atoms are gone
             return cls.fromBeads(topology)
         if not atoms.n_bonds:
@@ -96,8 +97,8 @@ class BeadModel:
         graph = networkx.Graph((bond[0].index, bond[1].index) for bond in atoms.bonds)
         graph.add_nodes_from(range(atoms.n_atoms))
         masses = np.array([atom.element.mass if atom.element is not None else 0.0 for atom in atoms.atoms])
-        distance, owners = _distances(graph, groups, atoms.n_atoms)
-        bonds = _tree(distance, [atom_label(atoms.atom(group[0])) for group in groups])
+        distance, owners = distances_between(graph, groups, atoms.n_atoms)
+        bonds = shortest_tree(distance, [atom_label(atoms.atom(group[0])) for group in groups])
         shares = np.zeros((len(groups), atoms.n_atoms))
         for bead, group in enumerate(groups):
             weights = masses[list(group)]
@@ -138,7 +139,7 @@ class BeadModel:
             >>> BeadModel.fromBeads(top).bonds
             ((0, 1), (1, 2), (2, 3))
         """
-        beads = _as_mdtraj(topology)
+        beads = as_mdtraj(topology)
         if beads.n_atoms < 4:
             raise InvalidInputError(f"there are {beads.n_atoms} beads; internal coordinates need at least 4")
         chains = {atom.residue.chain.index for atom in beads.atoms}
@@ -151,9 +152,9 @@ class BeadModel:
                     "molecule: give the beads of one chain, or add the bond with topology.add_bond"
                 )
             graph.add_edges_from(pairwise(range(beads.n_atoms)))
-        distance, _ = _distances(graph, tuple((k,) for k in range(beads.n_atoms)), beads.n_atoms)
+        distance, _ = distances_between(graph, tuple((k,) for k in range(beads.n_atoms)), beads.n_atoms)
         own = list(beads.atoms)
-        bonds = _tree(distance, [atom_label(atom) for atom in own])
+        bonds = shortest_tree(distance, [atom_label(atom) for atom in own])
         residues = [(0, atom.residue.name, str(atom.residue.resSeq)) for atom in own]
         topology = _bead_topology([atom.name for atom in own], [atom.element for atom in own], residues, bonds)
         found = _residue_masses(own) if masses is None else [float(mass) for mass in masses]
@@ -189,9 +190,9 @@ class BeadModel:
         chain = topology.add_chain()
         for number, code in enumerate(sequence, 1):
             residue = topology.add_residue(residue_name(code), chain, resSeq=number)
-            for name in ("C",) if residue.name == "ACE" else ("N",) if residue.name == "NME" else _BACKBONE:
+            for name in ("C",) if residue.name == "ACE" else ("N",) if residue.name == "NME" else BACKBONE:
                 topology.add_atom(name, mdtraj.element.Element.getBySymbol(name[0]), residue)
-        chosen = _groups(topology, mapping)
+        chosen = groups_of(topology, mapping)
         return cls.fromBeads(topology.subset([group[0] for group in chosen]))
 
     # ---- description
@@ -246,8 +247,9 @@ class BeadModel:
         if isinstance(trajectory, str | Path):
             trajectory = [trajectory]
         files = isinstance(trajectory, list | tuple) and trajectory and isinstance(trajectory[0], str | Path)
-        pieces: Iterable[Any] = self._pieces(trajectory, top, stride, chunk) if files else [trajectory]
-        parts = [self._read_piece(piece) for piece in pieces]
+        reader = FrameReader(self.topology, self.labels, self.bonds, self.shares, self.owners, self.atoms)
+        pieces: Iterable[Any] = reader.pieces(trajectory, top, stride, chunk) if files else [trajectory]
+        parts = [reader.beads_of(piece) for piece in pieces]
         x = np.concatenate(parts) if parts else np.empty((0, self.n_beads, 3))
         if not files:
             x = x[::stride]
@@ -334,224 +336,6 @@ class BeadModel:
         order, refs = coordinates.layout.order, [[0], [0], *coordinates.layout.refs]
         pairs = zip(coordinates.layout.bond_slots, order[1:], refs, strict=True)
         return next((bond_key(atom, order[ref[0]]) for s, atom, ref in pairs if s == slot), None)
-
-    # ---- pieces of trajectories
-
-    def _pieces(
-        self,
-        files: Sequence[str | Path],
-        top: Any,  # noqa: ANN401
-        stride: int,
-        chunk: int,
-    ) -> Iterator[mdtraj.Trajectory]:
-        for file in files:
-            path = Path(file)
-            if not path.exists():
-                raise InvalidInputError(f"there is no file {path}; give the path of a trajectory")
-            yield from self._iterload(path, top, stride, chunk)
-
-    def _iterload(self, path: Path, top: Any, stride: int, chunk: int) -> Iterator[mdtraj.Trajectory]:  # noqa: ANN401
-        """Pieces of one file, with the Topology that fits: the one given, that of all atoms, or that of the beads."""
-        beads = mdtraj.Topology.from_openmm(self.topology)
-        if path.suffix.lower() in (".pdb", ".h5", ".gro", ".cif", ".pdbx", ".mmcif"):
-            choices: list[Any] = [None]
-        elif top is not None:
-            choices = [str(top) if isinstance(top, str | Path) else _as_mdtraj(top)]
-        else:
-            choices = [beads] if self.atoms is None else [self.atoms, beads]
-        problem: Exception | None = None
-        for choice in choices:
-            begun = False
-            try:
-                options = {} if choice is None else {"top": choice}
-                for piece in mdtraj.iterload(str(path), chunk=chunk, stride=stride, **options):
-                    begun = True
-                    yield piece
-            except Exception as error:  # mdtraj's readers raise whatever they meet
-                problem = error
-                if begun:
-                    break
-            else:
-                return
-        what = f"{self.n_beads} beads" + (f" or {self.atoms.n_atoms} atoms" if self.atoms is not None else "")
-        raise InvalidInputError(
-            f"{path} cannot be read as a trajectory of {what}: {problem}; give its own Topology as top"
-        ) from problem
-
-    def _read_piece(self, piece: Any) -> np.ndarray:  # noqa: ANN401
-        """Frames of the beads in one piece, whole."""
-        given = given_structures(piece)
-        x = given.x[None] if given.x.ndim == 2 else given.x
-        if x.ndim != 3 or x.shape[2] != 3:
-            raise MismatchError(f"positions have shape {given.x.shape}; give (frames, atoms, 3), in nm")
-        count = x.shape[1]
-        if self.atoms is not None and count == self.atoms.n_atoms:
-            if given.atoms is not None:
-                x = self._ordered(x, list(self.atoms.atoms), given.atoms)
-            return self._of_atoms(x, given.box)
-        if count != self.n_beads:
-            wanted = f"{self.n_beads} beads" + ("" if self.atoms is None else f" or {self.atoms.n_atoms} atoms")
-            raise MismatchError(
-                f"the trajectory has {count} atoms, but the model is of {wanted} ({', '.join(self.labels)}): the beads "
-                "cannot be found in it; give a trajectory of the Topology that the model was made of, or of the beads "
-                "alone, for instance trajectory.atom_slice(trajectory.topology.select('name CA'))"
-            )
-        if given.atoms is not None:
-            x = self._ordered(x, list(self.topology.atoms()), given.atoms)
-        return _whole(x, np.array(self.bonds), given.box)
-
-    def _ordered(self, x: np.ndarray, ours: Sequence[Any], theirs: Sequence[Any]) -> np.ndarray:
-        """The positions in our order of atoms, by names where they tell."""
-        found = order_by_names(ours, theirs)
-        if found is not None:
-            return x[:, found]
-        for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            if not same_elements([a], [b]):
-                raise MismatchError(
-                    f"atom {k} of the trajectory is {atom_label(b)} ({symbol_of(b)}), that of the model "
-                    f"{atom_label(a)} ({symbol_of(a)}): give a trajectory of the same atoms in the same order"
-                )
-        return x
-
-    def _of_atoms(self, x: np.ndarray, box: np.ndarray | None) -> np.ndarray:
-        """Beads of positions of all atoms, of molecules that are made whole."""
-        assert self.shares is not None
-        assert self.owners is not None
-        assert self.atoms is not None
-        if box is not None:
-            mine = np.flatnonzero(self.owners >= 0)
-            place = {int(atom): k for k, atom in enumerate(mine)}
-            bonds = [(b[0].index, b[1].index) for b in self.atoms.bonds if b[0].index in place]
-            x = x.copy()
-            x[:, mine] = _whole(x[:, mine], np.array([(place[i], place[j]) for i, j in bonds]), box)
-        return np.einsum("ba,fax->fbx", self.shares, x)
-
-
-def _whole(x: np.ndarray, bonds: np.ndarray, box: np.ndarray | None) -> np.ndarray:
-    """Frames put together across the box, where a bond is nearer to an image of its end."""
-    if box is None:
-        return x
-    box = np.broadcast_to(box, (len(x), 3, 3))
-    inverse = np.linalg.inv(box)
-    along = np.einsum("fbk,fkl->fbl", x[:, bonds[:, 1]] - x[:, bonds[:, 0]], inverse)
-    split = (np.round(along) != 0).any((1, 2))
-    if not split.any():
-        return x
-    x = x.copy()
-    x[split] = made_whole(x[split], bonds, box[split])
-    _log.info("%d of %d frames were split by their periodic box; they are made whole", split.sum(), len(x))
-    return x
-
-
-def _as_mdtraj(topology: Any) -> mdtraj.Topology:  # noqa: ANN401
-    if isinstance(topology, mdtraj.Topology):
-        return topology
-    if isinstance(topology, app.Topology):
-        return mdtraj.Topology.from_openmm(topology)
-    if hasattr(topology, "topology"):  # a Trajectory, or a PDBFile
-        return _as_mdtraj(topology.topology)
-    raise InvalidInputError(f"topology is a {type(topology).__name__}; give an OpenMM or an mdtraj Topology")
-
-
-def _groups(topology: mdtraj.Topology, mapping: BeadMapping) -> tuple[tuple[int, ...], ...]:
-    """The atoms of each bead."""
-    if isinstance(mapping, str):
-        groups: list[tuple[int, ...]] = [(i,) for i in _named(topology, mapping)]
-    else:
-        groups = [
-            tuple(int(i) for i in item) if isinstance(item, Sequence | np.ndarray) else (int(item),) for item in mapping
-        ]
-    flat = [i for group in groups for i in group]
-    wrong = [i for i in flat if not 0 <= i < topology.n_atoms]
-    if wrong or any(not group for group in groups):
-        what = f"has atom {wrong[0]}" if wrong else "has a group without atoms"
-        raise InvalidInputError(f"mapping {what}; give indices of atoms from 0 to {topology.n_atoms - 1}")
-    if len(set(flat)) < len(flat):
-        twice = next(i for i in flat if flat.count(i) > 1)
-        raise InvalidInputError(
-            f"mapping has {atom_label(topology.atom(twice))} (atom {twice}) twice; an atom belongs to one bead"
-        )
-    if len(groups) < 4:
-        raise InvalidInputError(
-            f"mapping {mapping!r} gives {len(groups)} beads; internal coordinates need at least 4: choose more atoms"
-        )
-    return tuple(groups)
-
-
-def _named(topology: mdtraj.Topology, mapping: str) -> list[int]:
-    """Atoms of a preset or a selection."""
-    if mapping == "dipeptide":
-        names = [("ACE", "C"), *((None, name) for name in _BACKBONE), ("NME", "N")]
-        found = []
-        for residue, name in names:
-            for atom in topology.atoms:
-                own = atom.residue.name
-                if atom.name == name and (own == residue if residue else own not in ("ACE", "NME", "HOH")):
-                    found.append(atom.index)
-        if len(found) != len(names):
-            raise InvalidInputError(
-                "mapping 'dipeptide' is of one residue between ACE and NME (beads ACE C; N, CA, C; NME N), which the "
-                f"Topology does not have: {', '.join(residue.name for residue in list(topology.residues)[:8])}; "
-                "use 'backbone' or 'ca', or give indices of atoms"
-            )
-        return found
-    if mapping in PRESETS:
-        wanted = ("CA",) if mapping == "ca" else _BACKBONE
-        peptide = {
-            atom.residue.index
-            for atom in topology.atoms
-            if atom.name == "CA" and symbol_of(atom) != "Ca" and atom.residue.name.upper() != "CA"
-        }
-        found = [atom.index for atom in topology.atoms if atom.name in wanted and atom.residue.index in peptide]
-        what = "residues with an atom CA"
-    else:
-        try:
-            found = [int(i) for i in topology.select(mapping)]
-        except Exception as error:  # mdtraj's parser raises whatever it meets
-            raise InvalidInputError(
-                f"mapping {mapping!r} is no preset ({', '.join(PRESETS)}) and no selection that mdtraj reads: {error}"
-            ) from error
-        what = "atoms that it selects"
-    if not found:
-        raise InvalidInputError(f"mapping {mapping!r}: the Topology has no {what}; choose other atoms")
-    return found
-
-
-def _distances(
-    graph: networkx.Graph, groups: tuple[tuple[int, ...], ...], n_atoms: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Bonds between beads `(beads, beads)` (inf: not connected), and the nearest bead of each atom (-1: none)."""
-    count = len(groups)
-    distance = np.full((count, count), np.inf)
-    nearest = np.full((count, n_atoms), np.inf)
-    for bead, group in enumerate(groups):
-        for atom, steps in networkx.multi_source_dijkstra_path_length(graph, set(group)).items():
-            nearest[bead, atom] = steps
-        for other in range(bead):
-            distance[bead, other] = distance[other, bead] = nearest[bead, list(groups[other])].min()
-    owners = np.where(np.isfinite(nearest.min(0)), nearest.argmin(0), -1)
-    for bead, group in enumerate(groups):
-        owners[list(group)] = bead
-    return distance, owners
-
-
-def _tree(distance: np.ndarray, labels: Sequence[str]) -> list[tuple[int, int]]:
-    """The bonds between beads: the shortest tree that joins all of them, in the order of the beads where it is free."""
-    count = len(distance)
-    joined, bonds = [0], []
-    while len(joined) < count:
-        outside = [j for j in range(count) if j not in joined]
-        i, j = min(((i, j) for i in joined for j in outside), key=lambda pair: (distance[pair], abs(pair[0] - pair[1])))
-        if not np.isfinite(distance[i, j]):
-            first, second = ", ".join(labels[k] for k in joined[:3]), ", ".join(labels[k] for k in outside[:3])
-            raise InvalidInputError(
-                f"the beads are of several molecules or chains: no bonds lead from {first}, ... to {second}, ...; "
-                "internal coordinates are of one molecule: choose the beads of one chain, for instance with the "
-                "selection 'chainid 0 and name CA'"
-            )
-        bonds.append(bond_key(i, j))
-        joined.append(j)
-    return sorted(bonds)
 
 
 def _bead_topology(

@@ -5,14 +5,14 @@ from functools import partial
 
 import networkx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError, TrainingError
+from openmm_cgflow.forcematching.bead_energy import BeadEnergy, held, on_circle, spring_energy
 from openmm_cgflow.forcematching.convolution import Pairs
 from openmm_cgflow.forcematching.schnet import ROLES, SchNet, SchNetSettings
 from openmm_cgflow.forcematching.slots import beads_of_coordinates
-from openmm_cgflow.forcematching.student import held
 from openmm_cgflow.forcematching.teacher import Points
 
 __all__ = ["REPULSION", "ChainNetwork", "calibrate", "shared_network"]
@@ -26,7 +26,7 @@ _NARROWEST = 1e-6  # standard deviation, nm or rad
 _MARGIN = 0.5  # by which ranges are widened, in standard deviations
 
 
-class ChainNetwork(nn.Module):
+class ChainNetwork(BeadEnergy):
     """An energy of the positions of a chain of beads (nm) in kJ/mol: `kT (springs + repulsion + walls + network)`.
 
     It is a function of the shape alone. The network is a `SchNet`, whose weights are the same for every chain of the
@@ -46,7 +46,7 @@ class ChainNetwork(nn.Module):
 
     Attributes:
         network: the `SchNet`.
-        offset: what is added for this chain alone, kT; it is no force.
+        offset: a constant of this chain alone, kT; it is no force.
 
     Raises:
         InvalidInputError: for types or kinds that the network does not know, another number of types, or atoms that
@@ -66,12 +66,8 @@ class ChainNetwork(nn.Module):
         torch.Size([7])
     """
 
-    offset: Tensor
     beads: Tensor
     kinds: Tensor
-    straight: Tensor
-    turning: Tensor
-    is_torsion: Tensor
     places: Tensor
     present: Tensor
     first: Tensor
@@ -81,23 +77,14 @@ class ChainNetwork(nn.Module):
     apart: Tensor
 
     def __init__(self, coordinates: InternalCoordinates, kT: float, types: Sequence[str], network: SchNet) -> None:
-        super().__init__()
-        n_slow, _, n_rotor, n_atom = coordinates.sizes
-        if n_rotor or n_atom:
-            raise InvalidInputError(
-                "a student is of beads alone; give it coordinates.bead_coordinates(), not those of all atoms"
-            )
+        super().__init__(coordinates, kT)
         n = coordinates.n_atoms
         if len(types) != n:
             raise InvalidInputError(f"there are {len(types)} types of {n} beads; give one for each")
-        self.coordinates, self.kT, self.types, self.network = coordinates, kT, tuple(types), network
+        self.types, self.network = tuple(types), network
         self.settings = network.settings
         self._keep("beads", _numbers(types, network.types, "beads"))
         self._keep("kinds", _numbers(kinds_of(coordinates, types), network.kinds, "bonds or angles"))
-        entries = coordinates.layout.coordinates
-        self._keep("straight", [k for k, entry in enumerate(entries) if not entry.torsion])
-        self._keep("turning", [k for k, entry in enumerate(entries) if entry.torsion])
-        self._keep("is_torsion", [entry.torsion for entry in entries[n_slow:]], torch.bool)
         places = self._places()
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("present", (places != 0).any(0).double().reshape(n, -1), persistent=False)
@@ -110,10 +97,6 @@ class ChainNetwork(nn.Module):
         self._keep("is_alpha", alpha, torch.bool)
         glycine = [any(types[k].startswith("GLY:") for k in pair) for pair in pairs]
         self._keep("apart", [_APART_GLYCINE if one else _APART for one in glycine], torch.float64)
-        self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
-
-    def _keep(self, name: str, values: Sequence | bool, dtype: torch.dtype = torch.int64) -> None:
-        self.register_buffer(name, torch.tensor(values, dtype=dtype), persistent=False)
 
     def _places(self) -> Tensor:
         """`(columns, beads * 13)`: which bead gets each number of the shape, and in which place."""
@@ -150,10 +133,8 @@ class ChainNetwork(nn.Module):
         return self.network.stiffness[self.kinds]
 
     def springs(self, q: Tensor) -> Tensor:
-        """Energy `(n,)` of the springs, kT, at `q (n, dof)`; that of a stiff torsion is a cosine."""
-        apart = q[:, self.coordinates.sizes[0] :] - self.rest
-        squares = torch.where(self.is_torsion, 2 - 2 * torch.cos(apart), apart * apart)
-        return 0.5 * (squares * self.stiffness).sum(1)
+        """Energy `(n,)` of the springs, kT, at `q (n, dof)`."""
+        return spring_energy(q[:, self.coordinates.sizes[0] :], self.rest, self.stiffness, self.is_torsion)
 
     def distances(self, x: Tensor) -> Tensor:
         """Distances `(n, pairs)` of all pairs of beads, nm."""
@@ -235,19 +216,6 @@ class ChainNetwork(nn.Module):
         z, kinds = self._scaled(self.coordinates.to_internal(positions)[0]), self._straight_kinds
         return ((z > self.network.high[kinds]) | (z < self.network.low[kinds])).any(1)
 
-    def forward(self, positions: Tensor) -> Tensor:
-        """Energy in kJ/mol, in the precision of the module.
-
-        Arguments:
-            positions: of the beads, nm, in any orientation: `(beads, 3)` or `(n, beads, 3)`.
-
-        Returns:
-            one number, or `(n,)`.
-        """
-        x = positions.unsqueeze(0) if positions.dim() == 2 else positions
-        energy = self.kT * self.reduced_energy(self.coordinates.to_internal(x)[0], x)
-        return energy.squeeze(0) if positions.dim() == 2 else energy
-
 
 def shared_network(
     chains: Iterable[tuple[InternalCoordinates, Sequence[str]]], settings: SchNetSettings | None = None, seed: int = 0
@@ -294,7 +262,7 @@ def calibrate(students: Sequence[ChainNetwork], points: Sequence[Points]) -> Non
     for kind, name in enumerate(network.kinds):
         values = stiff[kinds == kind]
         if name.count("-") == _TORSION:
-            rest = torch.atan2(torch.sin(values).mean(), torch.cos(values).mean())
+            rest = on_circle(values)
             square = (2 - 2 * torch.cos(values - rest)).mean()
         else:
             rest, square = values.mean(), values.var()

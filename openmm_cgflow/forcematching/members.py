@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from openmm_cgflow.compute import seeded
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError
-from openmm_cgflow.forcematching.fitting import held_out_pieces
+from openmm_cgflow.forcematching.fit_members import held_out_pieces
 from openmm_cgflow.forcematching.likelihood import Fitted
 from openmm_cgflow.forcematching.student import BeadNetwork, StudentSettings, make_network
 

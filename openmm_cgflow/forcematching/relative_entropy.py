@@ -13,7 +13,8 @@ from openmm_cgflow.compute import Parallel, seeded
 from openmm_cgflow.errors import TrainingError
 from openmm_cgflow.forcematching.bead_model import BeadModel
 from openmm_cgflow.forcematching.descent import descend
-from openmm_cgflow.forcematching.fitting import FitSettings, checked_frames, fit_beads
+from openmm_cgflow.forcematching.fit_settings import FitSettings
+from openmm_cgflow.forcematching.fitting import checked_frames, fit_beads
 from openmm_cgflow.forcematching.likelihood import Fitted
 from openmm_cgflow.forcematching.members import Matched, MatchSettings, batch_of, fit_members, student_of_members
 from openmm_cgflow.forcematching.student import BeadNetwork

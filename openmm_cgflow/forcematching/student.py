@@ -8,22 +8,12 @@ from torch import Tensor, nn
 
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.forcematching.bead_energy import BeadEnergy, held, on_circle, spring_energy
 
-__all__ = ["BeadNetwork", "StudentSettings", "held", "make_network"]
+__all__ = ["BeadNetwork", "StudentSettings", "make_network"]
 
 _MARGIN = 0.5  # by which the range of each feature is widened, in standard deviations
-_SLOPE = 8.0  # of the energy outside, kT for each standard deviation
 _NARROWEST = 1e-6  # standard deviation, nm or rad: what varies less is a constant
-
-
-def held(z: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Features `(n, k)` that go on by less than one outside a range, and the energy of the walls there, `(n,)` in kT.
-
-    Both are twice continuously differentiable.
-    """
-    over, under = torch.relu(z - high), torch.relu(low - z)
-    over, under = over - torch.tanh(over), under - torch.tanh(under)
-    return z - over + under, _SLOPE * (over + under).sum(1)
 
 
 @dataclass(frozen=True)
@@ -59,7 +49,7 @@ def make_network(n_features: int, settings: StudentSettings, seed: int) -> nn.Se
         return nn.Sequential(*layers, nn.Linear(settings.hidden, 1, dtype=torch.float64))
 
 
-class BeadNetwork(nn.Module):
+class BeadNetwork(BeadEnergy):
     """An energy of bead positions (nm) in kJ/mol: `kT (springs(q) + network(features) + walls)`.
 
     It is a function of the shape alone: features are bonds, angles, sines and cosines of torsions, and distances of
@@ -99,32 +89,20 @@ class BeadNetwork(nn.Module):
     high: Tensor
     rest: Tensor
     stiffness: Tensor
-    offset: Tensor
-    straight: Tensor
-    turning: Tensor
     middle: Tensor
     first: Tensor
     second: Tensor
-    is_torsion: Tensor
 
     def __init__(
         self, coordinates: InternalCoordinates, kT: float, settings: StudentSettings | None = None, seed: int = 0
     ) -> None:
-        super().__init__()
+        super().__init__(coordinates, kT)
         settings = settings or StudentSettings()
         if settings.hidden < 1 or settings.layers < 1:
             raise InvalidInputError(
                 f"the student has {settings.layers} hidden layers of width {settings.hidden}; give at least 1 of both"
             )
-        n_slow, _, n_rotor, n_atom = coordinates.sizes
-        if n_rotor or n_atom:
-            raise InvalidInputError(
-                "a student is of beads alone; give it coordinates.bead_coordinates(), not those of all atoms"
-            )
-        self.coordinates, self.kT, self.settings = coordinates, kT, settings
-        entries = coordinates.layout.coordinates
-        self._keep("straight", [k for k, entry in enumerate(entries) if not entry.torsion])
-        self._keep("turning", [k for k, entry in enumerate(entries) if entry.torsion])
+        self.settings, n_slow = settings, coordinates.sizes[0]
         bonded = {frozenset(pair) for pair in coordinates.bead_bonds}
         n = coordinates.n_atoms
         pairs = [(i, j) for i in range(n) for j in range(i + 1, n) if frozenset((i, j)) not in bonded]
@@ -138,13 +116,7 @@ class BeadNetwork(nn.Module):
             self.register_buffer(name, start.clone())
         self.register_buffer("rest", coordinates.reference[n_slow:].clone())
         self.register_buffer("stiffness", coordinates.scale[n_slow:] ** -2)
-        self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
-        stiff_torsions = [entry.torsion for entry in entries[n_slow:]]
-        self.register_buffer("is_torsion", torch.tensor(stiff_torsions, dtype=torch.bool), persistent=False)
         self.network = make_network(self.n_features, settings, seed)
-
-    def _keep(self, name: str, values: list[int]) -> None:
-        self.register_buffer(name, torch.tensor(values, dtype=torch.int64), persistent=False)
 
     @staticmethod
     def count_features(coordinates: InternalCoordinates) -> int:
@@ -160,10 +132,8 @@ class BeadNetwork(nn.Module):
         return torch.cat([q.index_select(1, self.straight), torch.sin(angles), torch.cos(angles), distances], dim=1)
 
     def springs(self, q: Tensor) -> Tensor:
-        """Energy `(n,)` of the springs, kT, at `q (n, dof)`; that of a stiff torsion is a cosine."""
-        apart = q[:, self.coordinates.sizes[0] :] - self.rest
-        squares = torch.where(self.is_torsion, 2 - 2 * torch.cos(apart), apart * apart)
-        return 0.5 * (self.stiffness * squares).sum(1)
+        """Energy `(n,)` of the springs, kT, at `q (n, dof)`."""
+        return spring_energy(q[:, self.coordinates.sizes[0] :], self.rest, self.stiffness, self.is_torsion)
 
     @torch.no_grad()
     def calibrate(self, own: Tensor, q: Tensor | None = None) -> None:
@@ -180,9 +150,7 @@ class BeadNetwork(nn.Module):
         if min(len(own), len(q)) < 2:
             raise InvalidInputError(f"a student is calibrated by {len(own)} points; give at least 2")
         stiff = own[:, self.coordinates.sizes[0] :].double()
-        # torsions are averaged on the circle
-        circular = torch.atan2(torch.sin(stiff).mean(0), torch.cos(stiff).mean(0))
-        self.rest.copy_(torch.where(self.is_torsion, circular, stiff.mean(0)))
+        self.rest.copy_(torch.where(self.is_torsion, on_circle(stiff), stiff.mean(0)))
         apart = stiff - self.rest
         squares = torch.where(self.is_torsion, 2 - 2 * torch.cos(apart), apart * apart)
         self.stiffness.copy_(1 / squares.mean(0).clamp(min=_NARROWEST**2))
@@ -213,16 +181,3 @@ class BeadNetwork(nn.Module):
         """
         z = (self.features(self.coordinates.to_internal(positions)[0], positions) - self.mean) / self.scale
         return ((z > self.high) | (z < self.low)).any(1)
-
-    def forward(self, positions: Tensor) -> Tensor:
-        """Energy in kJ/mol, in the precision of the module.
-
-        Arguments:
-            positions: of the beads, nm, in any orientation: `(beads, 3)` or `(n, beads, 3)`.
-
-        Returns:
-            one number, or `(n,)`.
-        """
-        x = positions.unsqueeze(0) if positions.dim() == 2 else positions
-        energy = self.kT * self.reduced_energy(self.coordinates.to_internal(x)[0], x)
-        return energy.squeeze(0) if positions.dim() == 2 else energy

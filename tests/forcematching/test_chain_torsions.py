@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openmm_cgflow.flows import SoftVariables
 from openmm_cgflow.forcematching import BeadModel, ChainTorsions, FitSettings
-from openmm_cgflow.forcematching.fitting import build_density
+from openmm_cgflow.forcematching.fit_members import build_density
 from openmm_cgflow.forcematching.likelihood import Rows, minimise_held_out
 
 TURN = 2 * math.pi

@@ -224,13 +224,13 @@ def test_a_fit_that_only_gets_worse_leaves_its_start():
 
 
 def test_splits_hold_whole_pieces_out_each_frame_once():
-    from openmm_cgflow.forcematching.fitting import _Fit
+    from openmm_cgflow.forcematching.fit_members import MemberFits
 
     known = Known()
     q = known.draw(1000, 2)
     coordinates = known.model.coordinates(known.frames(q))
     share = torch.full((1000,), 1e-3, dtype=torch.float64)
-    fit = _Fit(coordinates, NOTHING, q[:, :1], q[:, 1:], share, 1000.0, 0)
+    fit = MemberFits(coordinates, NOTHING, q[:, :1], q[:, 1:], share, 1000.0, 0)
     out = torch.stack([fit._held_out(k) for k in range(5)])
     assert (out.sum(0) == 1).all()
     assert (out.sum(1) == 200).all()

@@ -1,7 +1,7 @@
 """The facade of a student: a coarse-grained force field of one molecule, in one file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,22 +15,20 @@ from openmm_cgflow.chemistry.molecule import bond_key
 from openmm_cgflow.compute import Device
 from openmm_cgflow.coordinates import InternalCoordinates, chain_coordinates
 from openmm_cgflow.copies import copied_topology
-from openmm_cgflow.errors import InvalidInputError, MismatchError, ModelFileError, UnsupportedForceError
+from openmm_cgflow.errors import InvalidInputError, MismatchError, UnsupportedForceError
+from openmm_cgflow.force_field.stored import HEAVIEST, Fitted, StoredForceField, positions_in, student_in
 from openmm_cgflow.forcematching import (
     BatchedLangevin,
     BeadMapping,
     BeadModel,
-    BeadNetwork,
     Chain,
     ChainNetwork,
     Distilled,
     DistilSettings,
     FitSettings,
     FittedBeads,
-    SchNet,
     SchNetSettings,
     Student,
-    StudentSettings,
     Teacher,
     aggregated_map,
     bead_types,
@@ -43,10 +41,6 @@ from openmm_cgflow.openmm_plugin.cg_system import CGSystem, system_of_beads
 from openmm_cgflow.openmm_plugin.force import BeadBackend, force_from_energy
 from openmm_cgflow.openmm_plugin.torch_force import make_torch_force
 from openmm_cgflow.storage import (
-    Allowance,
-    StoredTopology,
-    check_fit,
-    fill,
     read_as,
     read_file,
     reading,
@@ -60,72 +54,6 @@ from openmm_cgflow.units import KB, PositionsLike, in_kelvin, in_nm
 __all__ = ["CGForceField", "student_of"]
 
 _KIND = "force field"
-_HEAVIEST, _HOTTEST, _FURTHEST = 1e6, 1e6, 1e4  # dalton, K, nm
-
-
-@dataclass
-class Fitted:
-    """How a student was fitted.
-
-    Attributes:
-        force_error: rms over held-out points, in units of 1 / sd of each coordinate.
-        energy_error: the same of energies, kT.
-        points: at which the teacher was asked.
-        steps: of the optimizer.
-        seed: of everything random.
-        seconds: that it took.
-    """
-
-    force_error: float
-    energy_error: float
-    points: int
-    steps: int
-    seed: int
-    seconds: float
-
-
-@dataclass
-class _Known:
-    """What a `SchNet` was trained on.
-
-    Attributes:
-        types: of beads.
-        kinds: of stiff coordinates.
-    """
-
-    types: list[str]
-    kinds: list[str]
-
-    def __post_init__(self) -> None:
-        for names in (self.types, self.kinds):
-            if len(set(names)) < len(names):
-                raise ModelFileError("the description has a type of beads, or a kind of bonds or angles, twice")
-
-
-@dataclass
-class _Stored:
-    """What a file says beside its tensors."""
-
-    temperature: float
-    student: dict[str, Any]
-    topology: StoredTopology
-    masses: list[float]
-    constraints: list[tuple[int, int, float]]
-    coordinates: dict[str, Any] = field(metadata={"finite": False})
-    fitted: Fitted
-    kind: Literal["mlp", "schnet"] = "mlp"
-    knows: _Known | None = None
-
-    def __post_init__(self) -> None:
-        if (self.kind == "schnet") != (self.knows is not None):
-            raise ModelFileError(f"the description says what a network knows, or not, and its kind is {self.kind!r}")
-        if not 0 < self.temperature < _HOTTEST:
-            raise ModelFileError(f"the description has the temperature {self.temperature:g} K")
-        if not all(0 < mass < _HEAVIEST for mass in self.masses):
-            raise ModelFileError("the description has a mass that is not positive, or huge")
-        n = len(self.masses)
-        if not all(0 <= i < j < n and 0 < distance < _FURTHEST for i, j, distance in self.constraints):
-            raise ModelFileError(f"the description has a constraint that is none between {n} beads")
 
 
 class CGForceField:
@@ -185,7 +113,7 @@ class CGForceField:
                 f"the student is of {n} beads, but the topology has {found[0]}, there are {found[1]} masses, and the "
                 f"positions have shape {self._positions.shape}: give those of one molecule's beads."
             )
-        if not all(0 < mass < _HEAVIEST for mass in self.masses):
+        if not all(0 < mass < HEAVIEST for mass in self.masses):
             raise InvalidInputError(f"masses of beads are {self.masses}; give positive ones, in dalton")
 
     @classmethod
@@ -511,12 +439,12 @@ class CGForceField:
     @classmethod
     def _of(cls, tensors: Mapping[str, Tensor], header: Any) -> Self:  # noqa: ANN401
         """What a file holds, checked."""
-        stored = read_as(_Stored, header, "the description")
+        stored = read_as(StoredForceField, header, "the description")
         constraints = {(i, j): distance for i, j, distance in stored.constraints}
         return cls(
-            _student(stored, tensors),
+            student_in(stored, tensors),
             topology_from_json(stored.topology),
-            _positions(tensors, len(stored.masses)),
+            positions_in(tensors, len(stored.masses)),
             stored.masses,
             constraints,
             stored.temperature,
@@ -524,68 +452,9 @@ class CGForceField:
         )
 
 
-def _positions(tensors: Mapping[str, Tensor], n: int) -> np.ndarray:
-    positions = tensors.get("positions")
-    if positions is None or positions.dtype != torch.float64 or positions.shape != (n, 3):
-        raise ModelFileError("the tensor 'positions' is missing, or not (beads, 3) in double precision")
-    if not bool((positions.abs() < _FURTHEST).all()):
-        raise ModelFileError("the tensor 'positions' holds NaN, infinite or huge values")
-    return positions.numpy()
-
-
 def _fitted(found: Distilled, settings: DistilSettings) -> Fitted:
     """What there is to say of a student, as it is stored."""
     return Fitted(found.force_error, found.energy_error, found.points, settings.steps, settings.seed, found.seconds)
-
-
-def _student(stored: _Stored, tensors: Mapping[str, Tensor]) -> Student:
-    """The student of a file: sizes first, and what is made is no larger than what is there.
-
-    Raises:
-        ModelFileError: if it does not fit.
-    """
-    for name in tensors:
-        if name != "positions" and not name.startswith("student."):
-            raise ModelFileError(f"the tensor {name[:80]!r} is unknown")
-    coordinates = InternalCoordinates.from_state(stored.coordinates)
-    if coordinates.n_atoms != len(stored.masses):
-        raise ModelFileError(f"it has {len(stored.masses)} masses for coordinates of {coordinates.n_atoms} beads")
-    values = sum(t.numel() for t in tensors.values())
-    make = _bead_network if stored.knows is None else _chain_network
-    with Allowance(8 * values + 100_000, 40 * len(tensors) + 4_000):
-        student = make(stored, coordinates, tensors)
-    check_fit(tensors, student, "student")
-    fill(student, tensors, "student")
-    _check_units(student.network if isinstance(student, ChainNetwork) else student)
-    student.requires_grad_(False)
-    if not bool(torch.isfinite(student(torch.as_tensor(_positions(tensors, len(stored.masses)))))):
-        raise ModelFileError("the student's energy is not finite at the positions")
-    return student
-
-
-def _bead_network(stored: _Stored, coordinates: InternalCoordinates, tensors: Mapping[str, Tensor]) -> Student:
-    settings = read_as(StudentSettings, stored.student, "the description.student")
-    n_features = tensors["student.mean"].numel() if "student.mean" in tensors else 0
-    if n_features != BeadNetwork.count_features(coordinates) or settings.layers > len(tensors):
-        raise ModelFileError("it declares another network than it holds")
-    return BeadNetwork(coordinates, KB * stored.temperature, settings)
-
-
-def _chain_network(stored: _Stored, coordinates: InternalCoordinates, tensors: Mapping[str, Tensor]) -> Student:
-    assert stored.knows is not None
-    settings = read_as(SchNetSettings, stored.student, "the description.student")
-    if settings.layers > len(tensors):
-        raise ModelFileError("it declares another network than it holds")
-    network = SchNet(stored.knows.types, stored.knows.kinds, settings)
-    types = bead_types(topology_from_json(stored.topology))
-    return ChainNetwork(coordinates, KB * stored.temperature, types, network)
-
-
-def _check_units(owner: BeadNetwork | SchNet) -> None:
-    """Refuse units, springs or ranges that are not positive, or that nothing can be between."""
-    positive = [owner.stiffness, owner.closest if isinstance(owner, SchNet) else owner.scale]
-    if not all(bool((one > 0).all()) for one in positive) or not bool((owner.low < owner.high).all()):
-        raise ModelFileError("the student's units, springs or ranges are not positive")
 
 
 def student_of(flow: TrainedFlow) -> CGForceField:
