@@ -342,28 +342,28 @@ def paths_in(value, path=()) -> list[tuple]:
 
 
 def test_every_damaged_value_of_a_checkpoint_is_refused_or_harmless(tmp_path, monkeypatch):
-    """One by one, others in its place in turn, and left out: a ModelFileError, or a state that is sound."""
+    """One by one, left out or another in its place, in turn: a ModelFileError, or a state that is sound."""
     path = tmp_path / "c"
     well().train(evaluations=1500, progress=False, settings=QUICK, checkpoint=path)
     tensors, header = read_file(path, "checkpoint")
     monkeypatch.setattr(Trainer, "run", lambda *arguments: None)
     flow, refused, harmless = well(), 0, 0
-    for k, place in enumerate(paths_in(header)):
-        for damage in ("left out", DAMAGED[k % 10], DAMAGED[(k + 4) % 10]):
-            changed = copy.deepcopy(header)
-            parent = functools.reduce(lambda inner, name: inner[name], place[:-1], changed)
-            if damage == "left out":
-                del parent[place[-1]]
-            else:
-                parent[place[-1]] = damage
-            write_file(path, "checkpoint", tensors, changed)
-            try:
-                flow.train(evaluations=1000, progress=False, checkpoint=path)
-            except (cgf.ModelFileError, cgf.MismatchError):
-                refused += 1
-                continue
-            harmless, loop, flow = harmless + 1, flow._trainer.loop, well()
-            assert 0 <= loop.seconds < math.inf, (place, damage)
-            assert loop.evaluations >= 0, (place, damage)
-            assert all(isinstance(row.evaluations, int) for row in loop.history), (place, damage)
+    for k, place in enumerate(paths_in(header)):  # tests/fuzz has more of them
+        damage = ("left out", DAMAGED[k % 10], DAMAGED[(k + 4) % 10])[k % 3]
+        changed = copy.deepcopy(header)
+        parent = functools.reduce(lambda inner, name: inner[name], place[:-1], changed)
+        if damage == "left out":
+            del parent[place[-1]]
+        else:
+            parent[place[-1]] = damage
+        write_file(path, "checkpoint", tensors, changed)
+        try:
+            flow.train(evaluations=1000, progress=False, checkpoint=path)
+        except (cgf.ModelFileError, cgf.MismatchError):
+            refused += 1
+            continue
+        harmless, loop, flow = harmless + 1, flow._trainer.loop, well()
+        assert 0 <= loop.seconds < math.inf, (place, damage)
+        assert loop.evaluations >= 0, (place, damage)
+        assert all(isinstance(row.evaluations, int) for row in loop.history), (place, damage)
     assert refused > 2 * harmless
