@@ -178,12 +178,15 @@ def table(runs: dict[str, dict]) -> None:
         errors = []
         for name in own:
             others = [curve for other, curve in curves.items() if other != name and not other.startswith("unbiased")]
+            if not others:
+                continue  # nothing to compare with
             reference = np.mean([curve - curve[np.isfinite(curve)].min() for curve in others], axis=0)
             errors.append(error(curves[name], reference))
         each = [1000 * runs[name]["changes"] / runs[name]["picoseconds"] for name in own]
         picoseconds = np.mean([runs[name]["picoseconds"] for name in own])
         spread = np.std(errors, ddof=1) / np.sqrt(len(errors)) if len(errors) > 1 else np.nan
-        found = f"{np.mean(errors):5.2f} +- {spread:4.2f}   {np.mean(each):8.1f}"
+        mean = np.mean(errors) if errors else np.nan
+        found = f"{mean:5.2f} +- {spread:4.2f}   {np.mean(each):8.1f}"
         print(f"{method:26s} {len(own):4d} {picoseconds:8.0f}   {found}")
 
 

@@ -13,8 +13,8 @@ from molecules import MODELS, load
 from openmm import unit
 
 import openmm_cgflow as cgf
-from openmm_cgflow import force_field as module
 from openmm_cgflow import storage
+from openmm_cgflow.force_field import force_field as module
 from openmm_cgflow.forcematching import DistilSettings, SchNetSettings, StudentSettings
 from openmm_cgflow.openmm_plugin.torch_force import why_no_torch_force
 
