@@ -94,16 +94,22 @@ bench:
 	python $(EXAMPLES)/benchmarks/all.py
 	python $(EXAMPLES)/benchmarks/readme_tables.py
 
-# A fresh environment as the README says; then the light one: newest OpenMM, no openmm-torch.
+# A fresh environment as the README says; then the light one: newest OpenMM, no openmm-torch. What mostly runs in one
+# thread goes side by side. In the light environment the tests of what depends on versions of torch and OpenMM run again.
+LIGHT_TESTS := tests/compute tests/contracts tests/openmm_plugin tests/potentials tests/forcematching tests/test_*.py
 check:
-	work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT
+	work=$$(mktemp -d); trap 'kill $$(jobs -p) 2> /dev/null || true; rm -rf "$$work"' EXIT
 	set -x
 	"$(PYTHON)" -m venv "$$work/full"
 	"$$work/full/bin/pip" install --quiet -e ".[test]"
 	"$$work/full/bin/pip" list | grep -iE "^(torch|openmm|openmmtorch) "
-	PATH="$$work/full/bin:$$PATH" make --no-print-directory lint test demo examples
+	export PATH="$$work/full/bin:$$PATH"
+	make --no-print-directory lint test
 	"$$work/full/bin/pip" install --quiet -e ".[docs,package]"
-	PATH="$$work/full/bin:$$PATH" make --no-print-directory docs package conda-check DIST="$$work/dist"
+	make --no-print-directory docs package conda-check DIST="$$work/dist" > "$$work/docs.log" 2>&1 & docs=$$!
+	make --no-print-directory demo examples
+	wait "$$docs" || { cat "$$work/docs.log"; exit 1; }
+	tail -n 20 "$$work/docs.log"
 	rm -rf "$$work/full"
 	"$(PYTHON)" -m venv "$$work/light"
 	"$$work/light/bin/pip" install --quiet "torch==2.13.0"
@@ -112,4 +118,4 @@ check:
 	"$$work/light/bin/pip" install --quiet -e ".[ml]" "pytest>=8,<10" "pytest-xdist>=3.6,<4" "pyyaml>=6,<7" "hypothesis>=6.100,<7"
 	"$$work/light/bin/pip" list | grep -iE "^(torch|openmm) "
 	"$$work/light/bin/python" $(EXAMPLES)/expanded_ensemble.py --picoseconds 2
-	PATH="$$work/light/bin:$$PATH" make --no-print-directory test
+	"$$work/light/bin/pytest" -n auto $(LIGHT_TESTS)

@@ -137,8 +137,8 @@ def test_audit_says_nothing_on_a_flow_that_has_it_all(vacuum):
 def test_audit_says_nothing_on_proline():
     """Whose ring has two puckers, both of which the flow has."""
     flow = cgf.CGFlow(*load("PRO"))
-    quickly(flow, 10_000)
-    coverage = flow.audit(10_000)
+    quickly(flow, 5_000)
+    coverage = flow.audit(5_000)
     shown = [form for form in coverage.forms if form.weight > 0.05]
     assert not shown, coverage
 

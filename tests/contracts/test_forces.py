@@ -73,15 +73,21 @@ def context_of(force: openmm.Force, n: int) -> openmm.Context:
     return openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
 
 
+@pytest.fixture(scope="module")
+def held(made) -> tuple[openmm.Context, np.ndarray]:
+    """A Context of the force, and where the particles may be."""
+    force, x = made
+    return context_of(force, len(x)), x
+
+
 def energy_and_forces(context: openmm.Context, x: np.ndarray) -> tuple[float, np.ndarray]:
     context.setPositions(x)
     state = context.getState(energy=True, forces=True)
     return state.getPotentialEnergy()._value, state.getForces(asNumpy=True)._value
 
 
-def test_force_is_minus_the_gradient_of_its_energy(made):
-    force, x = made
-    context, rng, step = context_of(force, len(x)), np.random.default_rng(1), 2e-5
+def test_force_is_minus_the_gradient_of_its_energy(held):
+    (context, x), rng, step = held, np.random.default_rng(1), 2e-5
     _, forces = energy_and_forces(context, x)
     assert np.abs(forces).max() > 0.1
     for _ in range(4):
@@ -91,9 +97,8 @@ def test_force_is_minus_the_gradient_of_its_energy(made):
         assert (ahead - behind) / (2 * step) == pytest.approx(slope, abs=1e-3 * np.abs(forces).max() + 1e-3)
 
 
-def test_force_is_of_the_shape_alone(made):
-    force, x = made
-    context = context_of(force, len(x))
+def test_force_is_of_the_shape_alone(held):
+    context, x = held
     turn, _ = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))
     turn *= np.linalg.det(turn)
     energy, forces = energy_and_forces(context, x)
@@ -103,9 +108,8 @@ def test_force_is_of_the_shape_alone(made):
     assert np.abs(forces.sum(0)).max() < 1e-3 * np.abs(forces).max()
 
 
-def test_force_is_scaled_by_its_parameter(made):
-    force, x = made
-    context = context_of(force, len(x))
+def test_force_is_scaled_by_its_parameter(held):
+    context, x = held
     energy, forces = energy_and_forces(context, x)
     context.setParameter("cgflow_scale", -0.5)
     scaled, of_half = energy_and_forces(context, x)
@@ -113,11 +117,12 @@ def test_force_is_scaled_by_its_parameter(made):
     np.testing.assert_allclose(of_half, -0.5 * forces, atol=1e-5 * np.abs(forces).max())
     context.setParameter("cgflow_scale", 0.0)
     assert energy_and_forces(context, x)[0] == 0
+    context.setParameter("cgflow_scale", 1.0)
 
 
-def test_force_survives_xml(made):
-    force, x = made
-    energy, forces = energy_and_forces(context_of(force, len(x)), x)
+def test_force_survives_xml(made, held):
+    (force, _), (context, x) = made, held
+    energy, forces = energy_and_forces(context, x)
     again = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(force))
     energy_again, forces_again = energy_and_forces(context_of(again, len(x)), x)
     assert energy_again == pytest.approx(energy, abs=1e-6)

@@ -48,7 +48,9 @@ def test_a_changed_figure_changes_its_table(name):
                 where = where[step]
             where[path[-1]] = 10 * where[path[-1]] + 3
             shown += tables.RENDERERS[name](changed) != text
-    assert shown >= 3
+            if shown == 3:
+                return
+    pytest.fail(f"{shown} numbers change it")
 
 
 def numbers(figures, path=()):

@@ -168,9 +168,9 @@ def test_divergence_of_the_stiff_variables_reaches_its_minimum(least_ess):
     parameters = list(flow.bead_flow.stiff.parameters())
     optimizer = torch.optim.Adam(parameters, lr=1e-2)
     losses = []
-    for _ in range(350):
-        slow = 2 * math.pi * torch.rand(256, 1, generator=generator, dtype=torch.float64)
-        noise = flow.draw_noise(256, generator)
+    for _ in range(250):
+        slow = 2 * math.pi * torch.rand(128, 1, generator=generator, dtype=torch.float64)
+        noise = flow.draw_noise(128, generator)
         given = slow, flow.bead_flow.slow.log_prob(slow).detach()
         loss, _, _ = stiff_divergence(flow, target, noise, given, least_ess)
         optimizer.zero_grad()
