@@ -134,7 +134,7 @@ def test_densities_do_not_depend_on_place_orientation_or_labels(name):
     assert (flow.logDensity(other) == -np.inf).all()
 
 
-@pytest.mark.parametrize("name", ["butane", "diyne2", "cyclohexanol", "LYS", "ALA_PRO"])
+@pytest.mark.parametrize("name", ["butane", "diyne2", "ALA_PRO"])
 def test_one_structure_has_the_density_that_it_has_among_many(name):
     flow = flow_of(name, 45)
     density = StructureDensity.of(flow)
