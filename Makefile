@@ -83,10 +83,11 @@ conda-check:
 	set -x
 	python conda-recipe/check.py
 
-# Kills, full disks, broken files: nothing is lost, and each is told in one line.
+# Kills, full disks, broken files: nothing is lost, and each is told in one line. FAULTS="--kills 2" for fewer.
+FAULTS ?=
 faults:
 	set -x
-	python tests/faults/run.py
+	python tests/faults/run.py $(FAULTS)
 
 # Every figure of the benchmarks, then their tables: many hours, and it goes on where it stopped.
 bench:
@@ -106,7 +107,7 @@ check:
 	export PATH="$$work/full/bin:$$PATH"
 	make --no-print-directory lint test
 	"$$work/full/bin/pip" install --quiet -e ".[docs,package]"
-	make --no-print-directory docs package conda-check DIST="$$work/dist" > "$$work/docs.log" 2>&1 & docs=$$!
+	make --no-print-directory docs package conda-check faults FAULTS="--kills 2 --files 10" DIST="$$work/dist" > "$$work/docs.log" 2>&1 & docs=$$!
 	make --no-print-directory demo examples
 	wait "$$docs" || { cat "$$work/docs.log"; exit 1; }
 	tail -n 20 "$$work/docs.log"
