@@ -1,5 +1,6 @@
 """The beads of a molecule as a molecule of their own: topology, masses, constraints, and frames of them read."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -22,6 +23,14 @@ from openmm_cgflow.structures import StructureReader, given_structures
 from openmm_cgflow.units import PositionsLike
 
 __all__ = ["Beads"]
+
+_NO_ATOM = re.compile(r"BB\d*|BAS|S[CI]D?\d*|COM|CMS?|CEN|BEAD\d*", re.IGNORECASE)
+"""Names of beads that stand for several atoms, as Martini, Rosetta and `BeadModel` have them."""
+
+_ATOMS = (
+    "The beads of a flow are atoms: for centres of mass, or beads of Martini, give positions of atoms instead "
+    "(beads= of CGFlow chooses them), or fit a force field of such beads by CGForceField.fromFrames."
+)
 
 
 class Beads:
@@ -99,6 +108,8 @@ class Beads:
             raise MismatchError(f"there are {len(atoms)} beads, but the flow has {len(ours)}: {wanted}.")
         named = sorted(a.name for a in ours) == sorted(b.name for b in atoms)
         for k, (a, b) in enumerate(zip(ours, atoms, strict=True)):
+            if _NO_ATOM.fullmatch(b.name) and a.name != b.name:
+                raise MismatchError(f"bead {k} is {b.name}, no atom, where that of the flow is {a.name}. {_ATOMS}")
             if not same_elements([a], [b]) or (named and a.name != b.name):
                 raise MismatchError(
                     f"bead {k} is {b.name} ({symbol_of(b)}), that of the flow {a.name} ({symbol_of(a)}): "
@@ -136,7 +147,10 @@ class Beads:
         if n < 4:  # refused elsewhere: there are no internal coordinates of so few
             return x
         x = self._reader.whole(x, given.box)
-        self._reader.refuse_broken(x, given)
+        try:
+            self._reader.refuse_broken(x, given)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{error} {_ATOMS}") from error
         return x
 
     def _order(self, atoms: Sequence[Any]) -> Sequence[int]:

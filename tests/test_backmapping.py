@@ -251,3 +251,18 @@ def test_command_line_errors_are_one_line(arguments, message, tmp_path, monkeypa
     assert result.exit_code == 2
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+def test_centres_of_mass_are_no_beads_of_a_flow(aldp):
+    groups = [[1, 4, 5], [6, 7], [8, 9, 10], [14, 15], [16, 17, 18]]
+    positions = aldp.sample(5, seed=0).positions
+    centres = np.stack([positions[:, group].mean(1) for group in groups], axis=1)
+    with pytest.raises(cgf.InvalidInputError, match=r"centres of mass.*CGForceField\.fromFrames"):
+        aldp.backmap(centres)
+    topology = mdtraj.Topology()
+    chain = topology.add_chain()
+    for name in ("BB", "SC1", "BB", "SC1", "BB"):
+        topology.add_atom(name, mdtraj.element.virtual, topology.add_residue("ALA", chain))
+    beads = positions[:, aldp.coordinates.bead_atoms]
+    with pytest.raises(cgf.MismatchError, match="bead 0 is BB, no atom, where that of the flow is C.*centres of mass"):
+        aldp.backmap(mdtraj.Trajectory(beads, topology))
