@@ -264,5 +264,5 @@ def test_centres_of_mass_are_no_beads_of_a_flow(aldp):
     for name in ("BB", "SC1", "BB", "SC1", "BB"):
         topology.add_atom(name, mdtraj.element.virtual, topology.add_residue("ALA", chain))
     beads = positions[:, aldp.coordinates.bead_atoms]
-    with pytest.raises(cgf.MismatchError, match="bead 0 is BB, no atom, where that of the flow is C.*centres of mass"):
+    with pytest.raises(cgf.MismatchError, match=r"bead 0 is BB, no atom, where that of the flow is C.*centres of mass"):
         aldp.backmap(mdtraj.Trajectory(beads, topology))
