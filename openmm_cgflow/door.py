@@ -71,7 +71,7 @@ def admit(
         bonds: `"topology"`, or `"system"` to take the bonds from the System's terms.
 
     Raises:
-        InvalidInputError: anything is wrong; the message names it, its value and the mend.
+        InvalidInputError: anything is wrong; the message names it, its value and the fix.
         MismatchError: the positions' own Topology is of another molecule.
     """
     if bonds not in ("topology", "system"):
@@ -170,7 +170,7 @@ def _to_minimise(system: openmm.System, reference: Reference) -> openmm.Context:
 
 def _check_minimised(molecule: Molecule, system: openmm.System, numbers: list[int], context: openmm.Context) -> None:
     """See that a short minimisation keeps the bonds and gives an energy that a molecule can have."""
-    mend = (
+    fix = (
         "the structure does not fit the System: are its atoms in another order, are atoms on one another, is a bond "
         "through a ring, or are the parameters those of another molecule?"
     )
@@ -181,18 +181,18 @@ def _check_minimised(molecule: Molecule, system: openmm.System, numbers: list[in
     try:
         openmm.LocalEnergyMinimizer.minimize(context, 10.0, min(_ITERATIONS, max(_LEAST_ITERATIONS, affordable)))
     except openmm.OpenMMException as error:
-        raise InvalidInputError(f"the structure cannot be minimised ({error}); {mend}") from error
+        raise InvalidInputError(f"the structure cannot be minimised ({error}); {fix}") from error
     state = context.getState(energy=True, positions=True)
     energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
     if not np.isfinite(energy) or energy > _ABSURD * molecule.n_atoms:
-        raise InvalidInputError(f"the energy is {energy:.6g} kJ/mol after minimising; {mend}")
+        raise InvalidInputError(f"the energy is {energy:.6g} kJ/mol after minimising; {fix}")
     x = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
     for (i, j), length in bond_lengths(molecule.bonds(), system, numbers, molecule.positions).items():
         now = float(np.linalg.norm(x[i] - x[j]))
         if abs(now - length.expected) > (_STRAIN * length.expected if length.stiff else length.width):
             raise InvalidInputError(
                 f"after minimising, the bond {molecule.label(i)}-{molecule.label(j)} is {now:.3f} nm long, where about "
-                f"{length.expected:.3f} nm are expected (energy {energy:.6g} kJ/mol); {mend}"
+                f"{length.expected:.3f} nm are expected (energy {energy:.6g} kJ/mol); {fix}"
             )
 
 

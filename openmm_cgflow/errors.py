@@ -1,4 +1,4 @@
-"""The errors that users meet: each names the thing, its value and the mend."""
+"""The errors that users meet: each names the thing, its value and the fix."""
 
 __all__ = [
     "CGFlowError",

@@ -50,7 +50,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         system: its System, without periodic box; implicit solvent or vacuum. Topology, System and positions are copied:
             what is done to them later (such as `system.addForce(flow.createForce())`) does not change the flow.
         positions: one structure, `(atoms, 3)`, Quantity or nm, or an mdtraj Trajectory of one frame, whose names and
-            box are heeded. Its chirality and its stiff isomers (such as peptide bonds) are those that the flow samples.
+            box are taken into account. Its chirality and its stiff isomers (such as peptide bonds) are those that the flow samples.
         temperature: Quantity or K.
         slow: the slow torsions, by names such as `"phi"` or four atom indices each; `"auto"` for those that have more
             than one basin within reach, which are logged (see `scanTorsions`); all soft torsions by default.
@@ -62,7 +62,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
             where there is one. With one seed the results are the same anywhere, but for rounding.
 
     Raises:
-        InvalidInputError: for a System, Topology or positions that cannot be used; the message says why and the mend.
+        InvalidInputError: for a System, Topology or positions that cannot be used; the message says why and the fix.
         MismatchError: for a Trajectory of another molecule.
 
     Source: Stupp and Koutsourelakis, arXiv 2504.20940, with the changes that docs/method.md describes.

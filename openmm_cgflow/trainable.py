@@ -227,7 +227,7 @@ class Trainable(Trained[Coordinates]):
 
 
 @contextmanager
-def _readable(what: str | Path, mend: str) -> Iterator[None]:
+def _readable(what: str | Path, fix: str) -> Iterator[None]:
     """Whatever goes wrong where stored values are taken over is one error.
 
     Raises:
@@ -240,7 +240,7 @@ def _readable(what: str | Path, mend: str) -> Iterator[None]:
     except (AttributeError, IndexError, KeyError, ModelFileError, RuntimeError, TypeError, ValueError) as error:
         raise ModelFileError(
             f"{what} is damaged, or of another version of openmm_cgflow "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); {mend}."
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); {fix}."
         ) from error
 
 

@@ -110,7 +110,7 @@ class Backmapped:
         return {name: getattr(self, name) for name in names} | checks
 
 
-def warn_of_failed(failed: np.ndarray, what: str, mend: str) -> None:
+def warn_of_failed(failed: np.ndarray, what: str, fix: str) -> None:
     """Name the frames without any finite energy, if there are any, and what can be done."""
     if failed.any():
         _log.warning(
@@ -119,7 +119,7 @@ def warn_of_failed(failed: np.ndarray, what: str, mend: str) -> None:
             failed.sum(),
             len(failed),
             listed(np.flatnonzero(failed).tolist()),
-            mend,
+            fix,
         )
 
 

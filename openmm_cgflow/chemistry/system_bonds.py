@@ -168,16 +168,16 @@ def check_bonds(molecule: Molecule, system: openmm.System, numbers: list[int]) -
         near = {pair for pair in combinations(range(len(numbers)), 2) if not held.issuperset(pair)}
         missing = sorted(set(missing) | {pair for pair in near - ours if ratio(pair) < _TIGHT})
     source = "the System" if theirs else "the distances between the atoms (the System has no terms of bonds)"
-    mend = "give bonds='system' (--bonds system) to take the bonds from the System, or " if theirs else ""
+    fix = "give bonds='system' (--bonds system) to take the bonds from the System, or " if theirs else ""
     if missing:
         raise InvalidInputError(
             f"by {source}, {_listed(molecule, missing)} {_are(missing)} bonded, but not in the Topology "
-            f"(lost CONECT records are a usual reason); {mend}add {_it(missing)} with topology.addBond"
+            f"(lost CONECT records are a usual reason); {fix}add {_it(missing)} with topology.addBond"
         )
     if unsupported:
         raise InvalidInputError(
             f"{_listed(molecule, unsupported)} {_are(unsupported)} bonded in the Topology, but not by {source}; "
-            f"{mend}take {_it(unsupported)} out of the Topology"
+            f"{fix}take {_it(unsupported)} out of the Topology"
         )
 
 

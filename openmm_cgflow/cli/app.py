@@ -18,7 +18,7 @@ __all__ = ["app", "fail", "load_torch", "main"]
 
 
 class _Commands(TyperGroup):
-    """Prints errors that users can mend in one line; remembers the command line for reports."""
+    """Prints errors that users can fix in one line; remembers the command line for reports."""
 
     def make_context(
         self,

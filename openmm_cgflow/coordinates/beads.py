@@ -123,7 +123,7 @@ def _by_atoms(molecule: Molecule, axes: list[Axis], item: Sequence[int]) -> Axis
     if len(atoms) != 4 or len(set(atoms)) != 4 or not all(0 <= i < molecule.n_atoms for i in atoms):
         raise InvalidInputError(
             f"the slow torsion {atoms} is not four different atom indices from 0 to {molecule.n_atoms - 1}; "
-            "mend the tuple"
+            "fix the tuple"
         )
     w, x, y, z = atoms
     for i, j in ((w, x), (x, y), (y, z)):

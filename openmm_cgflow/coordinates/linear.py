@@ -104,7 +104,7 @@ class LinearCoordinates(nn.Module):
         n_slow = self.sizes[0]
         wanted = directions[:n_slow].to(self.rotate.weight) @ self.rotate.weight.T
         basis = torch.cat([wanted, self.rotate.weight.T])
-        # contiguous: the parameters take over the strides, and a fused optimizer does not heed these
+        # contiguous: the parameters take over the strides, and a fused optimizer does not look at these
         self.rotate.weight = torch.linalg.qr(basis.T).Q.contiguous()
 
     def in_domain(self, q: Tensor) -> Tensor:

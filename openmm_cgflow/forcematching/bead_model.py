@@ -375,9 +375,9 @@ def _residue_masses(atoms: Sequence[Any]) -> list[float]:
 
 def _constant(name: str, value: float, frames: int, bond: tuple[int, int] | None) -> str:
     """What to say of a coordinate that does not change."""
-    mend = (
+    fix = (
         f"if the bond is constrained, give fixed=[{bond}], which takes it out of the coordinates"
         if bond is not None
         else "give frames in which it moves, or leave one of its beads out"
     )
-    return f"{name} is {value:.6g} in all of the {frames} frames: a density of it cannot be fitted; {mend}"
+    return f"{name} is {value:.6g} in all of the {frames} frames: a density of it cannot be fitted; {fix}"

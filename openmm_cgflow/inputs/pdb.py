@@ -32,7 +32,7 @@ def from_pdb(kinds: Kinds, forcefield: Sequence[str], implicit_solvent: str | No
     With CHARMM's force fields the caps ACE and NME are joined to the residues beside them, whose patches describe them.
 
     Raises:
-        InvalidInputError: for what cannot be read or is not described by the force field; the message says how to mend
+        InvalidInputError: for what cannot be read or is not described by the force field; the message says how to fix
             it.
     """
     path = kinds["positions"][0]
@@ -129,7 +129,7 @@ def _caps_merged(topology: app.Topology) -> app.Topology | None:
 
 
 def _message(message: str, path: Path, xmls: Sequence[str], topology: app.Topology) -> str:
-    """Name the residue that OpenMM found no template for, and the mend."""
+    """Name the residue that OpenMM found no template for, and the fix."""
     several, found = AMBIGUOUS.search(message), TEMPLATE.search(message)
     if several is not None:
         return (

@@ -150,22 +150,22 @@ def same_temperature(flow: TrainedFlow, temperature: unit.Quantity) -> bool:
     return abs(ours - theirs) <= _SAME_TEMPERATURE * ours
 
 
-def check_temperature(flow: TrainedFlow, temperature: unit.Quantity, mend: str) -> None:
+def check_temperature(flow: TrainedFlow, temperature: unit.Quantity, fix: str) -> None:
     """Refuse another temperature than that of the flow.
 
     Raises:
-        MismatchError: with `mend`.
+        MismatchError: with `fix`.
     """
     if not same_temperature(flow, temperature):
         ours, theirs = (t.value_in_unit(unit.kelvin) for t in (flow.temperature, temperature))
-        raise MismatchError(f"the temperature is {theirs:g} K, but the flow was trained at {ours:g} K: {mend}")
+        raise MismatchError(f"the temperature is {theirs:g} K, but the flow was trained at {ours:g} K: {fix}")
 
 
-def check_thermostat(flow: TrainedFlow, context: openmm.Context, mend: str) -> None:
+def check_thermostat(flow: TrainedFlow, context: openmm.Context, fix: str) -> None:
     """Refuse a Context whose dynamics is held at another temperature than that of the flow, or is one of many copies.
 
     Raises:
-        MismatchError: with `mend`.
+        MismatchError: with `fix`.
     """
     integrator = context.getIntegrator()
     if isinstance(integrator, openmm.RPMDIntegrator):
@@ -175,7 +175,7 @@ def check_thermostat(flow: TrainedFlow, context: openmm.Context, mend: str) -> N
         )
     temperature = thermostat_temperature(context)
     if temperature is not None:
-        check_temperature(flow, temperature, mend)
+        check_temperature(flow, temperature, fix)
 
 
 def _masses(system: openmm.System) -> list[float]:

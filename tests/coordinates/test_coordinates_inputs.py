@@ -1,4 +1,4 @@
-"""Bad input: every message names the thing, the value and the mend."""
+"""Bad input: every message names the thing, the value and the fix."""
 
 import mdtraj
 import numpy as np

@@ -1,4 +1,4 @@
-"""Reweighted maximum likelihood of the soft densities alone, which is cheap and mends most of the weights."""
+"""Reweighted maximum likelihood of the soft densities alone, which is cheap and fixes most of the weights."""
 
 from typing import Any
 
