@@ -50,7 +50,8 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         system: its System, without periodic box; implicit solvent or vacuum. Topology, System and positions are copied:
             what is done to them later (such as `system.addForce(flow.createForce())`) does not change the flow.
         positions: one structure, `(atoms, 3)`, Quantity or nm, or an mdtraj Trajectory of one frame, whose names and
-            box are taken into account. Its chirality and its stiff isomers (such as peptide bonds) are those that the flow samples.
+            box are taken into account. Its chirality and its stiff isomers (such as peptide bonds) are those that the
+            flow samples.
         temperature: Quantity or K.
         slow: the slow torsions, by names such as `"phi"` or four atom indices each; `"auto"` for those that have more
             than one basin within reach, which are logged (see `scanTorsions`); all soft torsions by default.
