@@ -36,7 +36,7 @@ _SIDE_CHAINS: dict[str, str] = {
     "|CZ CE1 CD1 CG 0 120|OH CZ CE1 CD1 180 120",
     "VAL": "CG1 CB CA N 65|CG2 CB CA N -172",
 }
-"""Heavy atoms beyond CB: name, three placed atoms, torsion and (unless 112) angle, degrees. Minimisation does the rest."""
+"""Heavy atoms beyond CB: name, three placed atoms, torsion and (unless 112) angle, degrees, to be minimised."""
 
 _RING_BONDS = {
     "HIS": [("CE1", "NE2")],
@@ -50,8 +50,10 @@ _FORMS = {"HID": "HIS", "HIE": "HIS", "HIP": "HIS", "ASH": "ASP", "GLH": "GLU", 
 
 _WITH_VARIANTS = {"HIS", "ASP", "GLU", "LYS", "CYS"}
 _LENGTHS = {"CC": 0.152, "CN": 0.142, "CO": 0.136, "CS": 0.181}  # nm
-_D_FORMS = "DAL DAR DSG DAS DCY DGN DGL DHI DIL DLE DLY MED DPN DPR DSN DTH DTR DTY DVA".split()
-_SPRING = 1e5  # kJ/mol/nm^2, per step of a tight minimisation
+_D_FORMS = {
+    *("DAL", "DAR", "DSG", "DAS", "DCY", "DGN", "DGL", "DHI", "DIL", "DLE"),
+    *("DLY", "MED", "DPN", "DPR", "DSN", "DTH", "DTR", "DTY", "DVA"),
+}
 
 
 @dataclass(frozen=True)

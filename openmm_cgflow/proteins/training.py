@@ -1,0 +1,145 @@
+"""The training of a library: fragment after fragment, each kept as soon as it is done, so that it can be resumed."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+from openmm import app
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from openmm_cgflow.errors import InvalidInputError, MismatchError
+from openmm_cgflow.proteins.capped import FRAGMENTS, Capped, Fragment, build_capped, fragment_named
+from openmm_cgflow.proteins.flow_file import FragmentFlows, flows_beside
+from openmm_cgflow.proteins.fragment_report import report_fragments
+from openmm_cgflow.proteins.fragments import SETTINGS, Lesson, budget_of, learn, load_lesson, save_lesson
+from openmm_cgflow.proteins.library import FragmentLibrary, local_template
+from openmm_cgflow.storage import system_to_xml
+from openmm_cgflow.version import __version__
+
+__all__ = ["train_library"]
+
+_log = logging.getLogger("openmm_cgflow")
+_LEAST = ("ALA", "GLY", "PRO")  # without which there is no library
+
+
+def train_library(
+    forcefield: str | Sequence[str],
+    solvent: str | None,
+    out: str | Path,
+    fragments: Iterable[str] | None = None,
+    temperature: float = 300.0,
+    share: float = 1.0,
+    progress: bool = True,
+) -> FragmentLibrary:
+    """Train fragments on energies alone, and write a library of them.
+
+    Each fragment is kept in the folder `NAME.parts` beside the library when it is done, and a checkpoint while it is
+    trained: called again, the training goes on where it was. The library itself (`NAME.safetensors`: free energies,
+    angles, templates), the flows of side chains (`NAME.flows.safetensors`) and a page (`NAME.report/report.html`) are
+    written at the end.
+
+    Arguments:
+        forcefield: XML files of OpenMM, such as `"amber14-all.xml"`, `"amber19-all.xml"` or `"charmm36.xml"`.
+        solvent: the same of an implicit solvent, such as `"implicit/obc2.xml"`; None for vacuum.
+        out: the library's file.
+        fragments: names of `FRAGMENTS`; all by default.
+        temperature: K.
+        share: of the usual number of energies.
+        progress: draw a bar.
+
+    Raises:
+        InvalidInputError: for an unknown fragment, or one that the force field lacks.
+        MismatchError: parts in the folder are of another force field, temperature or number of energies.
+
+    Example:
+        train_library("amber14-all.xml", "implicit/obc2.xml", "ff14SB.safetensors")
+    """
+    chosen = [fragment_named(name) for name in (FRAGMENTS if fragments is None else fragments)]
+    missing = [name for name in _LEAST if name not in {fragment.name for fragment in chosen}]
+    if missing:
+        raise InvalidInputError(f"a library needs the fragments {', '.join(missing)} too; name them as well")
+    files = [forcefield] if isinstance(forcefield, str) else list(forcefield)
+    field = app.ForceField(*files, *([solvent] if solvent else []))
+    path = Path(out)
+    folder = path.with_name(f"{path.stem}.parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {"forcefield": files, "solvent": solvent, "temperature": temperature, "share": share}
+    lessons: list[Lesson] = []
+    with _bar(progress) as bar:
+        task = bar.add_task("fragments", total=len(chosen), figures="")
+        for fragment in chosen:
+            bar.update(task, description=f"fragment {fragment.name}")
+            lessons.append(_lesson(fragment, field, folder, temperature, share))
+            done = lessons[-1].figures
+            bar.update(
+                task, advance=1, figures=f"{fragment.name}: ESS {100 * done['conditional']:.0f} % given the beads"
+            )
+    return _written(lessons, path, described)
+
+
+def _bar(progress: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TextColumn("{task.fields[figures]}"), disable=not progress)
+
+
+def _lesson(fragment: Fragment, field: app.ForceField, folder: Path, kelvin: float, share: float) -> Lesson:
+    """One fragment, from its file if it was trained already."""
+    capped = build_capped(fragment, field)
+    evaluations = max(1, int(share * budget_of(fragment)))
+    identity = _identity(capped, kelvin, evaluations)
+    path, checkpoint = folder / f"{fragment.name}.fragment", folder / f"{fragment.name}.checkpoint"
+    if path.exists():
+        lesson, of = load_lesson(path)
+        if of != identity:
+            raise MismatchError(
+                f"{path} is of another force field, temperature, size or number of energies than what is asked for; "
+                "remove the folder, or give another file for the library"
+            )
+        return lesson
+    lesson = learn(fragment, capped, kelvin, evaluations, checkpoint, progress=False)
+    save_lesson(lesson, path, identity)
+    checkpoint.unlink(missing_ok=True)
+    figures = lesson.figures
+    _log.info(
+        "%s: ESS %.1f %%, given the beads %.1f %%, after %d energies in %.0f s",
+        fragment.name, 100 * figures["ess"], 100 * figures["conditional"], figures["evaluations"], figures["seconds"],
+    )  # fmt: skip
+    return lesson
+
+
+def _identity(capped: Capped, kelvin: float, evaluations: int) -> str:
+    parts = [system_to_xml(capped.system), kelvin, evaluations, SETTINGS.as_dict()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _written(lessons: list[Lesson], path: Path, described: dict[str, Any]) -> FragmentLibrary:
+    """The library, the flows and the page, of what was learned."""
+    figures = {lesson.fragment.name: lesson.figures for lesson in lessons}
+    versions = {"version": __version__, "openmm": openmm.Platform.getOpenMMVersion()}
+    provenance = {**described, **versions, "fragments": figures}
+    templates, atoms = {}, {}
+    for lesson in lessons:
+        if lesson.fragment.name == lesson.fragment.variant:
+            places = {name: np.asarray(x) for name, x in zip(lesson.names, lesson.positions.numpy(), strict=True)}
+            names, local = local_template(places, lesson.fragment.variant == "PRO")
+            atoms[lesson.fragment.variant], templates[lesson.fragment.variant] = names, local.float()
+    library = FragmentLibrary(
+        {lesson.fragment.name: lesson.free_energy for lesson in lessons},
+        {lesson.fragment.name: lesson.mean_angle for lesson in lessons},
+        templates,
+        atoms,
+        float(described["temperature"]),
+        provenance,
+    )
+    library.save(path)
+    # a disulfide's side chain has another residue to it, and charged ends are built as the residue itself
+    kept = {x.fragment.name: x.flow for x in lessons if x.fragment.name == x.fragment.variant != "CYX"}
+    angles = {lesson.fragment.name: lesson.angle for lesson in lessons}
+    FragmentFlows(kept, angles, provenance).save(flows_beside(path))
+    report_fragments(lessons, path.with_name(f"{path.stem}.report"), provenance)
+    return FragmentLibrary.load(path)
