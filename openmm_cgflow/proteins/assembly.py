@@ -55,8 +55,8 @@ class Assembly:
             names, index = hydrogens_of_n(self.layout.sequence.residues[k].variant, True), self.layout.index[k]
             turns = _OF_PROLINE if "H" not in names else _OF_AMINE
             where = torch.tensor([index[name] for name in names], device=x.device)
-            chain = (x[:, index[name]] for name in ("C", "CA", "N"))
-            placed = beyond(*chain, _N_H, _TETRAHEDRAL, torch.tensor([turns[name] for name in names]).to(x))
+            c, ca, n = (x[:, index[name]] for name in ("C", "CA", "N"))
+            placed = beyond(c, ca, n, _N_H, _TETRAHEDRAL, torch.tensor([turns[name] for name in names]).to(x))
             x = x.index_copy(1, where, placed)
         return x
 

@@ -74,7 +74,10 @@ class Planes:
             j >= 0 and i >= 0 and sequence.residues[j].variant == "PRO" for i, j in zip(first, second, strict=True)
         ]
         return cls(
-            *(torch.tensor(column) for column in (before, after, start, end)),
+            torch.tensor(before),
+            torch.tensor(after),
+            torch.tensor(start),
+            torch.tensor(end),
             torch.tensor([i < 0 or j < 0 for i, j in zip(first, second, strict=True)]),
             torch.tensor(proline),
             link,

@@ -1,5 +1,6 @@
 """What backmapping of a protein gives."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +12,9 @@ from openmm import app, unit
 from openmm_cgflow.analysis.structure_checks import StructureChecks
 from openmm_cgflow.proteins.backbone import CIS_BELOW
 from openmm_cgflow.proteins.checks import check_protein
-from openmm_cgflow.trajectory_files import save_arrays, save_trajectory
+from openmm_cgflow.trajectory_files import save_arrays, save_trajectory, whole_file
 
-__all__ = ["BackmappedProtein"]
+__all__ = ["BackmappedProtein", "write_pdb"]
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,22 @@ def cis_of(topology: app.Topology, x: np.ndarray) -> np.ndarray:
     return np.array(found, dtype=bool).reshape(-1, len(x)).T
 
 
-def write_pdb(path: Path, topology: app.Topology, frames: np.ndarray) -> None:
-    """A PDB file as OpenMM writes it, a model for each frame, whole or not at all."""
-    from openmm_cgflow.trajectory_files import whole_file
+def write_pdb(path: Path, topology: app.Topology, frames: Iterable[np.ndarray]) -> int:
+    """A PDB file as OpenMM writes it, with CONECT of disulfides, whole or not at all. Returns the number of frames.
 
+    Arguments:
+        path: where to.
+        topology: of all atoms.
+        frames: `(atoms, 3)` nm each, a model of the file each.
+
+    Raises:
+        InvalidInputError: where it cannot be written.
+    """
+    count = 0
     with whole_file(path) as temporary, temporary.open("w") as file:
         app.PDBFile.writeHeader(topology, file)
-        for k, x in enumerate(frames):
-            app.PDBFile.writeModel(topology, x * unit.nanometer, file, k + 1 if len(frames) > 1 else None, keepIds=True)
+        for x in frames:
+            count += 1
+            app.PDBFile.writeModel(topology, x.astype(float) * unit.nanometer, file, count, keepIds=True)
         app.PDBFile.writeFooter(topology, file)
+    return count

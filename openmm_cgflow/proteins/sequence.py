@@ -77,11 +77,14 @@ class ProteinSequence:
 
         Arguments:
             source: one-letter codes, chains divided by `/` or spaces; a list of names of three letters, or a list of
-                such lists, one for each chain; or an OpenMM or mdtraj Topology, of alpha carbons or of more.
+                such lists, one for each chain; an OpenMM or mdtraj Topology, of alpha carbons or of more; or a
+                `ProteinSequence`.
 
         Raises:
             InvalidInputError: for what is no residue that can be built, by name, with the way out.
         """
+        if isinstance(source, cls):
+            return source
         if isinstance(source, str):
             return cls._named([_letters(part) for part in source.replace("/", " ").split()])
         if hasattr(source, "to_openmm"):
