@@ -1,0 +1,20 @@
+"""Atoms of any protein around its alpha carbons, from energies alone.
+
+`ProteinBackmapper` reads a sequence or a Topology, and puts atoms around traces of alpha carbons: a chain of peptide
+planes, then side chains. What it knows of residues is in a `FragmentLibrary`, which was made from energies of capped
+residues. `BackmappedProtein` is what it gives; `backmap_protein_file` does so for files of any length.
+"""
+
+from openmm_cgflow.proteins.files import BackmappedProteinFile, backmap_protein_file
+from openmm_cgflow.proteins.library import FragmentLibrary, local_template
+from openmm_cgflow.proteins.mapper import ProteinBackmapper
+from openmm_cgflow.proteins.result import BackmappedProtein
+
+__all__ = [
+    "BackmappedProtein",
+    "BackmappedProteinFile",
+    "FragmentLibrary",
+    "ProteinBackmapper",
+    "backmap_protein_file",
+    "local_template",
+]
