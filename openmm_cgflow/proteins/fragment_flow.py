@@ -116,7 +116,7 @@ class FragmentFlow:
     def tensors(self) -> dict[str, Tensor]:
         """What is kept: matrices in half precision, all else as it is."""
         state = {k: t for k, t in self.flow.state_dict().items() if not k.startswith(_LEFT_OUT)}
-        return {k: t.half() if t.dim() > 1 and t.is_floating_point() else t for k, t in state.items()}
+        return {k: t.half() if t.dim() > 1 and t.is_floating_point() else t.clone() for k, t in state.items()}
 
     def described(self) -> dict[str, Any]:
         """`stored`, as what JSON can hold."""

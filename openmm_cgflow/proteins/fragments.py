@@ -259,8 +259,9 @@ def angle_map(phi: Tensor, psi: Tensor, angle: Tensor, weights: Tensor) -> Tenso
     spread = (weights * residual**2).sum()
     log = torch.log(residual**2 / spread + 1e-6)
     usual = (weights * log).sum()  # of squares of normal numbers: -1.27
-    change = _regressed(seen, log - usual, weights, effective, shown).clamp(-1.2, 1.2)
-    return torch.stack([mean, torch.sqrt(spread * torch.exp(change))]).reshape(2, BINS, BINS).float()
+    change, own = (_regressed(seen, log - usual, weights, effective, at).clamp(-1.2, 1.2) for at in (shown, seen))
+    variance = spread * torch.exp(change) / (weights * torch.exp(own)).sum()
+    return torch.stack([mean, torch.sqrt(variance)]).reshape(2, BINS, BINS).float()
 
 
 def _series(phi: Tensor, psi: Tensor) -> Tensor:

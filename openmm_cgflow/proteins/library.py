@@ -10,9 +10,10 @@ The file is one of `storage` (safetensors), kind `fragments`:
   amber14 that is not terminal, in the frame of its own N, CA and C (`geometry.residue_frames`).
 - the header: names of the templates' atoms, and where all of it came from (`provenance`).
 
-Conditional flows of side chains will be further tensors of the same file; what reads them is `side_chains.Proposer`.
+Flows of side chains given the backbone are in a file beside it (`flow_file`): tables are read without networks.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -100,6 +101,70 @@ class FragmentLibrary:
         tensors |= {f"template.{name}": t.float() for name, t in self.templates.items()}
         header = {"temperature": self.temperature, "atoms": self.atoms, "provenance": self.provenance}
         write_file(path, KIND, tensors, header)
+
+    @classmethod
+    def train(
+        cls,
+        forcefield: str | Sequence[str],
+        solvent: str | None,
+        out: str | Path,
+        fragments: Iterable[str] | None = None,
+        temperature: float = 300.0,
+        share: float = 1.0,
+        progress: bool = True,
+    ) -> "FragmentLibrary":
+        """Train a library on energies alone: Ace-X-Nme of every residue, protonation variant and charged end.
+
+        Each fragment is kept in the folder `NAME.parts` beside the library as soon as it is done: an interrupted call
+        goes on where it was. At the end there are the library (`NAME.safetensors`), flows of side chains
+        (`NAME.flows.safetensors`, see `FragmentFlows`) and a page (`NAME.report/report.html`).
+
+        Arguments:
+            forcefield: XML files of OpenMM, such as `"amber14-all.xml"`, `"amber19-all.xml"` or `"charmm36.xml"`.
+            solvent: that of an implicit solvent, such as `"implicit/obc2.xml"`; None for vacuum.
+            out: the library's file.
+            fragments: names of fragments, ALA, GLY and PRO among them; all by default.
+            temperature: K.
+            share: of the usual number of energies.
+            progress: draw a bar.
+
+        Raises:
+            InvalidInputError: for an unknown fragment, or one that the force field lacks.
+            MismatchError: the folder is of another force field, temperature or number of energies.
+
+        Example:
+            library = FragmentLibrary.train("amber14-all.xml", "implicit/obc2.xml", "ff14SB.safetensors")
+        """
+        from openmm_cgflow.proteins.flow_file import FragmentFlows, flows_beside
+        from openmm_cgflow.proteins.fragment_report import report_fragments
+        from openmm_cgflow.proteins.training import train_fragments
+
+        path = Path(out)
+        parts = path.with_name(f"{path.stem}.parts")
+        lessons, provenance = train_fragments(
+            forcefield, solvent, parts, fragments, temperature, share, progress
+        )  # fmt: skip
+        templates, atoms = {}, {}
+        for lesson in lessons:
+            name = lesson.fragment.name
+            if name == lesson.fragment.variant:
+                places = dict(zip(lesson.names, lesson.positions.double().numpy(), strict=True))
+                atoms[name], templates[name] = local_template(places, name == "PRO")
+        cls(
+            {lesson.fragment.name: lesson.free_energy for lesson in lessons},
+            {lesson.fragment.name: lesson.mean_angle for lesson in lessons},
+            templates,
+            atoms,
+            temperature,
+            provenance,
+        ).save(path)
+        # the side chain of a disulfide has another residue to it; charged ends are built as the residue itself
+        kept = {x.fragment.name: x.flow for x in lessons if x.fragment.name == x.fragment.variant != "CYX"}
+        angles = {lesson.fragment.name: lesson.angle for lesson in lessons}
+        FragmentFlows(kept, angles, provenance).save(flows_beside(path))
+        report_fragments(lessons, path.with_name(f"{path.stem}.report"), provenance)
+        _load.cache_clear()
+        return cls.load(path)
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "FragmentLibrary":

@@ -7,57 +7,51 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openmm
 from openmm import app
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.proteins.capped import FRAGMENTS, Capped, Fragment, build_capped, fragment_named
-from openmm_cgflow.proteins.flow_file import FragmentFlows, flows_beside
-from openmm_cgflow.proteins.fragment_report import report_fragments
 from openmm_cgflow.proteins.fragments import SETTINGS, Lesson, budget_of, learn, load_lesson, save_lesson
-from openmm_cgflow.proteins.library import FragmentLibrary, local_template
 from openmm_cgflow.storage import system_to_xml
 from openmm_cgflow.version import __version__
 
-__all__ = ["train_library"]
+__all__ = ["train_fragments"]
 
 _log = logging.getLogger("openmm_cgflow")
 _LEAST = ("ALA", "GLY", "PRO")  # without which there is no library
 
 
-def train_library(
+def train_fragments(
     forcefield: str | Sequence[str],
     solvent: str | None,
-    out: str | Path,
+    folder: Path,
     fragments: Iterable[str] | None = None,
     temperature: float = 300.0,
     share: float = 1.0,
     progress: bool = True,
-) -> FragmentLibrary:
-    """Train fragments on energies alone, and write a library of them.
+) -> tuple[list[Lesson], dict[str, Any]]:
+    """Train fragments on energies alone; see `FragmentLibrary.train`.
 
-    Each fragment is kept in the folder `NAME.parts` beside the library when it is done, and a checkpoint while it is
-    trained: called again, the training goes on where it was. The library itself (`NAME.safetensors`: free energies,
-    angles, templates), the flows of side chains (`NAME.flows.safetensors`) and a page (`NAME.report/report.html`) are
-    written at the end.
+    Each fragment is kept in the folder when it is done, and a checkpoint while it is trained: called again, the
+    training goes on where it was.
 
     Arguments:
-        forcefield: XML files of OpenMM, such as `"amber14-all.xml"`, `"amber19-all.xml"` or `"charmm36.xml"`.
-        solvent: the same of an implicit solvent, such as `"implicit/obc2.xml"`; None for vacuum.
-        out: the library's file.
+        forcefield: XML files of OpenMM.
+        solvent: the same of an implicit solvent; None for vacuum.
+        folder: of the fragments; it is made if it does not exist.
         fragments: names of `FRAGMENTS`; all by default.
         temperature: K.
         share: of the usual number of energies.
         progress: draw a bar.
 
+    Returns:
+        what was learned of each, and what describes all of it.
+
     Raises:
         InvalidInputError: for an unknown fragment, or one that the force field lacks.
         MismatchError: parts in the folder are of another force field, temperature or number of energies.
-
-    Example:
-        train_library("amber14-all.xml", "implicit/obc2.xml", "ff14SB.safetensors")
     """
     chosen = [fragment_named(name) for name in (FRAGMENTS if fragments is None else fragments)]
     missing = [name for name in _LEAST if name not in {fragment.name for fragment in chosen}]
@@ -65,8 +59,6 @@ def train_library(
         raise InvalidInputError(f"a library needs the fragments {', '.join(missing)} too; name them as well")
     files = [forcefield] if isinstance(forcefield, str) else list(forcefield)
     field = app.ForceField(*files, *([solvent] if solvent else []))
-    path = Path(out)
-    folder = path.with_name(f"{path.stem}.parts")
     folder.mkdir(parents=True, exist_ok=True)
     described = {"forcefield": files, "solvent": solvent, "temperature": temperature, "share": share}
     lessons: list[Lesson] = []
@@ -79,7 +71,9 @@ def train_library(
             bar.update(
                 task, advance=1, figures=f"{fragment.name}: ESS {100 * done['conditional']:.0f} % given the beads"
             )
-    return _written(lessons, path, described)
+    figures = {lesson.fragment.name: lesson.figures for lesson in lessons}
+    versions = {"version": __version__, "openmm": openmm.Platform.getOpenMMVersion()}
+    return lessons, {**described, **versions, "fragments": figures}
 
 
 def _bar(progress: bool) -> Progress:
@@ -115,31 +109,3 @@ def _lesson(fragment: Fragment, field: app.ForceField, folder: Path, kelvin: flo
 def _identity(capped: Capped, kelvin: float, evaluations: int) -> str:
     parts = [system_to_xml(capped.system), kelvin, evaluations, SETTINGS.as_dict()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _written(lessons: list[Lesson], path: Path, described: dict[str, Any]) -> FragmentLibrary:
-    """The library, the flows and the page, of what was learned."""
-    figures = {lesson.fragment.name: lesson.figures for lesson in lessons}
-    versions = {"version": __version__, "openmm": openmm.Platform.getOpenMMVersion()}
-    provenance = {**described, **versions, "fragments": figures}
-    templates, atoms = {}, {}
-    for lesson in lessons:
-        if lesson.fragment.name == lesson.fragment.variant:
-            places = {name: np.asarray(x) for name, x in zip(lesson.names, lesson.positions.numpy(), strict=True)}
-            names, local = local_template(places, lesson.fragment.variant == "PRO")
-            atoms[lesson.fragment.variant], templates[lesson.fragment.variant] = names, local.float()
-    library = FragmentLibrary(
-        {lesson.fragment.name: lesson.free_energy for lesson in lessons},
-        {lesson.fragment.name: lesson.mean_angle for lesson in lessons},
-        templates,
-        atoms,
-        float(described["temperature"]),
-        provenance,
-    )
-    library.save(path)
-    # a disulfide's side chain has another residue to it, and charged ends are built as the residue itself
-    kept = {x.fragment.name: x.flow for x in lessons if x.fragment.name == x.fragment.variant != "CYX"}
-    angles = {lesson.fragment.name: lesson.angle for lesson in lessons}
-    FragmentFlows(kept, angles, provenance).save(flows_beside(path))
-    report_fragments(lessons, path.with_name(f"{path.stem}.report"), provenance)
-    return FragmentLibrary.load(path)
