@@ -9,7 +9,8 @@ from coordinate_tools import build, coordinates, draw, methyl, rigid_rmsd, syste
 from molecules import load, thermal
 from test_coordinates import difference, gauge_log_det
 
-from openmm_cgflow.chemistry.molecule import Molecule
+from openmm_cgflow.chemistry import perceive
+from openmm_cgflow.chemistry.molecule import Molecule, bond_key
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.coordinates.bridges import find_bridges
 
@@ -237,3 +238,19 @@ def test_a_triple_bond_is_no_bridge():
     c = coordinates((topology, system_for(topology, x), x), beads=[0, 1, 4])
     x = torch.as_tensor(np.asarray(x))[None]
     assert (rigid_rmsd(c.to_cartesian(c.to_internal(x)[0])[0], c.canonical(x)) < 1e-9).all()
+
+
+def test_what_turns_with_the_planes_is_known():
+    """Audits compare forms by the axes that the flow turns about: phi and psi are none of its own coordinates."""
+    molecule, _, c = made("Ala3")
+    axes = perceive(*molecule).axes
+    turning = c.turning(axes)
+    turned = {axis.name.partition(":")[2] for axis in axes if bond_key(*axis.ends[0]) in turning}
+    kept = {axis.name.partition(":")[2] for axis in axes if bond_key(*axis.ends[0]) not in turning}
+    assert {"phi", "psi"} <= turned
+    assert kept == {"omega"}
+    molecule, _, c = made("a soft torsion between")
+    axes = perceive(*molecule).axes
+    assert {"LYS2:chi1", "LYS2:chi2", "LYS2:chi3", "LYS2:chi4"} <= {
+        axis.name for axis in axes if bond_key(*axis.ends[0]) in c.turning(axes)
+    }
