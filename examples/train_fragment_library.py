@@ -6,7 +6,7 @@
 
 Ace-X-Nme is built and trained for every residue, protonation variant and charged end. The same command goes on where it
 was interrupted. Beside the library there are flows of its side chains, and a page with free energies and figures.
-With `--quick` (what CI runs): three residues, a thirtieth of the energies.
+With `--quick` (what CI runs): three residues, a fifteenth of the energies.
 """
 
 import argparse
@@ -23,9 +23,9 @@ def main() -> None:
     parser.add_argument("--solvent", default="implicit/obc2.xml")
     parser.add_argument("--fragments", nargs="+", help="names, such as ALA GLY PRO HIP; all by default")
     parser.add_argument("--share", type=float, default=1.0, help="of the usual number of energies")
-    parser.add_argument("--quick", action="store_true", help="ALA, GLY and PRO, with a thirtieth of the energies")
+    parser.add_argument("--quick", action="store_true", help="ALA, GLY and PRO, with a fifteenth of the energies")
     options = parser.parse_args()
-    fragments, share = (["ALA", "GLY", "PRO"], 0.03) if options.quick else (options.fragments, options.share)
+    fragments, share = (["ALA", "GLY", "PRO"], 0.06) if options.quick else (options.fragments, options.share)
     library = cgf.FragmentLibrary.train(options.forcefield, options.solvent, options.out, fragments, share=share)
     for name, done in library.provenance["fragments"].items():
         print(f"{name:8s} ESS {100 * done['ess']:5.1f} %, atoms given the backbone {100 * done['conditional']:5.1f} %")

@@ -21,10 +21,12 @@ from openmm_cgflow.storage import read_as, read_file, reading, system_to_xml, wr
 from openmm_cgflow.trainable import Trainable
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.trained.stored import Molecule
+from openmm_cgflow.training import TrainSettings
 from openmm_cgflow.units import KB
 
 __all__ = [
     "BUDGETS",
+    "RECIPE",
     "SETTINGS",
     "Lesson",
     "TrainedFragment",
@@ -41,12 +43,14 @@ BINS, CAP = 72, 60.0  # as in `library`
 SETTINGS = FlowSettings(atom_couplings=4, hidden=56, slow_hidden=48, rank=8)
 """Of a flow that a library keeps: a third of the usual size."""
 
-BUDGETS = {"GLY": 600_000, "PRO": 1_600_000, "CYX": 1_600_000, "ALA-PRO": 1_200_000, "GLY-PRO": 1_000_000}
+RECIPE = TrainSettings(batch=256, buffer=5_000)
+"""Small batches: at this size it is the number of steps that decides, not that of energies."""
+
+BUDGETS = {"GLY": 300_000, "PRO": 800_000, "CYX": 800_000, "ALA-PRO": 600_000, "GLY-PRO": 500_000}
 """Energies for a fragment; charged ends have `_END`, all others `_BASE`, and `_TURN` more for each torsion of the side
 chain beyond two."""
 
-_END = 500_000
-_BASE, _TURN = 800_000, 200_000
+_END, _BASE, _TURN = 250_000, 400_000, 100_000
 _TURNS = {"MET": 3, "GLU": 3, "GLH": 3, "GLN": 3, "LYS": 4, "LYN": 4, "ARG": 4, "TYR": 3}
 _SAMPLES = 20_000
 _HARMONICS = 2  # of the mean and the width of N-CA-C over phi and psi
@@ -163,7 +167,9 @@ def learn(
     """
     beads = backbone_of(fragment, capped)
     flow = TrainedFragment(capped, list(beads.values()), kelvin, settings)
-    flow.train(evaluations=evaluations or budget_of(fragment), checkpoint=checkpoint, progress=progress)
+    flow.train(
+        evaluations=evaluations or budget_of(fragment), checkpoint=checkpoint, progress=progress, settings=RECIPE
+    )
     samples = flow.sample(_SAMPLES, seed=1)
     weights = _weights(samples)
     x = torch.as_tensor(np.asarray(samples.trajectory.xyz))

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.proteins.capped import FRAGMENTS, Capped, Fragment, build_capped, fragment_named
-from openmm_cgflow.proteins.fragments import SETTINGS, Lesson, budget_of, learn, load_lesson, save_lesson
+from openmm_cgflow.proteins.fragments import RECIPE, SETTINGS, Lesson, budget_of, learn, load_lesson, save_lesson
 from openmm_cgflow.storage import system_to_xml
 from openmm_cgflow.version import __version__
 
@@ -107,5 +107,5 @@ def _lesson(fragment: Fragment, field: app.ForceField, folder: Path, kelvin: flo
 
 
 def _identity(capped: Capped, kelvin: float, evaluations: int) -> str:
-    parts = [system_to_xml(capped.system), kelvin, evaluations, SETTINGS.as_dict()]
+    parts = [system_to_xml(capped.system), kelvin, evaluations, SETTINGS.as_dict(), RECIPE.as_dict()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
