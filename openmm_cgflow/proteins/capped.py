@@ -49,6 +49,7 @@ _FORMS = {"HID": "HIS", "HIE": "HIS", "HIP": "HIS", "ASH": "ASP", "GLH": "GLU", 
 """Protonation variants that `Modeller.addHydrogens` knows by name."""
 
 _WITH_VARIANTS = {"HIS", "ASP", "GLU", "LYS", "CYS"}
+_WHOLE = {"ALA": "ALAD"}
 _LENGTHS = {"CC": 0.152, "CN": 0.142, "CO": 0.136, "CS": 0.181}  # nm
 _D_FORMS = {
     *("DAL", "DAR", "DSG", "DAS", "DCY", "DGN", "DGL", "DHI", "DIL", "DLE"),
@@ -151,14 +152,20 @@ def build_capped(fragment: Fragment, forcefield: app.ForceField) -> Capped:
     topology, x = modeller.topology, np.array(modeller.positions.value_in_unit(unit.nanometer))
     try:
         system = forcefield.createSystem(topology)
-    except ValueError as first:
-        topology = _caps_merged(topology)
-        try:
-            system = forcefield.createSystem(topology)
-        except ValueError:
-            raise InvalidInputError(f"the force field cannot make {fragment.name}: {first}") from first
-        middle = 0
+    except Exception as first:  # a plain one, where two templates fit
+        topology, middle = _caps_merged(topology), 0
+        system = _patched(forcefield, topology, fragment, first)
     return Capped(topology, system, _relaxed(system, x), middle)
+
+
+def _patched(forcefield: app.ForceField, topology: app.Topology, fragment: Fragment, first: Exception) -> openmm.System:
+    """The System of merged residues; that of alanine dipeptide is in CHARMM36 as a whole, too."""
+    for templates in ({}, {r: _WHOLE[r.name] for r in topology.residues() if r.name in _WHOLE}):
+        try:
+            return forcefield.createSystem(topology, residueTemplates=templates)
+        except Exception as error:
+            reason = error
+    raise InvalidInputError(f"the force field cannot make {fragment.name}: {first}; {reason}") from first
 
 
 def _variant(fragment: Fragment, residue: app.topology.Residue) -> str | None:

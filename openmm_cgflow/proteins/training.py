@@ -66,7 +66,13 @@ def train_fragments(
         task = bar.add_task("fragments", total=len(chosen), figures="")
         for fragment in chosen:
             bar.update(task, description=f"fragment {fragment.name}")
-            lessons.append(_lesson(fragment, field, folder, temperature, share))
+            try:
+                lessons.append(_lesson(fragment, field, folder, temperature, share))
+            except InvalidInputError as error:
+                if fragment.before and fragment.after:
+                    raise
+                _log.warning("left out: %s", error)  # of charged ends CHARMM36 makes none of a single residue
+                continue
             done = lessons[-1].figures
             bar.update(
                 task, advance=1, figures=f"{fragment.name}: ESS {100 * done['conditional']:.0f} % given the beads"
