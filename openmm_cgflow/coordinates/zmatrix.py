@@ -71,7 +71,7 @@ class _Builder:
         self.parent: dict[int, int] = {}
         self.first: dict[int, Row] = {}
         self.pseudo: dict[int, int] = {}
-        self.across: dict[int, int] = {}  # the first atom of a bridge: the bead on its other side
+        self.across: dict[int, int] = {}  # an atom of a bridge: the bead on its other side
 
     # ---- the first three atoms
 
@@ -124,6 +124,7 @@ class _Builder:
         a, x, y, b = bridge.atoms
         if x not in self.depth:
             self._place_bridge(self._first_of_bridge(bridge), a)
+        self.across[x], self.across[y] = b, a
         if y not in self.depth:
             key = bond_key(x, y)
             self._place_bridge(Row(y, (b, x, a), "torsion", soft=key in self.plan.soft, closes=key), b)
@@ -135,7 +136,6 @@ class _Builder:
         for other in self.molecule.neighbours[a]:  # the other half of a ring
             if self.across.get(other) == b and {bond_key(a, x), bond_key(a, other)} <= self.molecule.ring_bonds:
                 return Row(x, (a, b, other), "torsion", soft=bond_key(a, x) in self.plan.soft, closes=bond_key(a, x))
-        self.across[x] = b
         return Row(x, (a, b, self._near_line(a, b)), "torsion", soft=True)
 
     def _near_line(self, a: int, b: int) -> int:

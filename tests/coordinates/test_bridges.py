@@ -1,18 +1,21 @@
 """Two atoms between two beads, such as the peptide planes of a C-alpha trace: one rotor, all else stiff."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from coordinate_tools import build, coordinates, draw, methyl, rigid_rmsd, system_for
-from molecules import load, thermal
+from molecules import jiggled, load, thermal
 from test_coordinates import difference, gauge_log_det
 
 from openmm_cgflow.chemistry import perceive
 from openmm_cgflow.chemistry.molecule import Molecule, bond_key
 from openmm_cgflow.coordinates import InternalCoordinates
+from openmm_cgflow.coordinates.beads import plan_beads
 from openmm_cgflow.coordinates.bridges import find_bridges
+from openmm_cgflow.coordinates.zmatrix import build_zmatrix
 
 
 def alphas(topology):
@@ -115,6 +118,20 @@ def test_both_sides_of_a_ring_turn_as_one():
     atoms = named(molecule, *((1, name) for name in ("CG", "CD1", "CE1", "CZ", "CE2", "CD2")))
     distances = torch.cdist(*[c.to_cartesian(q)[0][:, atoms]] * 2)
     torch.testing.assert_close(distances, distances[:1].expand_as(distances), rtol=0, atol=1e-9)
+
+
+def test_the_sides_of_a_ring_may_begin_at_either_bead():
+    """Which atom comes first depends on the input; that there is one rotor does not."""
+    molecule, beads, _ = made("two sides of a ring")
+    perceived = perceive(*molecule)
+    ring = set(named(molecule, *((1, name) for name in ("CD1", "CD2", "CE1", "CE2"))))
+    firsts = set()
+    for x in jiggled(molecule.positions, 16):
+        moved = replace(perceived, molecule=replace(perceived.molecule, positions=x))
+        rows = build_zmatrix(moved.molecule, plan_beads(moved, beads, None), moved.centres)
+        assert sum(row.soft for row in rows if row.atom in ring) == 1
+        firsts.add(tuple(bridge.atoms[1] for bridge in find_bridges(moved.molecule, beads))[-2:])
+    assert len(firsts) > 2
 
 
 @pytest.mark.parametrize("name", ["Ala3", "Ala3 with constraints", "proline"])
