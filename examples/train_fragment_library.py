@@ -14,6 +14,8 @@ from pathlib import Path
 
 import openmm_cgflow as cgf
 
+_LEAST = 0.4  # of 80 % with a fifteenth of the energies
+
 
 def main() -> None:
     """Read the command line, train, say what came out."""
@@ -27,8 +29,11 @@ def main() -> None:
     options = parser.parse_args()
     fragments, share = (["ALA", "GLY", "PRO"], 0.06) if options.quick else (options.fragments, options.share)
     library = cgf.FragmentLibrary.train(options.forcefield, options.solvent, options.out, fragments, share=share)
-    for name, done in library.provenance["fragments"].items():
+    figures = library.provenance["fragments"]
+    for name, done in figures.items():
         print(f"{name:8s} ESS {100 * done['ess']:5.1f} %, atoms given the backbone {100 * done['conditional']:5.1f} %")
+    if figures["ALA"]["conditional"] < _LEAST:
+        raise SystemExit(f"alanine's atoms given the backbone have an ESS below {100 * _LEAST:.0f} %")
     print(f"{options.out} and {options.out.stem}.report/report.html")
 
 
