@@ -69,6 +69,7 @@ examples:
 	python $(EXAMPLES)/benchmarks/aldp_quality.py --model $(EXAMPLES)/models/aldp.cgflow --samples 100000
 	python $(EXAMPLES)/benchmarks/forces.py --rounds 2
 	python $(EXAMPLES)/benchmarks/backmapping.py --quick
+	python $(EXAMPLES)/train_fragment_library.py --quick
 
 # The wheel and the source distribution, into DIST: what PyPI asks of them, and that they hold the package alone.
 DIST ?= $(CURDIR)/dist

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from openmm_cgflow.openmm_plugin.mcmc_move import FlowMove
     from openmm_cgflow.openmm_plugin.monte_carlo import FlowMonteCarlo
     from openmm_cgflow.openmm_plugin.replica_exchange import FlowReplicaExchangeSampler
+    from openmm_cgflow.proteins import FragmentLibrary, ProteinBackmapper
     from openmm_cgflow.sampling import Samples
     from openmm_cgflow.slow_scan import SlowScan, scanTorsions
     from openmm_cgflow.training import AdaptiveTempering, GeometricTempering, TrainSettings
@@ -38,10 +39,12 @@ __all__ = [
     "FlowMonteCarlo",
     "FlowMove",
     "FlowReplicaExchangeSampler",
+    "FragmentLibrary",
     "GeometricTempering",
     "InvalidInputError",
     "MismatchError",
     "ModelFileError",
+    "ProteinBackmapper",
     "Samples",
     "SlowScan",
     "TrainSettings",
@@ -61,7 +64,9 @@ _HOMES = {
     "FlowMonteCarlo": "openmm_plugin.monte_carlo",
     "FlowMove": "openmm_plugin.mcmc_move",
     "FlowReplicaExchangeSampler": "openmm_plugin.replica_exchange",
+    "FragmentLibrary": "proteins",
     "GeometricTempering": "training",
+    "ProteinBackmapper": "proteins",
     "Samples": "sampling",
     "SlowScan": "slow_scan",
     "TrainSettings": "training",

@@ -102,7 +102,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
             check_storable(system)
         except ModelFileError as error:
             _log.warning("this flow can be trained and used, but not saved: %s", error)
-        for kept in kept_isomers(perceived, coordinates.layout.turning_bonds):
+        for kept in kept_isomers(perceived, coordinates.turning(perceived.axes)):
             _log.info("kept as in the input: %s; name it in slow= to have both forms", kept)
 
     def _described(self) -> list[Any]:

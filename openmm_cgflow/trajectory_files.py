@@ -18,6 +18,7 @@ __all__ = [
     "read_pieces",
     "save_arrays",
     "save_trajectory",
+    "whole_file",
     "write_frames",
 ]
 
@@ -117,7 +118,7 @@ def write_frames(path: Path, topology: mdtraj.Topology, pieces: Iterable[tuple[n
     suffix, count = path.suffix.lower(), 0
     if suffix not in WRITTEN:
         raise InvalidInputError(f"{path}: frames are written as {', '.join(WRITTEN)}; choose one of these")
-    with _whole(path) as temporary, mdtraj.open(str(temporary), "w", force_overwrite=True) as file:
+    with whole_file(path) as temporary, mdtraj.open(str(temporary), "w", force_overwrite=True) as file:
         for x, time in pieces:
             values = np.ascontiguousarray(in_units_of(x, "nanometers", file.distance_unit), dtype=np.float32)
             if suffix == ".pdb":
@@ -139,7 +140,7 @@ def save_trajectory(trajectory: mdtraj.Trajectory, path: Path) -> None:
     Raises:
         InvalidInputError: where it cannot be written.
     """
-    with _whole(path) as temporary:
+    with whole_file(path) as temporary:
         trajectory.save(str(temporary))
 
 
@@ -149,12 +150,12 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
         InvalidInputError: where it cannot be written.
     """
-    with _whole(path) as temporary, temporary.open("wb") as file:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of `path` when all went well."""
     temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     try:

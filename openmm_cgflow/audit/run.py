@@ -243,7 +243,7 @@ class _Auditor:
             log_partition(potential, coordinates, known.x[known.energy.argmin()], self.kT, self.parallel),
         )
         everything = np.logaddexp.reduce([own, *logs])
-        turning = coordinates.layout.turning_bonds
+        turning = coordinates.turning(self.perceived.axes)
         differences = Differences(self.perceived, turning, list(self.flow.slow_names), known.x)
         barriers = {axis.name: _barrier(axis) for axis in self.perceived.axes}
         forms, kept = [], []

@@ -5,9 +5,8 @@ import json
 import logging
 import secrets
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -17,10 +16,11 @@ from typing import Any, NamedTuple
 
 import mdtraj
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from openmm_cgflow.analysis.structure_checks import StructureChecks
 from openmm_cgflow.backmapping.backmap import place_atoms
+from openmm_cgflow.backmapping.pieces import AHEAD, all_pieces, one_thread, progress_bar
+from openmm_cgflow.backmapping.pieces import Done as _Done
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.storage import locked
 from openmm_cgflow.trained import TrainedFlow
@@ -36,7 +36,6 @@ from openmm_cgflow.trajectory_files import (
 __all__ = ["BackmappedFile", "backmap_file"]
 
 _log = logging.getLogger("openmm_cgflow")
-_AHEAD = 2  # pieces that wait for each worker
 
 
 @dataclass(frozen=True)
@@ -139,8 +138,8 @@ def backmap_file(
         total = count_frames(beads, stride, *frames)
         if total == 0:
             raise InvalidInputError(f"backmap_file: there are no frames in {beads} from {frames[0]} on")
-        with _bar(progress, total) as advance, _doing(own, where, workers, scheduler) as (submit, ahead):
-            found = _all_pieces(pieces, parts, task, submit, ahead, advance)
+        with progress_bar(progress, total) as advance, _doing(own, where, workers, scheduler) as (submit, ahead):
+            found = all_pieces(pieces, parts, lambda piece, number: submit(piece, number, task), ahead, advance)
         if not found:
             raise InvalidInputError(f"backmap_file: there are no frames in {beads}")
         return _join(own, found, parts, output)
@@ -236,15 +235,6 @@ def _begin(parts: Path, task: _Task, identity: str) -> _Task:
     return _Task(**{field.name: before[field.name] for field in fields(_Task)})
 
 
-@contextmanager
-def _bar(progress: bool, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar over frames; gives what moves it on."""
-    columns = (TextColumn("backmapping"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress) as bar:
-        bead_frames = bar.add_task("frames", total=total)
-        yield lambda frames: bar.advance(bead_frames, frames)
-
-
 Submit = Callable[[mdtraj.Trajectory, int, _Task], Any]
 
 
@@ -259,81 +249,16 @@ def _doing(
         except ImportError as error:
             raise InvalidInputError('a scheduler needs dask: pip install "openmm_cgflow[dask]"') from error
         with Client(scheduler) as client:
-            ahead = _AHEAD * max(1, len(client.ncores()))
+            ahead = AHEAD * max(1, len(client.ncores()))
             yield lambda piece, number, task: client.submit(_do, where, piece, number, task, pure=False), ahead
     elif workers > 1:
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread)
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=one_thread)
         try:
-            yield lambda piece, number, task: pool.submit(_do, where, piece, number, task), _AHEAD * workers
+            yield lambda piece, number, task: pool.submit(_do, where, piece, number, task), AHEAD * workers
         finally:
             pool.shutdown(cancel_futures=True)
     else:
         yield lambda piece, number, task: _Done(_do(flow, piece, number, task)), 1
-
-
-@dataclass(frozen=True)
-class _Done:
-    value: dict[str, np.ndarray]
-
-    def result(self) -> dict[str, np.ndarray]:
-        return self.value
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _all_pieces(
-    pieces: Iterator[mdtraj.Trajectory],
-    parts: Path,
-    task: _Task,
-    submit: Submit,
-    ahead: int,
-    advance: Callable[[int], None],
-) -> list[Path]:
-    """Have every piece done that is not there yet; their files, in order."""
-    found: list[Path] = []
-    waiting: deque[tuple[Path, int, Any]] = deque()
-
-    def take() -> None:
-        path, frames, future = waiting.popleft()
-        _write_piece(path, future.result())
-        advance(frames)
-
-    try:
-        for number, piece in enumerate(pieces):
-            path = parts / f"{number:06d}.npz"
-            found.append(path)
-            if path.exists():
-                advance(len(piece))
-                continue
-            waiting.append((path, len(piece), submit(piece, number, task)))
-            if len(waiting) >= ahead:
-                take()
-        while waiting:
-            take()
-    except BrokenExecutor as error:
-        for path, _, future in waiting:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                _write_piece(path, future.result())
-        raise CGFlowError(
-            f"a process that put atoms around beads has died ({error}), perhaps for want of memory: the same call goes "
-            "on where it was; give it fewer workers"
-        ) from error
-    return found
-
-
-def _write_piece(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Whole, or not at all."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        temporary.replace(path)
-    except OSError as error:
-        raise InvalidInputError(f"cannot write {path}: {error}; what is done so far is kept") from error
 
 
 def _join(flow: TrainedFlow, found: list[Path], parts: Path, output: Path) -> BackmappedFile:

@@ -5,10 +5,14 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import openmm
 import torch
 from torch import Tensor
 
+from openmm_cgflow.chemistry.axes import Axis
+from openmm_cgflow.chemistry.driven import torsion_angles
+from openmm_cgflow.chemistry.molecule import bond_key
 from openmm_cgflow.chemistry.perception import Perceived, perceive
 from openmm_cgflow.chemistry.puckers import flipping_bonds
 from openmm_cgflow.coordinates.bead_layout import bead_layout
@@ -25,6 +29,7 @@ from openmm_cgflow.units import PositionsLike
 __all__ = ["InternalCoordinates"]
 
 _VERSION = 2  # of `state`
+_PROBED = 0.3  # rad, by which circular coordinates are turned to see what turns with them
 
 
 class InternalCoordinates(torch.nn.Module):
@@ -252,6 +257,24 @@ class InternalCoordinates(torch.nn.Module):
             InvalidInputError: there are fewer than 4 beads.
         """
         return InternalCoordinates(bead_layout(self.layout))
+
+    def turning(self, axes: Sequence[Axis]) -> set[tuple[int, int]]:
+        """The bonds (`bond_key`) or pseudo-bonds about which the circular coordinates turn.
+
+        With the ends of those axes whose torsions they change: in a C-alpha trace the rotors of peptide planes turn
+        about N-CA and CA-C, though these are no axes of theirs.
+
+        Arguments:
+            axes: of the molecule.
+        """
+        circular = torch.nonzero(self.period > 0).flatten()
+        q = self.reference.repeat(1 + len(circular), 1)
+        q[1 + torch.arange(len(circular)), circular] += _PROBED
+        angles = torsion_angles(self.to_cartesian(q)[0].cpu().numpy(), [axis.atoms for axis in axes])
+        change = np.abs((angles[1:] - angles[:1] + math.pi) % TWO_PI - math.pi)
+        turned = (change > _PROBED / 3).any(0)
+        ends = {bond_key(*end) for axis, turns in zip(axes, turned, strict=True) if turns for end in axis.ends}
+        return self.layout.turning_bonds | ends
 
     @property
     def log_symmetry(self) -> float:

@@ -260,8 +260,9 @@ class _LayoutBuilder:
         elif row.kind == "improper":
             coordinate = self._improper(row, stiff)
         else:
-            ring = bond_key(row.refs[0], row.refs[1]) in self.molecule.ring_bonds
-            width = math.pi if ring or not self.molecule.bonded(*row.refs[:2]) else math.pi / 2
+            about = row.closes or bond_key(row.refs[0], row.refs[1])
+            ring = about in self.molecule.ring_bonds
+            width = math.pi if ring or not self.molecule.bonded(*about) else math.pi / 2
             name = self._label("torsion", row, 3)
             coordinate = self._around(name, stiff, row, self._settled(row), width, _SCALES["torsion"])
         self._add(row, "third", coordinate)

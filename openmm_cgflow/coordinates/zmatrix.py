@@ -8,6 +8,7 @@ import numpy as np
 
 from openmm_cgflow.chemistry.molecule import LINEAR, Molecule, bond_key
 from openmm_cgflow.coordinates.beads import BeadPlan
+from openmm_cgflow.coordinates.bridges import Bridge, find_bridges
 from openmm_cgflow.errors import InvalidInputError
 
 __all__ = ["Row", "build_zmatrix"]
@@ -28,6 +29,7 @@ class Row:
         linear: the angle is near pi in the input: described by planar coordinates.
         soft: the torsion turns freely, or nothing limits it because it is no torsion of bonded atoms.
         bead: the atom is a bead.
+        closes: the second atom of a bridge: its torsion is about no bond, but stands for that about this one.
     """
 
     atom: int
@@ -37,18 +39,21 @@ class Row:
     linear: bool = False
     soft: bool = False
     bead: bool = False
+    closes: tuple[int, int] | None = None
 
 
 def build_zmatrix(molecule: Molecule, plan: BeadPlan, centres: set[int]) -> list[Row]:
     """Rows in an order in which references come before the atoms that need them: beads first, hydrogens last.
 
-    The first three atoms are chosen in the middle of the beads, so that the tree of references is shallow.
-    Each axis gets
-    one torsion, that of the first atom placed about it; its siblings are placed relative to it.
+    The first three atoms are chosen in the middle of the beads, so that the tree of references is shallow. After the
+    beads come the atoms that bridge them. Each axis gets one torsion, that of the first atom placed about it; its
+    siblings are placed relative to it.
     """
     builder = _Builder(molecule, plan)
     builder.seed(centres)
     builder.grow(plan.adjacency, lambda _: True)
+    for bridge in find_bridges(molecule, plan.beads):
+        builder.span(bridge)
     bonds = dict(enumerate(molecule.neighbours))
     builder.grow(bonds, lambda i: len(molecule.neighbours[i]) > 1)
     builder.grow(bonds, lambda i: molecule.numbers[i] > 1)
@@ -66,6 +71,7 @@ class _Builder:
         self.parent: dict[int, int] = {}
         self.first: dict[int, Row] = {}
         self.pseudo: dict[int, int] = {}
+        self.across: dict[int, int] = {}  # an atom of a bridge: the bead on its other side
 
     # ---- the first three atoms
 
@@ -108,6 +114,44 @@ class _Builder:
             ):
                 self._place(i, b)
                 queue.append(i)
+
+    def span(self, bridge: Bridge) -> None:
+        """Place the two atoms of a bridge `a-x-y-b`: x about the line between the beads, y by a triangle with b and x.
+
+        The rotation of x is that of the whole bridge. The bond x-y depends on stiff coordinates alone, those of the
+        triangle b, y, x; the torsion of y about b-x stands for that about x-y, and is soft only if that is.
+        """
+        a, x, y, b = bridge.atoms
+        if x not in self.depth:
+            self._place_bridge(self._first_of_bridge(bridge), a)
+        self.across[x], self.across[y] = b, a
+        if y not in self.depth:
+            key = bond_key(x, y)
+            self._place_bridge(Row(y, (b, x, a), "torsion", soft=key in self.plan.soft, closes=key), b)
+
+    def _first_of_bridge(self, bridge: Bridge) -> Row:
+        a, x, _, b = bridge.atoms
+        if bridge.beside is not None:
+            return Row(x, (a, bridge.beside, self._near_line(a, bridge.beside)), "torsion", soft=True)
+        for other in self.molecule.neighbours[a]:  # the other half of a ring
+            if self.across.get(other) == b and {bond_key(a, x), bond_key(a, other)} <= self.molecule.ring_bonds:
+                return Row(x, (a, b, other), "torsion", soft=bond_key(a, x) in self.plan.soft, closes=bond_key(a, x))
+        return Row(x, (a, b, self._near_line(a, b)), "torsion", soft=True)
+
+    def _near_line(self, a: int, b: int) -> int:
+        """The reference of a rotation about the line a-b: the bead with the fewest bonds to both, not in line."""
+        near, far = self.molecule.distances_from(a), self.molecule.distances_from(b)
+        others = [i for i in self.beads if i not in (a, b)]
+        good = [i for i in others if not self.molecule.collinear(a, b, i)]
+        return min(good or others, key=lambda i: (near[i] + far[i], self.depth[i], i))
+
+    def _place_bridge(self, row: Row, bead: int) -> None:
+        self._add(row, 1 + max(self.depth[j] for j in row.refs))
+        self.parent[row.atom] = bead
+        if bead in self.pseudo:  # what else is bonded to the bead is placed relative to this atom
+            del self.pseudo[bead]
+            self.parent[bead] = row.atom
+            self.first.pop(bead, None)
 
     def _priority(self, i: int, b: int) -> tuple:
         """First the atom of the named torsion; linear ones last; heavy before light."""
@@ -195,7 +239,7 @@ class _Builder:
 
     def _add(self, row: Row, depth: int) -> None:
         row.bead = row.atom in self.beads
-        row.soft = row.soft or not self._chemical(row)
+        row.soft = row.soft or not (row.closes or self._chemical(row))
         self.rows.append(row)
         self.depth[row.atom] = depth
 

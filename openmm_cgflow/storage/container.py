@@ -20,7 +20,7 @@ MOST_BYTES = 8 * 2**30
 MOST_HEADER_BYTES = 100_000_000  # as in safetensors
 MOST_TENSORS = 20_000
 MOST_DIMENSIONS = 8
-_BYTES = {"F64": 8, "F32": 4, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
 _METADATA = {"format", "version", "kind", "header"}
 
 

@@ -23,6 +23,7 @@ FLOORS = [
     {"analysis", "audit", "forcematching", "openmm_plugin", "trainable"},
     {"backmapping", "force_field", "vector_flow"},
     {"force_field_report", "model"},
+    {"proteins"},
     {"ml_potential", "__init__"},
     {"cli"},
     {"__main__"},

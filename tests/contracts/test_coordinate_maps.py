@@ -25,6 +25,17 @@ def beads() -> tuple[Map, Tensor]:
     return coordinates.bead_coordinates(), x[:, coordinates.bead_atoms]
 
 
+def planes() -> tuple[Map, Tensor]:
+    """The alpha carbons of a peptide: two atoms that are no beads between each two of them."""
+    molecule = load("ALA3")
+    beads = [
+        a.index
+        for a in molecule.topology.atoms()
+        if a.name in ("CA", "CH3") or (a.residue.name, a.name) == ("NME", "C")
+    ]
+    return InternalCoordinates.fromTopology(*molecule, beads=beads), torch.as_tensor(thermal(molecule, 4))
+
+
 def vectors(slow) -> Callable[[], tuple[Map, Tensor]]:
     def make() -> tuple[Map, Tensor]:
         x = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -39,6 +50,7 @@ MAPS: dict[str, Callable[[], tuple[Map, Tensor]]] = {
     "with constraints": of("ALA", constraints="HBonds"),
     "a ring that flips": of("PRO"),
     "beads": beads,
+    "planes": planes,
     "a rotation": vectors(2),
     "chosen entries": vectors([3, 0]),
 }

@@ -1,0 +1,68 @@
+"""The command for proteins: atoms around alpha carbons."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from openmm_cgflow.cli.app import app, load_torch
+from openmm_cgflow.cli.options import DrawSeed, positive, trajectory_file
+from openmm_cgflow.cli.output import show
+from openmm_cgflow.errors import InvalidInputError
+
+__all__ = ["backmap_protein"]
+
+
+@app.command("backmap-protein")
+def backmap_protein(
+    structure: Annotated[
+        Path,
+        typer.Argument(metavar="CA.PDB", help="Alpha carbons, or more atoms; names the residues.", show_default=False),
+    ],
+    trajectory: Annotated[
+        Path | None, typer.Argument(metavar="[TRAJ]", help="Frames of them: .xtc, .dcd, ...", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File for the structures: .pdb, .xtc, .dcd, .trr or .nc.")
+    ] = Path("atoms.pdb"),
+    n: Annotated[int, typer.Option("-n", help="Structures for each frame.")] = 1,
+    relax: Annotated[int, typer.Option(help="Iterations of minimisation with the alpha carbons held.")] = 50,
+    stride: Annotated[int, typer.Option(help="Take every so many frames.")] = 1,
+    frames: Annotated[
+        str | None, typer.Option(metavar="A:B", help="Frames A to B - 1, from 0 on.", show_default=False)
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    library: Annotated[
+        Path | None, typer.Option(help="Library of fragments; the shipped one if left out.", show_default=False)
+    ] = None,
+    seed: DrawSeed = None,
+) -> None:
+    """Put all atoms around the alpha carbons of a protein; energies and checks go into an .npz file beside it.
+
+    What is written opens in OpenMM with its force fields. A run that was ended goes on with the same command.
+    """
+    for name, value in (("-n", n), ("--stride", stride), ("--workers", workers)):
+        positive(name, value)
+    if relax < 0:
+        raise InvalidInputError(f"--relax is {relax}: give 0 or a number of iterations")
+    load_torch()
+    from openmm_cgflow.analysis import duration
+    from openmm_cgflow.proteins import backmap_protein_file
+    from openmm_cgflow.trajectory_files import WRITTEN, frame_range
+
+    trajectory_file(output, "structures", WRITTEN)
+    start = time.monotonic()
+    chosen = frame_range(frames)
+    result = backmap_protein_file(
+        structure, output, trajectory, n, relax, seed, stride, chosen, workers, library, progress=True
+    )
+    taken = time.monotonic() - start
+    energy = np.median(result.energies) / result.residues
+    rows = [
+        ("structures", f"{result.structures:,} of {result.residues:,} residues, in {duration(taken)}"),
+        ("energy a residue, median", f"{energy:.1f} kJ/mol{f', after {relax} steps' if relax else ''}"),
+        *result.checks.summary(),
+    ]
+    show([*rows, ("written", ", ".join(map(str, result.written)))])

@@ -1,0 +1,25 @@
+"""Atoms of any protein around its alpha carbons, from energies alone.
+
+`ProteinBackmapper` reads a sequence or a Topology, and puts atoms around traces of alpha carbons: a chain of peptide
+planes, then side chains. What it knows of residues is in a `FragmentLibrary`, which was made from energies of capped
+residues; `FragmentFlows`, beside it, are densities of side chains given the backbone. `BackmappedProtein` is what it
+gives; `backmap_protein_file` does so for files of any length.
+"""
+
+from openmm_cgflow.proteins.files import BackmappedProteinFile, backmap_protein_file
+from openmm_cgflow.proteins.flow_file import FragmentFlows
+from openmm_cgflow.proteins.fragment_flow import FragmentFlow
+from openmm_cgflow.proteins.library import FragmentLibrary, local_template
+from openmm_cgflow.proteins.mapper import ProteinBackmapper
+from openmm_cgflow.proteins.result import BackmappedProtein
+
+__all__ = [
+    "BackmappedProtein",
+    "BackmappedProteinFile",
+    "FragmentFlow",
+    "FragmentFlows",
+    "FragmentLibrary",
+    "ProteinBackmapper",
+    "backmap_protein_file",
+    "local_template",
+]

@@ -1,0 +1,75 @@
+"""Atoms from turns of planes and torsions of side chains."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from openmm_cgflow.proteins.backbone import Backbone, Planes
+from openmm_cgflow.proteins.layout import ProteinLayout
+from openmm_cgflow.proteins.residues import hydrogens_of_n
+
+__all__ = ["Assembly"]
+
+_N_H, _C_O = 0.101, 0.125  # nm, of charged termini
+_TETRAHEDRAL = math.radians(109.5)
+_OF_AMINE = {"H": math.pi, "H2": math.pi / 3, "H3": -math.pi / 3}
+_OF_PROLINE = {"H2": math.radians(-125.0), "H3": math.radians(-5.0)}
+
+
+class Assembly:
+    """Puts the backbone of a protein together.
+
+    Arguments:
+        layout: the protein.
+        planes: its planes.
+    """
+
+    def __init__(self, layout: ProteinLayout, planes: Planes) -> None:
+        self.layout, self.planes = layout, planes
+        columns = {name: layout.of(name) for name in ("C", "O", "N", "H", "CA", "OXT")}
+
+        def of(residues: Tensor, name: str) -> Tensor:
+            return torch.where(residues >= 0, columns[name][residues.clamp_min(0)], -1)
+
+        self.indices = torch.stack(
+            [of(planes.first, "C"), of(planes.first, "O"), of(planes.second, "N"), of(planes.second, "H")], 1
+        )
+        """`(planes, 4)`, of the atoms of each plane; -1 for those that are not there."""
+        self.ca = columns["CA"]
+        self.real = self.indices >= 0
+        self.last = [k for k in range(len(layout.sequence)) if layout.sequence.is_last(k)]
+        self.first = [k for k in range(len(layout.sequence)) if layout.sequence.is_first(k)]
+        self.oxt = columns["OXT"][self.last]
+
+    def backbone(self, backbone: Backbone, gamma: Tensor) -> Tensor:
+        """Backbones at `gamma (batch, planes)`: `(batch, atoms, 3)` nm, zeros where side chains will be."""
+        atoms = backbone.atoms(gamma)
+        x = atoms.new_zeros(len(atoms), self.layout.n_atoms, 3)
+        x = x.index_copy(1, self.indices[self.real].to(x.device), atoms[:, self.real.to(x.device)])
+        x = x.index_copy(1, self.ca.to(x.device), backbone.trace)
+        c, _, n, _ = atoms[:, self.planes.after[self.last]].unbind(2)
+        oxt = c + _C_O * torch.nn.functional.normalize(n - c, dim=-1)
+        x = x.index_copy(1, self.oxt.to(x.device), oxt)
+        for k in self.first:
+            names, index = hydrogens_of_n(self.layout.sequence.residues[k].variant, True), self.layout.index[k]
+            turns = _OF_PROLINE if "H" not in names else _OF_AMINE
+            where = torch.tensor([index[name] for name in names], device=x.device)
+            c, ca, n = (x[:, index[name]] for name in ("C", "CA", "N"))
+            placed = beyond(c, ca, n, _N_H, _TETRAHEDRAL, torch.tensor([turns[name] for name in names]).to(x))
+            x = x.index_copy(1, where, placed)
+        return x
+
+    def with_sides(self, x: Tensor, sides: Tensor) -> Tensor:
+        """The same with side chains `(batch, side atoms, 3)` in place."""
+        return x.index_copy(1, self.layout.side_atoms.to(x.device), sides)
+
+
+def beyond(a: Tensor, b: Tensor, c: Tensor, length: float, angle: float, torsions: Tensor) -> Tensor:
+    """Points at a bond from c, an angle b-c-x and torsions a-b-c-x: `(batch, torsions, 3)` of points `(batch, 3)`."""
+    along = torch.nn.functional.normalize(c - b, dim=-1)
+    normal = torch.nn.functional.normalize(torch.linalg.cross(b - a, along), dim=-1)
+    inward = torch.linalg.cross(normal, along)
+    sine = length * math.sin(angle)
+    side = sine * (torch.cos(torsions)[:, None] * inward[:, None] + torch.sin(torsions)[:, None] * normal[:, None])
+    return c[:, None] - length * math.cos(angle) * along[:, None] + side

@@ -1,0 +1,307 @@
+"""Backmapping of proteins from files of any length: piece by piece, in processes, and on where it stopped."""
+
+import hashlib
+import json
+import logging
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import mdtraj
+import numpy as np
+from openmm import app
+
+from openmm_cgflow.analysis.structure_checks import StructureChecks
+from openmm_cgflow.backmapping import AHEAD, Done, all_pieces, one_thread, progress_bar
+from openmm_cgflow.errors import CGFlowError, InvalidInputError
+from openmm_cgflow.proteins.library import FragmentLibrary
+from openmm_cgflow.proteins.mapper import ProteinBackmapper
+from openmm_cgflow.proteins.residues import CHI, ONE_LETTER, OTHER_NAMES, REFUSED
+from openmm_cgflow.proteins.result import write_pdb
+from openmm_cgflow.proteins.sequence import ProteinSequence
+from openmm_cgflow.proteins.trace import checked_trace, near_cysteines
+from openmm_cgflow.storage import locked
+from openmm_cgflow.trajectory_files import WRITTEN, count_frames, read_pieces, save_arrays, write_frames
+
+__all__ = ["BackmappedProteinFile", "backmap_protein_file"]
+
+_log = logging.getLogger("openmm_cgflow")
+_KNOWN = {*ONE_LETTER.values(), *CHI, *OTHER_NAMES, *REFUSED}
+_PIECE = 3000  # residues, over all frames of a piece
+
+
+@dataclass(frozen=True)
+class BackmappedProteinFile:
+    """What `backmap_protein_file` has written.
+
+    Attributes:
+        written: the structures; an `.npz` file with energies, evidence, ESS and checks (`check_...`); for formats without
+            a topology, a `.topology.pdb`.
+        frames: of the trace.
+        residues: in each.
+        structures: that were written.
+        energies: `(structures,)` kJ/mol.
+        checks: of all structures.
+    """
+
+    written: tuple[Path, ...]
+    frames: int
+    residues: int
+    structures: int
+    energies: np.ndarray
+    checks: StructureChecks
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is done with each piece, in any process."""
+
+    sequence: ProteinSequence
+    disulfides: tuple[tuple[int, int], ...]
+    library: str | None
+    n: int
+    relax: int
+    seed: int
+
+
+def backmap_protein_file(
+    structure: str | Path,
+    output: str | Path,
+    trajectory: str | Path | None = None,
+    n: int = 1,
+    relax: int = 50,
+    seed: int | None = None,
+    stride: int = 1,
+    frames: tuple[int, int | None] = (0, None),
+    workers: int = 1,
+    library: str | Path | None = None,
+    progress: bool = False,
+) -> BackmappedProteinFile:
+    """Put atoms around the alpha carbons of a file, however long, in bounded memory.
+
+    Pieces of the file are kept beside the output, in a folder that ends in `.parts`; a run that was ended goes on there
+    with the same arguments. One seed gives one result, for any number of workers.
+
+    Arguments:
+        structure: a PDB file with the alpha carbons, or with more, of which these are taken.
+        output: `.dcd`, `.xtc`, `.trr`, `.nc` or `.pdb`; numbers go into an `.npz` file beside it.
+        trajectory: frames of the atoms of `structure`, or of its alpha carbons alone; those of `structure` by default.
+        n: structures for each frame.
+        relax: iterations of minimisation with the alpha carbons held; 0 for none.
+        seed: of everything random; a new one by default.
+        stride: take every so many frames.
+        frames: the first one, and before which one to end.
+        workers: processes on this machine, one thread each.
+        library: file of a `FragmentLibrary`; the shipped one by default.
+        progress: show a bar with the time that is left.
+
+    Raises:
+        InvalidInputError: for files that cannot be read or written, residues that cannot be built, wrong traces, by
+            name; if the pieces there are of another run.
+        MismatchError: a trajectory of other beads.
+
+    Example:
+        backmap_protein_file("ca.pdb", "atoms.xtc", "ca.xtc", workers=2, progress=True)
+    """
+    structure, output = Path(structure), Path(output)
+    frames_of = structure if trajectory is None else Path(trajectory)
+    for name, value, least in (("n", n, 1), ("relax", relax, 0), ("stride", stride, 1), ("workers", workers, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InvalidInputError(f"{name} is {value!r}; give a whole number of {least} or more")
+    if output.suffix.lower() not in WRITTEN:
+        raise InvalidInputError(f"{output}: structures are written as {', '.join(WRITTEN)}; choose one of these")
+    for path in (structure, frames_of):
+        if not path.is_file():
+            raise InvalidInputError(f"there is no file {path}")
+        if path.resolve() == output.resolve():
+            raise InvalidInputError(f"the output {output} is a file that is read; give another one")
+    whole, alpha = _read_structure(structure)
+    sequence = ProteinSequence.of(alpha)
+    beads = _Beads(frames_of, whole, alpha)
+    pieces = beads.pieces(max(1, _PIECE // (len(sequence) * n)), stride, *frames)
+    first = next(beads.pieces(1, 1, *frames), None)
+    if first is None:
+        raise InvalidInputError(f"there are no frames in {frames_of} from {frames[0]} on")
+    pairs = tuple(near_cysteines(sequence, checked_trace(first, sequence)[0]))
+    for a, b in pairs:
+        names = sequence.residues[a].label, sequence.residues[b].label
+        _log.info("%s and %s are near in the first frame: a disulfide is built", *names)
+    parts = output.with_name(output.name + ".parts")
+    with locked(output):
+        task = _Task(sequence, pairs, str(library) if library is not None else None, n, relax, _seed(parts, seed))
+        _begin(parts, task, (structure, frames_of), stride, frames)
+        total = count_frames(frames_of, stride, *frames)
+        with progress_bar(progress, total) as advance, _doing(task, workers) as (submit, ahead):
+            found = all_pieces(pieces, parts, submit, ahead, advance)
+        return _join(task, found, parts, output)
+
+
+class _Beads:
+    """Alpha carbons of a file of frames."""
+
+    def __init__(self, path: Path, whole: app.Topology, alpha: app.Topology) -> None:
+        self.path = path
+        self.whole, self.alpha = (mdtraj.Topology.from_openmm(t) for t in (whole, alpha))
+        self.chosen = [k for k, name in enumerate(_labels(whole)) if name is not None]
+
+    def pieces(self, chunk: int, stride: int, start: int, stop: int | None) -> Iterator[mdtraj.Trajectory]:
+        """Frames of alpha carbons."""
+        try:
+            first = next(read_pieces(self.path, self.whole, 1), None)
+            top = self.whole
+        except InvalidInputError:
+            first = next(read_pieces(self.path, self.alpha, 1), None)
+            top = self.alpha
+        if first is None:
+            return
+        for piece in read_pieces(self.path, top, chunk, stride, start, stop):
+            if piece.n_atoms == self.alpha.n_atoms:
+                yield piece
+            elif piece.n_atoms == self.whole.n_atoms:
+                yield piece.atom_slice(self.chosen)
+            else:
+                carbons = piece.topology.select("name CA")
+                yield piece.atom_slice(carbons) if len(carbons) else piece
+
+
+def _labels(topology: app.Topology) -> list[str | None]:
+    """The residue's name of each atom that is an alpha carbon of a protein, None for others."""
+    return [
+        atom.residue.name if atom.name == "CA" and atom.residue.name in _KNOWN else None for atom in topology.atoms()
+    ]
+
+
+def _read_structure(path: Path) -> tuple[app.Topology, app.Topology]:
+    """Topology of all atoms of a file, and of its alpha carbons."""
+    try:
+        whole = app.PDBFile(str(path)).topology
+    except Exception as error:  # OpenMM raises whatever it meets
+        raise InvalidInputError(f"{path} cannot be read as a PDB file ({type(error).__name__}: {error})") from error
+    labels = _labels(whole)
+    alpha, left = app.Topology(), Counter[str]()
+    for chain in whole.chains():
+        made = None
+        for residue in chain.residues():
+            atoms = [atom for atom in residue.atoms() if labels[atom.index] is not None]
+            names = [atom.name for atom in residue.atoms()]
+            if not atoms and ("CA" in names) and residue.name not in ("CA", "CAL"):
+                atoms = [atom for atom in residue.atoms() if atom.name == "CA"]  # is refused by its name
+            if not atoms:
+                left[residue.name] += 1
+                continue
+            made = made or alpha.addChain(chain.id)
+            added = alpha.addResidue(residue.name, made, residue.id)
+            alpha.addAtom("CA", app.element.carbon, added)
+    if left:
+        _log.warning(
+            "left out, for they have no alpha carbon: %s", ", ".join(f"{n} {name}" for name, n in left.items())
+        )
+    if not alpha.getNumAtoms():
+        raise InvalidInputError(f"{path} has no atoms named CA of amino acids: give a file of alpha carbons")
+    return whole, alpha
+
+
+def _seed(parts: Path, seed: int | None) -> int:
+    """The seed that is given, or that a run began with, or a new one."""
+    if seed is not None:
+        return seed
+    try:
+        return int(json.loads((parts / "run.json").read_text(encoding="utf-8"))["seed"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return secrets.randbits(32)
+
+
+def _begin(parts: Path, task: _Task, files: tuple[Path, Path], stride: int, frames: tuple[int, int | None]) -> None:
+    """The folder of pieces, new or of this very run.
+
+    Raises:
+        InvalidInputError: the folder cannot be made, or is of another run.
+    """
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    described = json.dumps([asdict(task), stats, stride, frames])
+    identity = {"identity": hashlib.sha256(described.encode()).hexdigest(), "seed": task.seed}
+    path = parts / "run.json"
+    try:
+        parts.mkdir(exist_ok=True)
+        if not path.exists():
+            path.write_text(json.dumps(identity), encoding="utf-8")
+            return
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"cannot use {parts}: {error}; remove it, or choose another output") from error
+    if before != identity:
+        raise InvalidInputError(
+            f"{parts} holds pieces of a run with another file or options: remove it to begin anew, or give the same "
+            "ones to go on"
+        )
+    _log.info("backmapping goes on with the pieces in %s", parts)
+
+
+@lru_cache(maxsize=1)
+def _mapper(sequence: ProteinSequence, disulfides: tuple[tuple[int, int], ...], library: str | None) -> Any:  # noqa: ANN401
+    """The mapper of a task, once in each process."""
+    return ProteinBackmapper(sequence, FragmentLibrary.load(library), disulfides=disulfides)
+
+
+def _do(task: _Task, x: np.ndarray, time: np.ndarray, number: int) -> dict[str, np.ndarray]:
+    """What is kept of one piece. Also what a worker runs."""
+    seed = int(np.random.SeedSequence([task.seed, number]).generate_state(1)[0])
+    try:
+        result = _mapper(task.sequence, task.disulfides, task.library).backmap(x, task.n, task.relax, seed)
+    except CGFlowError as error:
+        raise type(error)(f"in piece {number} of the file, of {len(x)} frames counted from 0: {error}") from error
+    return result.numbers() | {"positions": result.positions, "time": np.repeat(time, task.n)}
+
+
+@contextmanager
+def _doing(task: _Task, workers: int) -> Iterator[tuple[Callable[[mdtraj.Trajectory, int], Any], int]]:
+    """A function that has a piece done and returns what has a `result()`, and how many may wait for that."""
+    if workers == 1:
+        yield lambda piece, number: Done(_do(task, piece.xyz, piece.time, number)), 1
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=one_thread)
+    try:
+        yield lambda piece, number: pool.submit(_do, task, piece.xyz, piece.time, number), AHEAD * workers
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _join(task: _Task, found: list[Path], parts: Path, output: Path) -> BackmappedProteinFile:
+    """One file of structures and one of numbers; then the pieces are removed."""
+    columns: dict[str, list[np.ndarray]] = {}
+    one: list[np.ndarray] = []
+
+    def positions() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for path in found:
+            with np.load(path) as data:
+                for name in data.keys() - {"positions", "time"}:
+                    columns.setdefault(name, []).append(data[name])
+                x, time = data["positions"], data["time"]
+            if not one:
+                one.append(x[0, 0])
+            yield x.reshape(-1, *x.shape[2:]), time
+
+    topology = _mapper(task.sequence, task.disulfides, task.library).topology
+    written = [output, output.with_suffix(".npz")]
+    if output.suffix.lower() == ".pdb":
+        structures = write_pdb(output, topology, (frame for x, _ in positions() for frame in x))
+    else:
+        structures = write_frames(output, mdtraj.Topology.from_openmm(topology), positions())
+        written.append(output.with_suffix(".topology.pdb"))
+        write_pdb(written[-1], topology, one)
+    arrays = {name: np.concatenate(column) for name, column in columns.items()}
+    save_arrays(written[1], arrays)
+    shutil.rmtree(parts)
+    checks = StructureChecks(*(arrays[f"check_{field.name}"] for field in fields(StructureChecks)))
+    frames = len(arrays["energies"])
+    return BackmappedProteinFile(
+        tuple(written), frames, len(task.sequence), structures, arrays["energies"].reshape(-1), checks
+    )

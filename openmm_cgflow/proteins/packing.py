@@ -1,0 +1,146 @@
+"""Which candidate of each side chain: tables of pairs, and annealed Gibbs sampling over them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from openmm_cgflow.proteins.contacts import Nonbonded, pair_energies, squared_distances
+from openmm_cgflow.proteins.side_chains import KEPT, Candidates, SelfEnergies
+
+__all__ = ["Packed", "PairTables", "pack", "pair_tables"]
+
+_CAP = 60.0  # kJ/mol, of a pair of atoms
+_SEE = 0.35  # nm between the spheres of two side chains
+_ENTRIES = 400_000
+_SWEEPS = 16
+_HOT, _COLD = 8.0, 0.4  # kT, first and last temperature of the sweeps
+_NOWHERE = 1e4
+
+
+class PairTables(NamedTuple):
+    """Energies between candidates of two residues, each pair twice: from either side."""
+
+    frame: Tensor
+    """`(edges,)`."""
+    residue: Tensor
+    """`(edges,)`, whose candidates are the rows."""
+    other: Tensor
+    """`(edges,)`, whose candidates are the columns."""
+    energy: Tensor
+    """`(edges, kept, kept)` kJ/mol."""
+
+
+class Packed(NamedTuple):
+    """What `pack` chose."""
+
+    state: Tensor
+    """`(batch, residues)`, the candidate of each residue."""
+    energy: Tensor
+    """`(batch,)` kJ/mol."""
+
+
+def pair_tables(candidates: Candidates, energies: SelfEnergies, nonbonded: Nonbonded) -> PairTables:
+    """Energies between the candidates of all residues that are near one another."""
+    batch, n = candidates.energy.shape[:2]
+    x = candidates.energy
+    centre, radius = x.new_zeros(batch, n, 3), x.new_zeros(batch, n)
+    kind, place = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long)
+    variants = list(candidates.placed)
+    for v, variant in enumerate(variants):
+        rows, placed = candidates.placed[variant]
+        flat = placed.flatten(2, 3)
+        centre[:, rows] = flat.mean(2)
+        radius[:, rows] = (flat - flat.mean(2, keepdim=True)).norm(dim=-1).amax(-1)
+        kind[rows], place[rows] = v, torch.arange(len(rows))
+    near = torch.cdist(centre, centre) < radius[:, :, None] + radius[:, None, :] + _SEE
+    near &= torch.triu(torch.ones(n, n, dtype=torch.bool, device=x.device), 1)
+    frame, first, second = near.nonzero().unbind(1)
+    many = torch.isfinite(candidates.energy).sum(-1) > 1
+    chosen = many[frame, first] | many[frame, second]  # pairs of two that cannot move are a constant
+    frame, first, second = frame[chosen], first[chosen], second[chosen]
+    tables = x.new_zeros(len(frame), KEPT, KEPT)
+    combination = kind[first.cpu()] * len(variants) + kind[second.cpu()]
+    order = torch.argsort(combination, stable=True)
+    found, counts = torch.unique_consecutive(combination[order], return_counts=True)
+    for which, rows in zip(found.tolist(), order.split(counts.tolist()), strict=True):
+        a, b = variants[which // len(variants)], variants[which % len(variants)]
+        _fill(tables, rows.to(x.device), candidates, energies, nonbonded, (a, b), (frame, first, second), place)
+    return PairTables(
+        torch.cat([frame, frame]),
+        torch.cat([first, second]),
+        torch.cat([second, first]),
+        torch.cat([tables, tables.transpose(1, 2)]),
+    )
+
+
+def _fill(
+    tables: Tensor,
+    rows: Tensor,
+    candidates: Candidates,
+    energies: SelfEnergies,
+    nonbonded: Nonbonded,
+    variants: tuple[str, str],
+    pairs: tuple[Tensor, Tensor, Tensor],
+    place: Tensor,
+) -> None:
+    frame, first, second = pairs
+    x, y = (candidates.placed[variant][1] for variant in variants)
+    (k, a), (l, b) = x.shape[2:4], y.shape[2:4]
+    for part in rows.split(max(1, _ENTRIES // (k * a * l * b))):
+        i, j = first[part], second[part]
+        ours, theirs = x[frame[part], place[i]], y[frame[part], place[j]]
+        squared = squared_distances(ours.flatten(1, 2), theirs.flatten(1, 2))
+        factors = nonbonded.between(energies.side_indices(i.cpu()), energies.side_indices(j.cpu()))
+        spread = tuple(factor[:, None, :, None, :] for factor in factors)
+        energy = pair_energies(squared.reshape(-1, k, a, l, b), spread, _CAP).sum((2, 4))  # type: ignore[arg-type]
+        tables[part, :k, :l] = energy
+
+
+def pack(own: Tensor, tables: PairTables, kT: float, restarts: int, generator: torch.Generator) -> Packed:
+    """Candidates by annealed Gibbs sampling, the best of some restarts, then downhill.
+
+    Arguments:
+        own: `(batch, residues, kept)` kJ/mol, of each candidate by itself; infinite where there is none.
+        tables: of pairs.
+        kT: kJ/mol.
+        restarts: independent runs for each trace.
+        generator: of everything random.
+    """
+    batch, n, kept = own.shape
+    own = own.clamp(max=_NOWHERE)
+    state = torch.multinomial(
+        torch.softmax(-own / (4 * kT), -1).reshape(-1, kept), restarts, replacement=True, generator=generator
+    )
+    state = state.reshape(batch, n, restarts)
+    by_residue = _grouped(tables.residue, n)
+    moving = [k for k in range(n) if bool((own[:, k] < _NOWHERE).sum(-1).gt(1).any())]
+    temperatures = [_HOT * (_COLD / _HOT) ** (t / (_SWEEPS - 1)) for t in range(_SWEEPS)] + [0.0, 0.0]
+    for temperature in temperatures:
+        for k in moving:
+            field = own[:, k, None] + _field(state, tables, by_residue[k], batch)
+            if temperature:
+                noise = torch.rand(field.shape, generator=generator, device=field.device).clamp_min(1e-12)
+                field = field + temperature * kT * torch.log(-torch.log(noise))
+            state[:, k] = field.argmin(-1)
+    alone = own.gather(2, state).sum(1)
+    rows = torch.arange(len(tables.frame), device=own.device)[:, None]
+    of_pairs = tables.energy[rows, state[tables.frame, tables.residue], state[tables.frame, tables.other]]
+    energy = alone + 0.5 * alone.new_zeros(batch, restarts).index_add_(0, tables.frame, of_pairs)
+    best = energy.argmin(-1)
+    at = torch.arange(batch, device=own.device)
+    return Packed(state[at, :, best], energy[at, best])
+
+
+def _field(state: Tensor, tables: PairTables, edges: Tensor, batch: int) -> Tensor:
+    """Energy of each candidate of a residue with the others as they are, `(batch, restarts, kept)`."""
+    frame = tables.frame[edges]
+    now = state[frame, tables.other[edges]]  # (edges, restarts)
+    turned_round = (edges + len(tables.frame) // 2) % len(tables.frame)
+    seen = tables.energy[turned_round[:, None], now]  # (edges, restarts, kept)
+    return seen.new_zeros(batch, *seen.shape[1:]).index_add_(0, frame, seen)
+
+
+def _grouped(values: Tensor, n: int) -> list[Tensor]:
+    order = torch.argsort(values, stable=True)
+    return list(order.split(torch.bincount(values, minlength=n).tolist()))

@@ -1,0 +1,286 @@
+"""Side chains for a given backbone: candidates of each residue, and what each costs by itself.
+
+A `Proposer` gives candidates and their densities. `GridProposer` turns templates of minimised Ace-X-Nme through grids of
+their torsions; conditional flows of fragments can take its place.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import networkx
+import numpy as np
+import openmm
+import torch
+from openmm import unit
+from torch import Tensor
+
+from openmm_cgflow.proteins.contacts import Nonbonded, pair_energies, squared_distances
+from openmm_cgflow.proteins.geometry import residue_frames
+from openmm_cgflow.proteins.layout import MOST_CHI, ProteinLayout, SideChain, turned
+from openmm_cgflow.proteins.residues import grid_of
+
+__all__ = ["Candidates", "GridProposer", "Proposer", "SelfEnergies", "frames_of"]
+
+KEPT = 20
+"""Candidates of a residue that go on to packing: those of the lowest energies with the backbone."""
+
+_CAP = 60.0  # kJ/mol, of a pair of atoms
+_NEIGHBOURS = 72  # backbone atoms that a side chain sees, the nearest ones
+_LOCAL = 18  # those of its own residue and of the two beside it
+_ONE_FOUR = 0.5
+_ENTRIES = 400_000
+
+
+class Proposer(Protocol):
+    """Candidates of side chains, given the backbone."""
+
+    def propose(self, residue: int, backbone: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Candidates of one residue.
+
+        Arguments:
+            residue: its number.
+            backbone: `(batch, 3, 3)` nm, its N, CA and C.
+            k: how many at most.
+            generator: of everything random.
+
+        Returns:
+            positions `(batch, candidates, atoms, 3)` nm, and log-densities `(batch, candidates)`.
+        """
+
+
+def frames_of(layout: ProteinLayout, x: Tensor) -> Tensor:
+    """Axes of all residues, `(batch, residues, 3, 3)`, of atoms `(batch, atoms, 3)`."""
+    n, ca, c = (x[:, layout.of(name)] for name in ("N", "CA", "C"))
+    return residue_frames(n, ca, c, layout.is_proline.to(x.device))
+
+
+class GridProposer:
+    """All combinations of a grid of torsions, with equal densities.
+
+    Arguments:
+        layout: the protein.
+    """
+
+    def __init__(self, layout: ProteinLayout) -> None:
+        self.layout = layout
+        self.chi: dict[str, Tensor] = {}
+        self.local: dict[str, Tensor] = {}
+        for residue, side in zip(layout.sequence.residues, layout.side_chains, strict=True):
+            if residue.variant not in self.chi:
+                chi = torch.as_tensor(grid_of(residue.variant), dtype=torch.float32)
+                self.chi[residue.variant] = chi
+                self.local[residue.variant] = turned(side, chi).float()
+
+    def propose(self, residue: int, backbone: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """All candidates of one residue, see `Proposer`; `k` is not heeded."""
+        local = self.local[self.layout.sequence.residues[residue].variant].to(backbone)
+        proline = self.layout.is_proline[residue].to(backbone.device)
+        axes = residue_frames(backbone[:, 0], backbone[:, 1], backbone[:, 2], proline)
+        placed = local @ axes[:, None] + backbone[:, 1, None, None]
+        return placed, placed.new_full(placed.shape[:2], -math.log(len(local)))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Candidates of all residues, `KEPT` each at most.
+
+    Attributes:
+        chi: `(batch, residues, kept, MOST_CHI)` rad; zeros for torsions that are not there.
+        energy: `(batch, residues, kept)` kJ/mol, of each with the backbone; infinite for places that are not filled.
+        log_partition: `(batch, residues)`, log of the sum of Boltzmann factors over all candidates.
+        placed: by variant: residues `(residues,)` and positions `(batch, residues, kept, atoms, 3)` nm.
+    """
+
+    chi: Tensor
+    energy: Tensor
+    log_partition: Tensor
+    placed: dict[str, tuple[Tensor, Tensor]]
+
+
+class SelfEnergies:
+    """Energies of side chains with the backbone and within themselves.
+
+    Arguments:
+        layout: the protein.
+        system: its System, for torsions.
+        nonbonded: its charges and Lennard-Jones parameters.
+    """
+
+    def __init__(self, layout: ProteinLayout, system: openmm.System, nonbonded: Nonbonded) -> None:
+        self.layout, self.nonbonded = layout, nonbonded
+        self.members = _by_variant(layout)
+        graph = networkx.Graph((a.index, b.index) for a, b in layout.topology.bonds())
+        side = set(layout.side_atoms.tolist())
+        self.backbone = torch.tensor([a.index for a in layout.topology.atoms() if a.index not in side])
+        self.of = torch.tensor([a.residue.index for a in layout.topology.atoms() if a.index not in side])
+        chain = torch.tensor([residue.chain for residue in layout.sequence.residues])
+        beside = (self.of[None, :] - torch.arange(len(chain))[:, None]).abs() <= 1
+        self.beside = beside & (chain[self.of][None, :] == chain[:, None])
+        self.local_atoms, self.scales = self._local(graph)
+        self.torsions = _Torsions(system)
+        self.within = {variant: self._within(graph, int(rows[0])) for variant, rows in self.members.items()}
+
+    def side_indices(self, rows: Tensor) -> Tensor:
+        """Indices of the atoms of the side chains of residues of one variant, `(residues, atoms)`."""
+        start = self.layout.side_start
+        return torch.stack([self.layout.side_atoms[start[k] : start[k + 1]] for k in rows.tolist()])
+
+    def _local(self, graph: networkx.Graph) -> tuple[Tensor, list[Tensor]]:
+        """Backbone atoms beside each residue, `(residues, 18)`, and how much of each pair counts, `(atoms, 18)`."""
+        atoms, scales = torch.full((len(self.layout.sequence), _LOCAL), -1), []
+        start, side = self.layout.side_start, self.layout.side_atoms
+        for k in range(len(atoms)):
+            near = self.backbone[self.beside[k]]
+            atoms[k, : len(near)] = near
+            own = side[start[k] : start[k + 1]].tolist()
+            scales.append(_scales(graph, own, atoms[k].tolist()))
+        return atoms, scales
+
+    def _within(self, graph: networkx.Graph, k: int) -> "_Within":
+        start, side = self.layout.side_start, self.layout.side_chains[k]
+        own = self.layout.side_atoms[start[k] : start[k + 1]]
+        names = self.layout.index[k]
+        frame = torch.tensor([names["N"], names["CA"], names["C"]])
+        scale = torch.triu(_scales(graph, own.tolist(), own.tolist()), 1)
+        return _Within(side, own, scale, self.torsions.of([*frame.tolist(), *own.tolist()]), self.nonbonded)
+
+    def intrinsic(self, variant: str, local: Tensor) -> Tensor:
+        """Energy within a residue, kJ/mol `(candidates,)`, of candidates `(candidates, atoms, 3)` in its frame."""
+        return self.within[variant].energy(local)
+
+    def choose(self, x: Tensor, chi: dict[str, Tensor], local: dict[str, Tensor], kT: float) -> Candidates:
+        """Candidates with the lowest energies.
+
+        Arguments:
+            x: `(batch, atoms, 3)` nm, of which backbones are there.
+            chi: torsions of candidates by variant.
+            local: candidates by variant, in the frame of the residue.
+            kT: kJ/mol.
+        """
+        batch, n = len(x), len(self.layout.sequence)
+        frames, ca = frames_of(self.layout, x), x[:, self.layout.of("CA")]
+        made = Candidates(
+            x.new_zeros(batch, n, KEPT, MOST_CHI), x.new_full((batch, n, KEPT), torch.inf), x.new_zeros(batch, n), {}
+        )
+        bones = x[:, self.backbone]
+        for variant, rows in self.members.items():
+            shape = local[variant].to(x)
+            inner = self.intrinsic(variant, shape)
+            own = self.side_indices(rows)
+            reach = _ENTRIES // max(1, len(rows) * shape.shape[0] * shape.shape[1] * _NEIGHBOURS)
+            parts = []
+            for frames_here in torch.arange(batch, device=x.device).split(max(1, reach)):
+                placed = shape @ frames[frames_here][:, rows][:, :, None] + ca[frames_here][:, rows][:, :, None, None]
+                parts.append((placed, self._with_backbone(placed, rows, own, x[frames_here], bones[frames_here])))
+            energy = torch.cat([part[1] for part in parts]) + inner
+            made.log_partition[:, rows] = torch.logsumexp(-energy / kT, -1)
+            kept = min(KEPT, energy.shape[-1])
+            least, which = torch.topk(energy, kept, dim=-1, largest=False)
+            made.energy[:, rows, :kept] = least
+            if chi[variant].shape[1]:
+                made.chi[:, rows, :kept, : chi[variant].shape[1]] = chi[variant].to(x)[which]
+            axes = frames[:, rows][:, :, None]
+            made.placed[variant] = (rows, shape[which] @ axes + ca[:, rows][:, :, None, None])
+        return made
+
+    def _with_backbone(self, placed: Tensor, rows: Tensor, own: Tensor, x: Tensor, bones: Tensor) -> Tensor:
+        """`(batch, residues, candidates)` kJ/mol of candidates `(batch, residues, candidates, atoms, 3)`."""
+        batch, n, k, a = placed.shape[:4]
+        flat = placed.reshape(batch, n, k * a, 3)
+        local = x[:, self.local_atoms[rows]]
+        squared = squared_distances(flat, local).reshape(batch, n, k, a, _LOCAL)
+        scale = torch.stack([self.scales[r] for r in rows.tolist()])
+        factors = tuple((f * scale)[None, :, None] for f in self.nonbonded.between(own, self.local_atoms[rows]))
+        energy = pair_energies(squared, factors, _CAP).sum((3, 4))  # type: ignore[arg-type]
+        centre = flat.mean(2)
+        apart = torch.cdist(centre, bones)
+        apart = torch.where(self.beside[rows].to(x.device), torch.inf, apart)
+        near = torch.topk(apart, min(_NEIGHBOURS, bones.shape[1]), largest=False)
+        index = torch.where(near.values.isfinite(), self.backbone.to(x.device)[near.indices], -1)
+        others = bones[torch.arange(batch)[:, None, None], near.indices]
+        squared = squared_distances(flat, others).reshape(batch, n, k, a, -1)
+        factors = tuple(f[:, :, None] for f in self.nonbonded.between(own.expand(batch, -1, -1), index))
+        return energy + pair_energies(squared, factors, _CAP).sum((3, 4))  # type: ignore[arg-type]
+
+
+class _Within:
+    """Energy within one residue: its torsions, and pairs of atoms of its side chain."""
+
+    def __init__(
+        self, side: SideChain, own: Tensor, scale: Tensor, torsions: tuple[Tensor, Tensor], nonbonded: Nonbonded
+    ) -> None:
+        self.n = torch.tensor([[0.1449 * math.cos(0.96), -0.1449 * math.sin(0.96), 0.0]])
+        if "CD" in side.names and len(side.names) == 10 and side.n_chi == 0:  # proline, whose first axis is CA-N
+            self.n = torch.tensor([[0.1449, 0.0, 0.0]])
+        angle = 1.92 if self.n[0, 1] == 0 else 0.96
+        self.c = torch.tensor([[0.1526 * math.cos(angle), 0.1526 * math.sin(angle), 0.0]])
+        self.torsions, self.terms = torsions
+        self.scale = scale
+        self.factors = nonbonded.between(own, own)
+
+    def energy(self, local: Tensor) -> Tensor:
+        k = len(local)
+        frame = torch.cat([self.n, torch.zeros(1, 3), self.c]).to(local)
+        x = torch.cat([frame.expand(k, -1, -1), local], 1)
+        squared = squared_distances(local, local)
+        factors = tuple(f * self.scale for f in self.factors)
+        energy = pair_energies(squared, factors, _CAP).sum((1, 2))  # type: ignore[arg-type]
+        if len(self.torsions):
+            angle = dihedrals(*(x[:, self.torsions[:, j]] for j in range(4)))
+            period, phase, height = self.terms.unbind(1)
+            energy = energy + (height * (1 + torch.cos(period * angle - phase))).sum(1)
+        return energy
+
+
+class _Torsions:
+    """The periodic torsions of a System."""
+
+    def __init__(self, system: openmm.System) -> None:
+        rows, terms = [], []
+        for force in system.getForces():
+            if isinstance(force, openmm.PeriodicTorsionForce):
+                for t in range(force.getNumTorsions()):
+                    *atoms, period, phase, height = force.getTorsionParameters(t)
+                    rows.append(atoms)
+                    terms.append((period, phase._value, height.value_in_unit(unit.kilojoule_per_mole)))
+        self.rows = np.array(rows, dtype=np.int64).reshape(-1, 4)
+        self.terms = torch.tensor(np.array(terms, dtype=float).reshape(-1, 3), dtype=torch.float32)
+
+    def of(self, atoms: list[int]) -> tuple[Tensor, Tensor]:
+        """Torsions among these atoms alone, as places in the list, and their period, phase and height."""
+        place = {atom: k for k, atom in enumerate(atoms)}
+        inside = np.isin(self.rows, atoms).all(1)
+        rows = [[place[a] for a in row] for row in self.rows[inside].tolist()]
+        return torch.tensor(rows, dtype=torch.long).reshape(-1, 4), self.terms[torch.as_tensor(inside)]
+
+
+def dihedrals(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Torsions `(...)` rad of four points `(..., 3)`."""
+    u, v, w = b - a, c - b, d - c
+    first, second = torch.linalg.cross(u, v), torch.linalg.cross(v, w)
+    return torch.atan2(v.norm(dim=-1) * (u * second).sum(-1), (first * second).sum(-1))
+
+
+def _by_variant(layout: ProteinLayout) -> dict[str, Tensor]:
+    rows: dict[str, list[int]] = {}
+    for k, residue in enumerate(layout.sequence.residues):
+        rows.setdefault(residue.variant, []).append(k)
+    return {variant: torch.tensor(found) for variant, found in rows.items()}
+
+
+def _scales(graph: networkx.Graph, first: list[int], second: list[int]) -> Tensor:
+    """How much of the energy of each pair counts: none up to two bonds, half at three, all beyond."""
+    made = torch.ones(len(first), len(second))
+    for i, atom in enumerate(first):
+        near = networkx.single_source_shortest_path_length(graph, atom, cutoff=3)
+        for j, other in enumerate(second):
+            if other in near:
+                made[i, j] = _ONE_FOUR if near[other] == 3 else 0.0
+    return made
+
+
+def chunks(n: int, size: int) -> Iterator[Tensor]:
+    """Numbers below `n` in pieces."""
+    yield from torch.arange(n).split(max(1, size))

@@ -1,0 +1,101 @@
+"""Traces of alpha carbons: read, and refused by residue where they cannot be one."""
+
+import numpy as np
+
+from openmm_cgflow.errors import InvalidInputError, MismatchError
+from openmm_cgflow.proteins.sequence import ProteinSequence
+from openmm_cgflow.units import PositionsLike, in_nm
+
+__all__ = ["checked_trace", "near_cysteines"]
+
+_SHORTEST, _LONGEST = 0.25, 0.50  # nm, of neighbours in a chain
+_OVERLAP = 0.2  # nm, of any two
+_DISULFIDE = (0.38, 0.68)  # nm, alpha carbons of a disulfide
+
+
+def checked_trace(trace: PositionsLike, sequence: ProteinSequence) -> np.ndarray:
+    """Alpha carbons `(frames, residues, 3)`, nm.
+
+    Raises:
+        MismatchError: another number of beads than residues.
+        InvalidInputError: values that are not finite, another unit, gaps, beads on one another; the residue is named.
+    """
+    x = in_nm(trace)
+    if x.ndim == 2:
+        x = x[None]
+    n = len(sequence)
+    if x.ndim != 3 or x.shape[2:] != (3,) or not len(x):
+        raise InvalidInputError(f"the trace has the shape {x.shape}; give (frames, {n}, 3) or ({n}, 3), in nm")
+    if x.shape[1] != n:
+        raise MismatchError(
+            f"the trace has {x.shape[1]} beads, the sequence {n} residues "
+            f"({sequence.residues[0].label} to {sequence.residues[-1].label}); give one alpha carbon for each residue: "
+            "of an all-atom trajectory, trajectory.atom_slice(trajectory.topology.select('name CA'))"
+        )
+    bad = np.argwhere(~np.isfinite(x).all(2))
+    if len(bad):
+        raise InvalidInputError(
+            f"the alpha carbon of {sequence.residues[bad[0][1]].label} in frame {bad[0][0]} is NaN or infinite; "
+            "leave such frames out"
+        )
+    _refuse_wrong_distances(x, sequence)
+    return x
+
+
+def _refuse_wrong_distances(x: np.ndarray, sequence: ProteinSequence) -> None:
+    inner = np.array([not sequence.is_last(k) for k in range(len(sequence) - 1)])
+    length = np.linalg.norm(np.diff(x, axis=1), axis=2)
+    middle = float(np.median(length[:, inner]))
+    if 2.5 < middle < 5.0:
+        raise InvalidInputError(
+            f"neighbouring alpha carbons are about {middle:.2f} apart, which looks like Angstrom taken for nm: give nm, "
+            "or a Quantity, such as x * unit.angstrom"
+        )
+    wrong = np.argwhere(inner & ((length < _SHORTEST) | (length > _LONGEST)))
+    if len(wrong):
+        frame, k = wrong[0]
+        many = len(wrong) > 0.3 * length[:, inner].size
+        cause = (
+            "beads are in another order than the sequence, or are no alpha carbons"
+            if many
+            else "residues are missing there, the molecule is split by a periodic box, or a chain ends there: give what "
+            "is missing, make it whole (trajectory.make_molecules_whole()), or begin a new chain (/ in the sequence, "
+            "another chain in the Topology)"
+        )
+        raise InvalidInputError(
+            f"the alpha carbons of {sequence.residues[k].label} and {sequence.residues[k + 1].label} are "
+            f"{length[frame, k]:.3f} nm apart in frame {frame}, where about 0.38 are expected: {cause}"
+        )
+    for frame, points in enumerate(x):
+        near = _nearest(points)
+        if near is not None:
+            a, b = near
+            raise InvalidInputError(
+                f"the alpha carbons of {sequence.residues[a].label} and {sequence.residues[b].label} are nearer than "
+                f"{_OVERLAP} nm in frame {frame}: no atoms fit between them; leave this frame out"
+            )
+
+
+def _nearest(points: np.ndarray) -> tuple[int, int] | None:
+    from scipy.spatial import cKDTree
+
+    pairs = cKDTree(points).query_pairs(_OVERLAP)
+    return min(pairs) if pairs else None
+
+
+def near_cysteines(sequence: ProteinSequence, points: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of cysteines whose alpha carbons are as near as those of a disulfide, the nearest ones first."""
+    places = [k for k, residue in enumerate(sequence.residues) if residue.variant in ("CYS", "CYX")]
+    pairs = [
+        (float(np.linalg.norm(points[i] - points[j])), i, j)
+        for a, i in enumerate(places)
+        for j in places[a + 1 :]
+        if j - i > 1
+    ]
+    found: list[tuple[int, int]] = []
+    taken: set[int] = set()
+    for distance, i, j in sorted(pairs):
+        if _DISULFIDE[0] < distance < _DISULFIDE[1] and not {i, j} & taken:
+            found.append((i, j))
+            taken |= {i, j}
+    return sorted(found)
