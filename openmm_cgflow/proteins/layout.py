@@ -16,7 +16,7 @@ from openmm_cgflow.proteins.library import FragmentLibrary
 from openmm_cgflow.proteins.residues import CHI, PUBLIC_NAMES, hydrogens_of_n
 from openmm_cgflow.proteins.sequence import ProteinSequence
 
-__all__ = ["MOST_CHI", "ProteinLayout", "SideChain", "turned", "with_disulfides"]
+__all__ = ["MOST_CHI", "ProteinLayout", "SideChain", "backbone_of_template", "turned", "with_disulfides"]
 
 MOST_CHI = 4
 """Torsions of the longest side chain."""
@@ -123,10 +123,33 @@ class ProteinLayout:
         """Where each residue begins in `side_atoms`, and the end."""
         return [0, *np.cumsum([len(side.names) for side in self.side_chains]).tolist()]
 
+    def chi_of(self, variant: str) -> list[tuple[str, str, str, str]]:
+        """Names of the atoms of the torsions of a variant's side chain."""
+        return CHI.get(variant, [])
+
+    def template_positions(self) -> Tensor:
+        """All residues as their templates, each in its own frame, `(atoms, 3)` nm: to measure torsions within residues."""
+        x = torch.zeros(self.n_atoms, 3, dtype=torch.float64)
+        for k, side in enumerate(self.side_chains):
+            for name, place in (*zip(side.names, side.local, strict=True), *backbone_of_template(side).items()):
+                x[self.index[k][name]] = place
+        return x
+
     @cached_property
     def is_proline(self) -> Tensor:
         """`(residues,)` bool."""
         return torch.tensor([residue.variant == "PRO" for residue in self.sequence.residues])
+
+
+def backbone_of_template(side: SideChain) -> dict[str, Tensor]:
+    """N, CA and C in the frame of a residue, as the library's templates have them about."""
+    on_n = "CD" in side.names and side.n_chi == 0 and "HD2" in side.names  # proline, whose first axis is CA-N
+    first, second = (0.0, 1.94) if on_n else (-0.97, 0.97)
+    return {
+        "N": 0.1449 * torch.tensor([np.cos(first), np.sin(first), 0.0], dtype=torch.float64),
+        "CA": torch.zeros(3, dtype=torch.float64),
+        "C": 0.1526 * torch.tensor([np.cos(second), np.sin(second), 0.0], dtype=torch.float64),
+    }
 
 
 def turned(side: SideChain, chi: Tensor) -> Tensor:

@@ -15,10 +15,11 @@ from openmm_cgflow.proteins.assembly import Assembly
 from openmm_cgflow.proteins.backbone import Backbone, Planes
 from openmm_cgflow.proteins.contacts import COARSE, Nonbonded, plane_pairs, plane_sterics
 from openmm_cgflow.proteins.force_field import Minimiser, amber14, expected_lengths
-from openmm_cgflow.proteins.layout import ProteinLayout, with_disulfides
+from openmm_cgflow.proteins.layout import MOST_CHI, ProteinLayout, with_disulfides
 from openmm_cgflow.proteins.library import BINS, FragmentLibrary
 from openmm_cgflow.proteins.packing import pack, pair_tables
 from openmm_cgflow.proteins.plane_chain import PlaneChain, grid, local_factors
+from openmm_cgflow.proteins.refine import Refiner
 from openmm_cgflow.proteins.result import BackmappedProtein
 from openmm_cgflow.proteins.sequence import ProteinSequence
 from openmm_cgflow.proteins.side_chains import GridProposer, SelfEnergies
@@ -99,7 +100,7 @@ class ProteinBackmapper:
                 f"the System has {system.getNumParticles()} particles, the protein {layout.n_atoms} atoms "
                 f"({len(sequence)} residues with all hydrogens); make it of the Topology that `topology` gives"
             )
-        return _Parts(layout, system)
+        return _Parts(layout, system, self.library)
 
     def _of_trace(self, trace: np.ndarray) -> "_Parts":
         """Tables of the protein; cysteines that are near in the first trace are bonded, if that was left open."""
@@ -137,6 +138,7 @@ class ProteinBackmapper:
         seed: int | None = None,
         assemble: Assemble = "packed",
         particles: int = 64,
+        refine: int = 30,
     ) -> BackmappedProtein:
         """Structures around alpha carbons.
 
@@ -148,6 +150,7 @@ class ProteinBackmapper:
             assemble: `"packed"`: energies between planes and between side chains choose; `"chain"`: the chain of planes
                 and independent side chains, the density of which is known.
             particles: of sequential Monte Carlo, for each structure.
+            refine: steps of descent in the turns of planes and side chains together, after packing.
 
         Returns:
             the structures, with alpha carbons where they are given.
@@ -163,7 +166,7 @@ class ProteinBackmapper:
         generator = torch.Generator(self.device).manual_seed(int(torch.randint(2**31, (1,))) if seed is None else seed)
         rows = np.repeat(np.arange(len(beads)), n)
         pieces = [
-            self._drawn(parts, beads[piece], generator, assemble, particles)
+            self._drawn(parts, beads[piece], generator, assemble, particles, refine)
             for piece in np.array_split(rows, max(1, -(-len(rows) * len(self.given) // _RESIDUES)))
         ]
         x, log_evidence, log_density, ess = (torch.cat(column).cpu().numpy() for column in zip(*pieces, strict=True))
@@ -186,7 +189,7 @@ class ProteinBackmapper:
         )
 
     def _drawn(
-        self, parts: "_Parts", beads: np.ndarray, generator: torch.Generator, assemble: Assemble, particles: int
+        self, parts: "_Parts", beads: np.ndarray, generator: torch.Generator, assemble: Assemble, particles: int, refine: int = 30
     ) -> _Drawn:
         centre = beads.mean(1, keepdims=True)
         trace = torch.as_tensor(beads - centre, dtype=torch.float32, device=self.device)
@@ -218,7 +221,12 @@ class ProteinBackmapper:
         else:
             tables = pair_tables(candidates, parts.self_energies, parts.nonbonded)
             chosen = pack(candidates.energy, tables, self.kT, 3, generator).state
-        x = parts.placed(x, candidates.placed, chosen)
+        if assemble == "packed" and refine:
+            chi = candidates.chi.gather(2, chosen[..., None, None].expand(-1, -1, 1, MOST_CHI))[:, :, 0]
+            turns, chi = parts.refiner.refined(backbone, turns, chi, refine)
+            x = parts.refiner.structures(backbone, turns, chi)
+        else:
+            x = parts.placed(x, candidates.placed, chosen)
         back = torch.as_tensor(centre, dtype=torch.float32, device=self.device)
         return _Drawn(x + back, log_evidence, log_density, ess[:, parts.planes.after])
 
@@ -226,13 +234,14 @@ class ProteinBackmapper:
 class _Parts:
     """All that is made once of a protein."""
 
-    def __init__(self, layout: ProteinLayout, system: openmm.System) -> None:
+    def __init__(self, layout: ProteinLayout, system: openmm.System, library: FragmentLibrary) -> None:
         self.layout, self.system = layout, system
         self.planes = Planes.of(layout.sequence)
         self.assembly = Assembly(layout, self.planes)
         self.nonbonded = Nonbonded.of(system)
         self.proposer = GridProposer(layout)
         self.self_energies = SelfEnergies(layout, system, self.nonbonded)
+        self.refiner = Refiner(layout, self.assembly, self.nonbonded, self.self_energies.torsions, library)
         self.ca = layout.of("CA").numpy()
         self.bond_lengths = expected_lengths(layout.topology, system)
         self._minimiser: Minimiser | None = None
