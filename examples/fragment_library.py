@@ -2,10 +2,10 @@
 
     python examples/fragment_library.py --cache fragments -o openmm_cgflow/data/fragments.safetensors
 
-Each of Ace-X-Nme, X = Ala, Gly, Pro, Val, and Ace-Ala-Pro-Nme is trained (amber14, OBC2, 300 K; no structures); its free
-energy over phi and psi and its angle N-CA-C are reweighted averages over samples of the flow. Trained fragments are
-kept in the cache, and the same command goes on where it stopped. Templates of side chains are the minimised Ace-X-Nme of
-`tests/data`; variants of protonation have hydrogens added by OpenMM and are minimised too.
+Each of Ace-X-Nme, X = Ala, Gly, Pro, Val, and Ace-Ala-Pro-Nme is trained (amber14, OBC2, 300 K; no structures); its
+free energy over phi and psi and its angle N-CA-C are reweighted averages over samples of the flow. Trained fragments are
+kept in the cache, and the same command goes on where it stopped. Templates of side chains are the minimised Ace-X-Nme
+of `tests/data`; variants of protonation have hydrogens added by OpenMM and are minimised too.
 """
 
 import argparse
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import mdtraj
 import numpy as np
+import openmm
 import torch
+from openmm import app, unit
 
 import openmm_cgflow as cgf
-import openmm
-from openmm import app, unit
 from openmm_cgflow.analysis import free_energy_2d
 from openmm_cgflow.inputs import load_system
 from openmm_cgflow.proteins import FragmentLibrary, local_template

@@ -141,7 +141,7 @@ def plane_pairs(backbone: Backbone, indices: Tensor, nonbonded: Nonbonded, gamma
 
 
 def plane_sterics(backbone: Backbone, gamma: Tensor) -> Tensor:
-    """Soft repulsion of the planes' atoms from alpha and beta carbons of other residues, `(batch, planes, bins)` kJ/mol."""
+    """Soft repulsion of planes from alpha and beta carbons of other residues, `(batch, planes, bins)` kJ/mol."""
     batch, n = backbone.starts.shape[:2]
     atoms = place_planes(
         backbone.starts[:, :, None],

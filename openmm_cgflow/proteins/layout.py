@@ -128,10 +128,10 @@ class ProteinLayout:
         return CHI.get(variant, [])
 
     def template_positions(self) -> Tensor:
-        """All residues as their templates, each in its own frame, `(atoms, 3)` nm: to measure torsions within residues."""
+        """All residues as their templates, each in its own frame, `(atoms, 3)` nm."""
         x = torch.zeros(self.n_atoms, 3, dtype=torch.float64)
         for k, side in enumerate(self.side_chains):
-            for name, place in (*zip(side.names, side.local, strict=True), *backbone_of_template(side).items()):
+            for name, place in (*zip(side.names, side.local, strict=True), *backbone_of_template(side.names).items()):
                 x[self.index[k][name]] = place
         return x
 
@@ -141,9 +141,9 @@ class ProteinLayout:
         return torch.tensor([residue.variant == "PRO" for residue in self.sequence.residues])
 
 
-def backbone_of_template(side: SideChain) -> dict[str, Tensor]:
-    """N, CA and C in the frame of a residue, as the library's templates have them about."""
-    on_n = "CD" in side.names and side.n_chi == 0 and "HD2" in side.names  # proline, whose first axis is CA-N
+def backbone_of_template(names: Sequence[str]) -> dict[str, Tensor]:
+    """N, CA and C in the frame of a residue with these atoms in its side chain, as usual angles have them."""
+    on_n = "CD" in names and "HG" not in names and "HD2" in names and len(names) == 10  # proline: CA-N is the axis
     first, second = (0.0, 1.94) if on_n else (-0.97, 0.97)
     return {
         "N": 0.1449 * torch.tensor([np.cos(first), np.sin(first), 0.0], dtype=torch.float64),
@@ -215,12 +215,7 @@ def _index(names: list[list[str]], topology: app.Topology, sequence: ProteinSequ
 def _side_chain(variant: str, library: FragmentLibrary) -> SideChain:
     names, local = tuple(library.atoms[variant]), library.templates[variant].double()
     place = {name: local[k] for k, name in enumerate(names)}
-    angle = 0.5 * float(library.angle[library.class_of(variant)][0])
-    place["CA"] = torch.zeros(3, dtype=torch.float64)
-    if variant == "PRO":
-        place["N"] = torch.tensor([0.1449, 0.0, 0.0], dtype=torch.float64)
-    else:
-        place["N"] = 0.1449 * torch.tensor([np.cos(angle), -np.sin(angle), 0.0], dtype=torch.float64)
+    place |= backbone_of_template(names)
     graph = _bonds_within(names, place)
     chis = CHI.get(variant, [])
     depth = torch.zeros(len(names), dtype=torch.long)

@@ -86,15 +86,15 @@ def _fill(
 ) -> None:
     frame, first, second = pairs
     x, y = (candidates.placed[variant][1] for variant in variants)
-    (k, a), (l, b) = x.shape[2:4], y.shape[2:4]
-    for part in rows.split(max(1, _ENTRIES // (k * a * l * b))):
+    (k, a), (m, b) = x.shape[2:4], y.shape[2:4]
+    for part in rows.split(max(1, _ENTRIES // (k * a * m * b))):
         i, j = first[part], second[part]
         ours, theirs = x[frame[part], place[i]], y[frame[part], place[j]]
         squared = squared_distances(ours.flatten(1, 2), theirs.flatten(1, 2))
         factors = nonbonded.between(energies.side_indices(i.cpu()), energies.side_indices(j.cpu()))
         spread = tuple(factor[:, None, :, None, :] for factor in factors)
-        energy = pair_energies(squared.reshape(-1, k, a, l, b), spread, _CAP).sum((2, 4))  # type: ignore[arg-type]
-        tables[part, :k, :l] = energy
+        energy = pair_energies(squared.reshape(-1, k, a, m, b), spread, _CAP).sum((2, 4))  # type: ignore[arg-type]
+        tables[part, :k, :m] = energy
 
 
 def pack(own: Tensor, tables: PairTables, kT: float, restarts: int, generator: torch.Generator) -> Packed:

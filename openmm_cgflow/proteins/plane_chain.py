@@ -105,11 +105,11 @@ def interpolated(tables: Tensor, kind: Tensor, phi: Tensor, psi: Tensor) -> Tens
     i, j = u.floor(), v.floor()
     s, t = u - i, v - j
     i, j = i.long() % BINS, j.long() % BINS
-    k, l = (i + 1) % BINS, (j + 1) % BINS
+    k, m = (i + 1) % BINS, (j + 1) % BINS
     base = kind[:, None, None] * BINS**2
     flat = tables.reshape(-1)
-    return (1 - s) * ((1 - t) * flat[base + i * BINS + j] + t * flat[base + i * BINS + l]) + s * (
-        (1 - t) * flat[base + k * BINS + j] + t * flat[base + k * BINS + l]
+    return (1 - s) * ((1 - t) * flat[base + i * BINS + j] + t * flat[base + i * BINS + m]) + s * (
+        (1 - t) * flat[base + k * BINS + j] + t * flat[base + k * BINS + m]
     )
 
 

@@ -7,6 +7,7 @@ plain step size does.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import networkx
 import numpy as np
@@ -116,7 +117,7 @@ class Refiner:
         self.spring_lengths = torch.tensor([row[2] for row in springs])
 
     def _fourier(self, torsions: PeriodicTorsions) -> Tensor:
-        """Torsional energy about each axis as a series, `(residues, MOST_CHI, 6, 2)`: factors of cos and sin of n chi."""
+        """Torsional energy about each axis: factors of cos and sin of n chi, `(residues, MOST_CHI, 6, 2)`."""
         made = torch.zeros(len(self.layout.sequence), MOST_CHI, _HARMONICS + 1, 2)
         axes: dict[tuple[int, int], tuple[int, int]] = {}
         for k, residue in enumerate(self.layout.sequence.residues):
@@ -153,10 +154,23 @@ class Refiner:
         frames = frames_of(self.layout, x)[:, of]
         return (y[..., None, :] @ frames)[..., 0, :] + x[:, self.layout.of("CA").to(device)][:, of]
 
+    def structures_of(self, x: Tensor, chi: Tensor) -> Tensor:
+        """Backbones `(batch, atoms, 3)` with side chains at `chi`."""
+        return self.assembly.with_sides(x, self.sides(x, chi))
+
+    def judged(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Soft energies of all pairs of structures, and the largest energy of a pair, `(batch,)` kJ/mol each."""
+        pairs = self._pairs(x)
+        energy, _ = _pair_energies(x.reshape(-1, 3), pairs)
+        frame = pairs.first // x.shape[1]
+        counts = torch.bincount(frame, minlength=len(x)).tolist()  # pairs come frame by frame
+        worst = torch.stack([part.amax() if len(part) else x.new_zeros(()) for part in energy.split(counts)])
+        soft = torch.where(energy > _SOFT, _SOFT * (1 + torch.log(energy.clamp_min(_SOFT) / _SOFT)), energy)
+        return x.new_zeros(len(x)).index_add_(0, frame, soft), worst
+
     def structures(self, backbone: Backbone, gamma: Tensor, chi: Tensor) -> Tensor:
         """All atoms, `(batch, atoms, 3)` nm."""
-        x = self.assembly.backbone(backbone, gamma)
-        return self.assembly.with_sides(x, self.sides(x, chi))
+        return self.structures_of(self.assembly.backbone(backbone, gamma), chi)
 
     def refined(self, backbone: Backbone, gamma: Tensor, chi: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Turns of planes `(batch, planes)` and of side chains `(batch, residues, MOST_CHI)` after some steps."""
@@ -195,7 +209,9 @@ class Refiner:
         n, ca, c = (x[:, self.layout.of(name)[rows]] for name in ("N", "CA", "C"))
         before, after = x[:, self.layout.of("C")[rows - 1]], x[:, self.layout.of("N")[rows + 1]]
         phi, psi = dihedrals(before, n, ca, c), dihedrals(n, ca, c, after)
-        energy = interpolated(self.free_energy.to(x.device), self.kind.to(x.device)[rows], phi[..., None, None], psi[..., None, None])
+        energy = interpolated(
+            self.free_energy.to(x.device), self.kind.to(x.device)[rows], phi[..., None, None], psi[..., None, None]
+        )
         u, v = n - ca, c - ca
         cosine = (u * v).sum(-1) / (u.norm(dim=-1) * v.norm(dim=-1))
         mean, spread = self.angle.to(x.device)[rows].unbind(1)
@@ -228,29 +244,34 @@ class Refiner:
         return _Pairs(*(t.to(device) for t in (first + shift, second + shift, charge, depth * size, depth)))
 
 
+def _pair_energies(flat: Tensor, pairs: _Pairs) -> tuple[Tensor, Tensor]:
+    """Energies of pairs of points `(batch x atoms, 3)`, kJ/mol, and their gradients by the first point."""
+    apart = flat[pairs.first] - flat[pairs.second]
+    inverse = apart.square().sum(1).clamp_(min=_CLOSEST).reciprocal_()
+    cubed = inverse * inverse * inverse
+    repulsion, attraction = pairs.repulsion * cubed * cubed, pairs.attraction * cubed
+    charge = pairs.charge * inverse
+    slope = (-12 * repulsion + 6 * attraction - 2 * charge) * inverse
+    return repulsion - attraction + charge, apart.mul_(slope[:, None])
+
+
 class _PairEnergy(torch.autograd.Function):
     """Sum of the soft energies of pairs, with its gradient made on the way."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, pairs: _Pairs) -> Tensor:  # type: ignore[override]  # noqa: ANN001
+    def forward(ctx: Any, x: Tensor, pairs: _Pairs) -> Tensor:  # noqa: ANN401
         flat = x.detach().reshape(-1, 3)
-        apart = flat[pairs.first] - flat[pairs.second]
-        inverse = apart.square().sum(1).clamp_(min=_CLOSEST).reciprocal_()
-        cubed = inverse * inverse * inverse
-        repulsion, attraction, charge = pairs.repulsion * cubed * cubed, pairs.attraction * cubed, pairs.charge * inverse
-        energy = repulsion - attraction + charge
-        # d energy / d r^2, times 2
-        slope = (-12 * repulsion + 6 * attraction - 2 * charge) * inverse
+        energy, force = _pair_energies(flat, pairs)
         hard = energy > _SOFT
-        slope = torch.where(hard, slope * (_SOFT / energy), slope)
-        energy = torch.where(hard, _SOFT * (1 + torch.log(energy / _SOFT)), energy)
-        force = apart.mul_(slope[:, None])
+        share = torch.where(hard, _SOFT / energy, 1.0)
+        soft = torch.where(hard, _SOFT * (1 - torch.log(share)), energy)
+        force.mul_(share[:, None])
         gradient = torch.zeros_like(flat)
         gradient.index_add_(0, pairs.first, force)
         gradient.index_add_(0, pairs.second, force, alpha=-1)
         ctx.save_for_backward(gradient.reshape(x.shape))
-        return energy.sum()
+        return soft.sum()
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ANN001
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         return ctx.saved_tensors[0] * grad, None

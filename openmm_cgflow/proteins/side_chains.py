@@ -1,7 +1,7 @@
 """Side chains for a given backbone: candidates of each residue, and what each costs by itself.
 
-A `Proposer` gives candidates and their densities. `GridProposer` turns templates of minimised Ace-X-Nme through grids of
-their torsions; conditional flows of fragments can take its place.
+A `Proposer` gives candidates and their densities. `GridProposer` turns templates of minimised Ace-X-Nme through grids
+of their torsions; conditional flows of fragments can take its place.
 """
 
 import math
@@ -20,7 +20,7 @@ from openmm_cgflow.proteins.geometry import residue_frames
 from openmm_cgflow.proteins.layout import MOST_CHI, ProteinLayout, SideChain, backbone_of_template, turned
 from openmm_cgflow.proteins.residues import grid_of
 
-__all__ = ["Candidates", "GridProposer", "Proposer", "PeriodicTorsions", "SelfEnergies", "dihedrals", "frames_of"]
+__all__ = ["Candidates", "GridProposer", "PeriodicTorsions", "Proposer", "SelfEnergies", "dihedrals", "frames_of"]
 
 KEPT = 20
 """Candidates of a residue that go on to packing: those of the lowest energies with the backbone."""
@@ -210,7 +210,7 @@ class _Within:
     def __init__(
         self, side: SideChain, own: Tensor, scale: Tensor, torsions: tuple[Tensor, Tensor], nonbonded: Nonbonded
     ) -> None:
-        places = backbone_of_template(side)
+        places = backbone_of_template(side.names)
         self.frame = torch.stack([places[name] for name in ("N", "CA", "C")]).float()
         self.torsions, self.terms = torsions
         self.scale = scale
