@@ -136,7 +136,7 @@ class Refiner:
         return made[:, :, 1:]
 
     def sides(self, x: Tensor, chi: Tensor) -> Tensor:
-        """Side chains `(batch, side atoms, 3)` on backbones `(batch, atoms, 3)` at `chi (batch, residues, MOST_CHI)`."""
+        """Side chains `(batch, side atoms, 3)` on backbones `(batch, atoms, 3)`, at `chi` as `structures` has it."""
         device = x.device
         of = self.layout.side_residue.to(device)
         y = self.local.to(device).expand(len(x), -1, -1)

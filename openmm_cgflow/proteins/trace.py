@@ -59,8 +59,8 @@ def _refuse_wrong_distances(x: np.ndarray, sequence: ProteinSequence) -> None:
             "beads are in another order than the sequence, or are no alpha carbons"
             if many
             else "residues are missing there, the molecule is split by a periodic box, or a chain ends there: give "
-            "what is missing, make it whole (trajectory.make_molecules_whole()), or begin a new chain (/ in the sequence, "
-            "another chain in the Topology)"
+            "what is missing, make it whole (trajectory.make_molecules_whole()), or begin a new chain (/ in the "
+            "sequence, another chain in the Topology)"
         )
         raise InvalidInputError(
             f"the alpha carbons of {sequence.residues[k].label} and {sequence.residues[k + 1].label} are "

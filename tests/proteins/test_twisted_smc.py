@@ -13,7 +13,7 @@ KT = 2.5
 
 @pytest.fixture(scope="module")
 def model():
-    """Four planes of 24 bins, with strong energies between planes that are not neighbours; log-weights of all states."""
+    """Four planes of 24 bins, strong energies between those that are not neighbours; log-weights of all states."""
     generator = torch.Generator().manual_seed(1)
     factors = torch.randn(3, COARSE, COARSE, generator=generator, dtype=torch.float64)
     unary = torch.randn(4, COARSE, generator=generator, dtype=torch.float64)
