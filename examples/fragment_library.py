@@ -4,8 +4,8 @@
 
 Each of Ace-X-Nme, X = Ala, Gly, Pro, Val, and Ace-Ala-Pro-Nme is trained (amber14, OBC2, 300 K; no structures); its
 free energy over phi and psi and its angle N-CA-C are reweighted averages over samples of the flow. Trained fragments
-are kept in the cache, and the same command goes on where it stopped. Templates of side chains are the minimised Ace-X-Nme
-of `tests/data`; variants of protonation have hydrogens added by OpenMM and are minimised too.
+are kept in the cache, and the same command goes on where it stopped. Templates of side chains are the minimised
+Ace-X-Nme of `tests/data`; variants of protonation have hydrogens added by OpenMM and are minimised too.
 """
 
 import argparse

@@ -27,7 +27,7 @@ Assemble = Literal["packed", "chain"]
 
 _RESTARTS = 3
 _AGAIN = 2  # times that a structure with two atoms in one place is drawn anew
-_HARD = 60.0  # kJ/mol of a pair of atoms, above which they are in one place
+_HARD = 150.0  # kJ/mol of a pair of atoms, above which they are in one place
 
 
 class Built(NamedTuple):

@@ -11,7 +11,7 @@ from openmm_cgflow.proteins.side_chains import KEPT, Candidates, SelfEnergies
 __all__ = ["Packed", "PairTables", "pack", "pair_tables"]
 
 _CAP = 60.0  # kJ/mol, of a pair of atoms
-_SEE = 0.35  # nm between the spheres of two side chains
+_SEE = 0.3  # nm between the spheres of two side chains, of any of their candidates
 _ENTRIES = 400_000
 _SWEEPS = 16
 _HOT, _COLD = 8.0, 0.4  # kT, first and last temperature of the sweeps
@@ -45,6 +45,7 @@ def pair_tables(candidates: Candidates, energies: SelfEnergies, nonbonded: Nonbo
     batch, n = candidates.energy.shape[:2]
     x = candidates.energy
     centre, radius = x.new_zeros(batch, n, 3), x.new_zeros(batch, n)
+    middles, sizes = x.new_full((batch, n, KEPT, 3), 1e3), x.new_zeros(batch, n, KEPT)
     kind, place = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long)
     variants = list(candidates.placed)
     for v, variant in enumerate(variants):
@@ -52,12 +53,19 @@ def pair_tables(candidates: Candidates, energies: SelfEnergies, nonbonded: Nonbo
         flat = placed.flatten(2, 3)
         centre[:, rows] = flat.mean(2)
         radius[:, rows] = (flat - flat.mean(2, keepdim=True)).norm(dim=-1).amax(-1)
+        middle = placed.mean(3)
+        middles[:, rows, : middle.shape[2]] = middle
+        sizes[:, rows, : middle.shape[2]] = (placed - middle[:, :, :, None]).norm(dim=-1).amax(-1)
         kind[rows], place[rows] = v, torch.arange(len(rows))
     near = torch.cdist(centre, centre) < radius[:, :, None] + radius[:, None, :] + _SEE
     near &= torch.triu(torch.ones(n, n, dtype=torch.bool, device=x.device), 1)
     frame, first, second = near.nonzero().unbind(1)
     many = torch.isfinite(candidates.energy).sum(-1) > 1
     chosen = many[frame, first] | many[frame, second]  # pairs of two that cannot move are a constant
+    frame, first, second = frame[chosen], first[chosen], second[chosen]
+    apart = torch.cdist(middles[frame, first], middles[frame, second])
+    apart = apart - sizes[frame, first][:, :, None] - sizes[frame, second][:, None, :]
+    chosen = apart.amin((1, 2)) < _SEE
     frame, first, second = frame[chosen], first[chosen], second[chosen]
     tables = x.new_zeros(len(frame), KEPT, KEPT)
     combination = kind[first.cpu()] * len(variants) + kind[second.cpu()]

@@ -101,16 +101,15 @@ def interpolated(tables: Tensor, kind: Tensor, phi: Tensor, psi: Tensor) -> Tens
         phi: `(batch, residues, ..., ...)` rad.
         psi: the same.
     """
-    u, v = ((angle + math.pi) * (BINS / (2 * math.pi)) for angle in (phi, psi))
-    i, j = u.floor(), v.floor()
-    s, t = u - i, v - j
-    i, j = i.long() % BINS, j.long() % BINS
-    k, m = (i + 1) % BINS, (j + 1) % BINS
-    base = kind[:, None, None] * BINS**2
-    flat = tables.reshape(-1)
-    return (1 - s) * ((1 - t) * flat[base + i * BINS + j] + t * flat[base + i * BINS + m]) + s * (
-        (1 - t) * flat[base + k * BINS + j] + t * flat[base + k * BINS + m]
-    )
+    padded = torch.nn.functional.pad(tables[:, None], (0, 1, 0, 1), mode="circular")[:, None]
+    made = torch.empty_like(phi)
+    for one in torch.unique(kind).tolist():
+        rows = (kind == one).nonzero().flatten()
+        points = torch.stack([psi[:, rows], phi[:, rows]], -1) / math.pi  # the last axis of a table first
+        flat = points.reshape(1, -1, 1, 2)
+        found = torch.nn.functional.grid_sample(padded[one], flat, padding_mode="border", align_corners=True)
+        made = made.index_copy(1, rows, found.reshape(points.shape[:-1]))
+    return made
 
 
 class PlaneChain:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from openmm_cgflow.proteins.assembly import Assembly
 from openmm_cgflow.proteins.backbone import Backbone
-from openmm_cgflow.proteins.contacts import Nonbonded
+from openmm_cgflow.proteins.contacts import STRONGEST, Nonbonded
 from openmm_cgflow.proteins.layout import MOST_CHI, ProteinLayout
 from openmm_cgflow.proteins.library import FragmentLibrary
 from openmm_cgflow.proteins.plane_chain import interpolated
@@ -250,8 +250,9 @@ def _pair_energies(flat: Tensor, pairs: _Pairs) -> tuple[Tensor, Tensor]:
     inverse = apart.square().sum(1).clamp_(min=_CLOSEST).reciprocal_()
     cubed = inverse * inverse * inverse
     repulsion, attraction = pairs.repulsion * cubed * cubed, pairs.attraction * cubed
-    charge = pairs.charge * inverse
-    slope = (-12 * repulsion + 6 * attraction - 2 * charge) * inverse
+    near = inverse.clamp_max(STRONGEST)
+    charge = pairs.charge * near
+    slope = (-12 * repulsion + 6 * attraction - 2 * charge * (near == inverse)) * inverse
     return repulsion - attraction + charge, apart.mul_(slope[:, None])
 
 
