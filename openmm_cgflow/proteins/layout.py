@@ -16,7 +16,7 @@ from openmm_cgflow.proteins.library import FragmentLibrary
 from openmm_cgflow.proteins.residues import CHI, PUBLIC_NAMES, hydrogens_of_n
 from openmm_cgflow.proteins.sequence import ProteinSequence
 
-__all__ = ["MOST_CHI", "ProteinLayout", "SideChain", "backbone_of_template", "turned", "with_disulfides"]
+__all__ = ["MOST_CHI", "ProteinLayout", "SideChain", "backbone_of_template", "greasy_hydrogens", "turned", "with_disulfides"]
 
 MOST_CHI = 4
 """Torsions of the longest side chain."""
@@ -192,6 +192,16 @@ def with_disulfides(sequence: ProteinSequence, pairs: Sequence[tuple[int, int]])
             seen.add(k)
             residues[k] = replace(residues[k], variant="CYX")
     return ProteinSequence(tuple(residues))
+
+
+def greasy_hydrogens(layout: ProteinLayout) -> list[int]:
+    """Indices of hydrogens on carbons."""
+    found = []
+    for a, b in layout.topology.bonds():
+        for hydrogen, other in ((a, b), (b, a)):
+            if hydrogen.element.symbol == "H" and other.element.symbol == "C":
+                found.append(hydrogen.index)
+    return sorted(found)
 
 
 def _index(names: list[list[str]], topology: app.Topology, sequence: ProteinSequence) -> list[dict[str, int]]:

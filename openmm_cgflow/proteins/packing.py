@@ -71,8 +71,12 @@ def pair_tables(candidates: Candidates, energies: SelfEnergies, nonbonded: Nonbo
     combination = kind[first.cpu()] * len(variants) + kind[second.cpu()]
     order = torch.argsort(combination, stable=True)
     found, counts = torch.unique_consecutive(combination[order], return_counts=True)
+    seen = [len(energies.seen[variant]) for variant in variants]
     for which, rows in zip(found.tolist(), order.split(counts.tolist()), strict=True):
-        a, b = variants[which // len(variants)], variants[which % len(variants)]
+        first_kind, second_kind = divmod(which, len(variants))
+        if not seen[first_kind] * seen[second_kind]:  # glycine
+            continue
+        a, b = variants[first_kind], variants[second_kind]
         _fill(tables, rows.to(x.device), candidates, energies, nonbonded, (a, b), (frame, first, second), place)
     return PairTables(
         torch.cat([frame, frame]),
@@ -93,13 +97,15 @@ def _fill(
     place: Tensor,
 ) -> None:
     frame, first, second = pairs
-    x, y = (candidates.placed[variant][1] for variant in variants)
+    seen = [energies.seen[variant] for variant in variants]
+    x, y = (candidates.placed[v][1][:, :, :, atoms] for v, atoms in zip(variants, seen, strict=True))
     (k, a), (m, b) = x.shape[2:4], y.shape[2:4]
     for part in rows.split(max(1, _ENTRIES // (k * a * m * b))):
         i, j = first[part], second[part]
         ours, theirs = x[frame[part], place[i]], y[frame[part], place[j]]
         squared = squared_distances(ours.flatten(1, 2), theirs.flatten(1, 2))
-        factors = nonbonded.between(energies.side_indices(i.cpu()), energies.side_indices(j.cpu()))
+        ours_of, theirs_of = energies.side_indices(i.cpu())[:, seen[0]], energies.side_indices(j.cpu())[:, seen[1]]
+        factors = energies.united.between(ours_of, theirs_of)
         spread = tuple(factor[:, None, :, None, :] for factor in factors)
         energy = pair_energies(squared.reshape(-1, k, a, m, b), spread, _CAP).sum((2, 4))  # type: ignore[arg-type]
         tables[part, :k, :m] = energy

@@ -18,7 +18,7 @@ from torch import Tensor
 from openmm_cgflow.proteins.assembly import Assembly
 from openmm_cgflow.proteins.backbone import Backbone
 from openmm_cgflow.proteins.contacts import STRONGEST, Nonbonded
-from openmm_cgflow.proteins.layout import MOST_CHI, ProteinLayout
+from openmm_cgflow.proteins.layout import MOST_CHI, ProteinLayout, greasy_hydrogens
 from openmm_cgflow.proteins.library import FragmentLibrary
 from openmm_cgflow.proteins.plane_chain import interpolated
 from openmm_cgflow.proteins.side_chains import PeriodicTorsions, dihedrals, frames_of
@@ -26,9 +26,10 @@ from openmm_cgflow.units import KB
 
 __all__ = ["Refiner"]
 
-_REACH = 0.55  # nm, of pairs
+_REACH = 0.5  # nm, of pairs
 _SOFT = 30.0  # kJ/mol of a pair of atoms, above which its energy grows as its logarithm
 _RATE, _LAST_RATE = 0.08, 0.01  # rad a step, first and last
+_GREASY_REACH = 0.4  # nm, of pairs with a hydrogen on a carbon, which hardly has a charge
 _REBUILD = 15  # steps between lists of pairs
 _SULFUR, _ACROSS = 0.2038, 0.3030  # nm, S-S and CB-S of a disulfide
 _SPRING = 2.0e4  # kJ/mol/nm^2 of these two, in place of the bond
@@ -93,6 +94,8 @@ class Refiner:
         atoms = self.layout.n_atoms
         graph = networkx.Graph((a.index, b.index) for a, b in self.layout.topology.bonds())
         backbone = set(range(atoms)) - set(self.layout.side_atoms.tolist())
+        self.greasy = np.zeros(atoms, dtype=bool)
+        self.greasy[greasy_hydrogens(self.layout)] = True
         self.residue = np.array([a.residue.index for a in self.layout.topology.atoms()])
         scale: dict[int, float] = {}
         for i in graph:
@@ -230,7 +233,9 @@ class Refiner:
             code = i[near] * atoms + j[near]
             place = np.searchsorted(self.codes, code).clip(max=len(self.codes) - 1)
             scale[near] = np.where(self.codes[place] == code, self.scales[place], 1.0)
-            keep = scale > 0
+            apart = points[i] - points[j]
+            greasy = self.greasy[i] | self.greasy[j]
+            keep = (scale > 0) & ~(greasy & (np.einsum("pk,pk->p", apart, apart) > _GREASY_REACH**2))
             firsts.append(i[keep])
             seconds.append(j[keep])
             scales.append(scale[keep])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from openmm_cgflow.proteins.contacts import Nonbonded, pair_energies, squared_distances
 from openmm_cgflow.proteins.geometry import residue_frames
-from openmm_cgflow.proteins.layout import MOST_CHI, ProteinLayout, SideChain, backbone_of_template, turned
+from openmm_cgflow.proteins.layout import MOST_CHI, ProteinLayout, SideChain, backbone_of_template, greasy_hydrogens, turned
 from openmm_cgflow.proteins.residues import grid_of
 
 __all__ = ["Candidates", "GridProposer", "PeriodicTorsions", "Proposer", "SelfEnergies", "dihedrals", "frames_of"]
@@ -29,6 +29,7 @@ _CAP = 60.0  # kJ/mol, of a pair of atoms
 _NEIGHBOURS = 72  # backbone atoms that a side chain sees, the nearest ones
 _LOCAL = 18  # those of its own residue and of the two beside it
 _ONE_FOUR = 0.5
+_UNITED = 0.02  # nm that carbons gain in size by the hydrogens that are not seen
 _ENTRIES = 400_000
 
 
@@ -119,6 +120,19 @@ class SelfEnergies:
         self.beside = beside & (chain[self.of][None, :] == chain[:, None])
         self.local_atoms, self.scales = self._local(graph)
         self.torsions = PeriodicTorsions(system)
+        greasy = set(greasy_hydrogens(layout))
+        self.seen = {
+            variant: torch.tensor([int(atom) not in greasy for atom in self.side_indices(rows[:1])[0]]).nonzero().flatten()
+            for variant, rows in self.members.items()
+        }
+        charge, sigma = nonbonded.charge.clone(), nonbonded.sigma.clone()
+        for hydrogen in greasy:
+            carbon = next(iter(graph[hydrogen]))
+            charge[carbon] += charge[hydrogen]
+            charge[hydrogen] = 0
+            sigma[carbon] = nonbonded.sigma[carbon] + _UNITED
+        self.united = Nonbonded(charge, sigma, nonbonded.root_epsilon)
+        """By variant, atoms of the side chain that others see while packing: all but hydrogens on carbons."""
         self.within = {variant: self._within(graph, int(rows[0])) for variant, rows in self.members.items()}
 
     def side_indices(self, rows: Tensor) -> Tensor:
