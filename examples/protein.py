@@ -36,7 +36,7 @@ def alpha_carbons(path: Path) -> tuple[list[list[str]], np.ndarray]:
 
 
 def dynamics(topology: app.Topology, x: np.ndarray, picoseconds: float) -> tuple[np.ndarray, np.ndarray]:
-    """Energies in kJ/mol and frames `(frames, atoms, 3)` in nm, ten in all, of Langevin dynamics from these positions."""
+    """Ten energies in kJ/mol and frames `(atoms, 3)` in nm, of Langevin dynamics from these positions."""
     field = app.ForceField("amber14-all.xml", "implicit/obc2.xml")
     system = field.createSystem(topology, constraints=app.HBonds)
     integrator = openmm.LangevinMiddleIntegrator(300, 1 / unit.picosecond, 2 * unit.femtosecond)

@@ -28,7 +28,10 @@ from openmm_cgflow.proteins.result import cis_of
 
 SPACING = 1.5  # nm that is left between copies in cgback's input
 STEPS = 50
-PROTEIN = "ALA ARG ASN ASP CYS CYX GLN GLU GLY HIS HID HIE HIP ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL".split()
+PROTEIN = [
+    *("ALA", "ARG", "ASN", "ASP", "CYS", "CYX", "GLN", "GLU", "GLY", "HIS", "HID", "HIE"),
+    *("HIP", "ILE", "LEU", "LYS", "MET", "PHE", "PRO", "SER", "THR", "TRP", "TYR", "VAL"),
+]
 
 
 def reference(path: Path) -> tuple[app.Topology, np.ndarray]:
@@ -74,7 +77,7 @@ def theirs(program: Path, size: str, names: list[str], traces: np.ndarray, topol
 
 
 def completed(x: np.ndarray, topology: app.Topology) -> np.ndarray:
-    """The same with atoms that are missing (hydrogens of termini, a second oxygen, variants of histidine) beside theirs."""
+    """The same with atoms that are missing (of termini, of variants of histidine) beside their bonded ones."""
     heavy = {}
     for a, b in topology.bonds():
         heavy.setdefault(a.index, b.index)

@@ -16,7 +16,15 @@ from openmm_cgflow.proteins.library import FragmentLibrary
 from openmm_cgflow.proteins.residues import CHI, PUBLIC_NAMES, hydrogens_of_n
 from openmm_cgflow.proteins.sequence import ProteinSequence
 
-__all__ = ["MOST_CHI", "ProteinLayout", "SideChain", "backbone_of_template", "greasy_hydrogens", "turned", "with_disulfides"]
+__all__ = [
+    "MOST_CHI",
+    "ProteinLayout",
+    "SideChain",
+    "backbone_of_template",
+    "greasy_hydrogens",
+    "turned",
+    "with_disulfides",
+]
 
 MOST_CHI = 4
 """Torsions of the longest side chain."""

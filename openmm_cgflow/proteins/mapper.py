@@ -121,8 +121,8 @@ class ProteinBackmapper:
         relax: int = 50,
         seed: int | None = None,
         assemble: Assemble = "packed",
-        particles: int = 64,
-        refine: int = 30,
+        particles: int = 32,
+        refine: int = 24,
     ) -> BackmappedProtein:
         """Structures around alpha carbons.
 

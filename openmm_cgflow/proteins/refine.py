@@ -241,10 +241,10 @@ class Refiner:
             scales.append(scale[keep])
             shifts.append(np.full(keep.sum(), frame * atoms))
         first, second = (torch.as_tensor(np.concatenate(rows)) for rows in (firsts, seconds))
-        scale, shift = torch.as_tensor(np.concatenate(scales)), torch.as_tensor(np.concatenate(shifts))
+        share, shift = torch.as_tensor(np.concatenate(scales)), torch.as_tensor(np.concatenate(shifts))
         size = (0.5 * 0.97 * (self.nonbonded.sigma[first] + self.nonbonded.sigma[second])) ** 6
-        depth = 4 * self.nonbonded.root_epsilon[first] * self.nonbonded.root_epsilon[second] * size * scale
-        charge = _COULOMB * self.nonbonded.charge[first] * self.nonbonded.charge[second] * scale
+        depth = 4 * self.nonbonded.root_epsilon[first] * self.nonbonded.root_epsilon[second] * size * share
+        charge = _COULOMB * self.nonbonded.charge[first] * self.nonbonded.charge[second] * share
         device = x.device
         return _Pairs(*(t.to(device) for t in (first + shift, second + shift, charge, depth * size, depth)))
 

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from openmm_cgflow.proteins.contacts import Nonbonded, pair_energies, squared_distances
 from openmm_cgflow.proteins.geometry import residue_frames
-from openmm_cgflow.proteins.layout import MOST_CHI, ProteinLayout, SideChain, backbone_of_template, greasy_hydrogens, turned
+from openmm_cgflow.proteins.layout import (
+    MOST_CHI,
+    ProteinLayout,
+    SideChain,
+    backbone_of_template,
+    greasy_hydrogens,
+    turned,
+)
 from openmm_cgflow.proteins.residues import grid_of
 
 __all__ = ["Candidates", "GridProposer", "PeriodicTorsions", "Proposer", "SelfEnergies", "dihedrals", "frames_of"]
@@ -122,7 +129,9 @@ class SelfEnergies:
         self.torsions = PeriodicTorsions(system)
         greasy = set(greasy_hydrogens(layout))
         self.seen = {
-            variant: torch.tensor([int(atom) not in greasy for atom in self.side_indices(rows[:1])[0]]).nonzero().flatten()
+            variant: torch.tensor([int(atom) not in greasy for atom in self.side_indices(rows[:1])[0]])
+            .nonzero()
+            .flatten()
             for variant, rows in self.members.items()
         }
         charge, sigma = nonbonded.charge.clone(), nonbonded.sigma.clone()
