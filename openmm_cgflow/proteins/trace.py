@@ -48,8 +48,8 @@ def _refuse_wrong_distances(x: np.ndarray, sequence: ProteinSequence) -> None:
     middle = float(np.median(length[:, inner]))
     if 2.5 < middle < 5.0:
         raise InvalidInputError(
-            f"neighbouring alpha carbons are about {middle:.2f} apart, which looks like Angstrom taken for nm: give nm, "
-            "or a Quantity, such as x * unit.angstrom"
+            f"neighbouring alpha carbons are about {middle:.2f} apart, which looks like Angstrom taken for nm: give "
+            "nm, or a Quantity, such as x * unit.angstrom"
         )
     wrong = np.argwhere(inner & ((length < _SHORTEST) | (length > _LONGEST)))
     if len(wrong):
@@ -58,9 +58,9 @@ def _refuse_wrong_distances(x: np.ndarray, sequence: ProteinSequence) -> None:
         cause = (
             "beads are in another order than the sequence, or are no alpha carbons"
             if many
-            else "residues are missing there, the molecule is split by a periodic box, or a chain ends there: give what "
-            "is missing, make it whole (trajectory.make_molecules_whole()), or begin a new chain (/ in the sequence, "
-            "another chain in the Topology)"
+            else "residues are missing there, the molecule is split by a periodic box, or a chain ends there: give "
+            "what is missing, make it whole (trajectory.make_molecules_whole()), or begin a new chain (/ in the "
+            "sequence, another chain in the Topology)"
         )
         raise InvalidInputError(
             f"the alpha carbons of {sequence.residues[k].label} and {sequence.residues[k + 1].label} are "
