@@ -16,6 +16,7 @@ from openmm_cgflow.backmapping import Backmapped, JoinedDensity, backmap
 from openmm_cgflow.chemistry import kept_isomers, perceive
 from openmm_cgflow.compute import Device
 from openmm_cgflow.coordinates import InternalCoordinates
+from openmm_cgflow.counts import seed_number
 from openmm_cgflow.coverage import Coverage
 from openmm_cgflow.door import Bonds, admit
 from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError, ModelFileError
@@ -86,7 +87,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         bonds: Bonds = "topology",
         device: Device | None = None,
     ) -> None:
-        kelvin = in_kelvin(temperature)
+        kelvin, seed = in_kelvin(temperature), seed_number(seed)
         topology, system, x, reference = admit(topology, system, positions, kelvin, bonds)
         perceived, potential = perceive(topology, system, x, reference), None
         if isinstance(slow, str) and slow == "auto":

@@ -9,6 +9,7 @@ import openmm
 from openmm import app, unit
 from rich.progress import track
 
+from openmm_cgflow.counts import seed_number
 from openmm_cgflow.openmm_plugin.force import BeadBackend, create_bead_force
 from openmm_cgflow.trained import TrainedFlow
 
@@ -75,6 +76,7 @@ def langevin_frames(
         seed: of velocities and noise.
     """
     integrator = openmm.LangevinMiddleIntegrator(temperature, 1 / unit.picosecond, timestep * unit.femtosecond)
+    seed = 1 + seed_number(seed) % (2**31 - 1)  # OpenMM takes 0 for "choose one"
     integrator.setRandomNumberSeed(seed)
     # a handful of particles: starting threads or a GPU for each step costs more than the step
     context = openmm.Context(cg.system, integrator, openmm.Platform.getPlatformByName("Reference"))
