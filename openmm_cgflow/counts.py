@@ -7,7 +7,7 @@ import numpy as np
 
 from openmm_cgflow.errors import InvalidInputError
 
-__all__ = ["LARGEST_SEED", "indices", "seed_number", "whole_number"]
+__all__ = ["LARGEST_SEED", "indices", "many", "seed_number", "whole_number"]
 
 LARGEST_SEED = 2**63 - 1
 """What torch's and numpy's generators, and a model file, all take."""
@@ -31,6 +31,19 @@ def whole_number(value: Any, what: str, least: int = 1) -> int:  # noqa: ANN401
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < least:
         raise InvalidInputError(f"{what} is {value!r}; give a whole number that is at least {least}.")
     return int(value)
+
+
+def many(value: Any, what: str, least: int = 1) -> int:  # noqa: ANN401
+    """A whole number that is large enough to be written as `1e6`.
+
+    Raises:
+        InvalidInputError: something else, a number with a fraction, or one below the least.
+
+    Example:
+        >>> many(1e6, "train: evaluations")
+        1000000
+    """
+    return whole_number(int(value) if isinstance(value, float) and value.is_integer() else value, what, least)
 
 
 def seed_number(value: Any) -> int:  # noqa: ANN401

@@ -1,5 +1,6 @@
 """Units at the public surface: OpenMM quantities, mdtraj objects or bare numbers in nm, K and s."""
 
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -60,6 +61,10 @@ def in_nm(positions: PositionsLike) -> np.ndarray:
         >>> in_nm([[1.0, 2.0, 3.0]] * unit.angstrom)
         array([[0.1, 0.2, 0.3]])
     """
+    if isinstance(positions, str | Path):
+        raise InvalidInputError(
+            f"positions are the name of a file, {str(positions)!r}; read it first (mdtraj.load)"
+        )
     if hasattr(positions, "xyz"):
         positions = positions.xyz
     elif hasattr(positions, "getPositions"):

@@ -129,3 +129,35 @@ class Spring(torch.nn.Module):
 def test_the_factor_of_any_energy_is_checked():
     with pytest.raises(InvalidInputError, match="scale is"):
         force_from_energy(Spring(), [[0.1, 0.0, 0.0]], backend="python", scale=np.inf)
+
+
+@pytest.mark.parametrize("settings", [3, {"batch": 64}])
+def test_settings_of_another_type_are_named(settings):
+    """It said that the model file was damaged."""
+    with pytest.raises(InvalidInputError, match="give TrainSettings"):
+        cgf.CGFlow(*load("butane")).train(evaluations=500, settings=settings)
+
+
+def test_metrics_that_cannot_be_written_end_a_training_before_it_begins(tmp_path):
+    flow = cgf.CGFlow(*load("butane"))
+    with pytest.raises(InvalidInputError, match="metrics cannot be written"):
+        flow.train(evaluations=500, metrics=tmp_path / "nowhere" / "metrics.csv")
+    assert not flow.history
+
+
+@pytest.mark.parametrize("evaluations", ["a", 6000.5, -1, True])
+def test_an_audit_has_a_whole_number_of_evaluations(aldp, evaluations):
+    with pytest.raises(InvalidInputError, match="audit: evaluations is"):
+        aldp.audit(evaluations=evaluations)
+
+
+def test_the_name_of_a_file_is_not_taken_for_numbers(aldp):
+    with pytest.raises(InvalidInputError, match=r"name of a file, 'md\.dcd'"):
+        aldp.train(evaluations=500, frames="md.dcd")
+
+
+def test_a_small_budget_of_evaluations_is_not_spent_on_timing_them():
+    """With a limit of time beside it, 73 of 500 went into that, and the next batch of it did not fit any more."""
+    flow = cgf.VectorFlow(DoubleWell(), slow=1, width=2.0).train(evaluations=2000, progress=False)
+    flow.train(time=60, evaluations=500, progress=False)
+    assert 2000 + 400 < flow.provenance["evaluations"] <= 2500
