@@ -62,9 +62,7 @@ def in_nm(positions: PositionsLike) -> np.ndarray:
         array([[0.1, 0.2, 0.3]])
     """
     if isinstance(positions, str | Path):
-        raise InvalidInputError(
-            f"positions are the name of a file, {str(positions)!r}; read it first (mdtraj.load)"
-        )
+        raise InvalidInputError(f"positions are the name of a file, {str(positions)!r}; read it first (mdtraj.load)")
     if hasattr(positions, "xyz"):
         positions = positions.xyz
     elif hasattr(positions, "getPositions"):
