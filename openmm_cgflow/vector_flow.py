@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from openmm_cgflow.compute import Device
+from openmm_cgflow.compute import Compute, Device
 from openmm_cgflow.coordinates import LinearCoordinates
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
@@ -104,6 +104,7 @@ class VectorFlow(Trainable[LinearCoordinates]):
             ModelFileError: for a missing, damaged, foreign or newer file.
             MismatchError: for a potential of vectors of another length.
         """
+        device = Compute.on(device).device
         with reading(path, "vector model"):
             tensors, header = read_file(path, "vector model")
             stored = read_as(StoredVectors, header, "the description")
