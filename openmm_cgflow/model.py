@@ -16,6 +16,7 @@ from openmm_cgflow.backmapping import Backmapped, JoinedDensity, backmap
 from openmm_cgflow.chemistry import kept_isomers, perceive
 from openmm_cgflow.compute import Device
 from openmm_cgflow.coordinates import InternalCoordinates
+from openmm_cgflow.counts import many, seed_number
 from openmm_cgflow.coverage import Coverage
 from openmm_cgflow.door import Bonds, admit
 from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError, ModelFileError
@@ -87,7 +88,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         bonds: Bonds = "topology",
         device: Device | None = None,
     ) -> None:
-        kelvin = in_kelvin(temperature)
+        kelvin, seed = in_kelvin(temperature), seed_number(seed)
         topology, system, x, reference = admit(topology, system, positions, kelvin, bonds)
         perceived, potential = perceive(topology, system, x, reference), None
         if isinstance(slow, str) and slow == "auto":
@@ -169,10 +170,11 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         if not self.history:
             raise InvalidInputError("audit: the flow was not trained; train it first")
         seconds = None if time is None else in_seconds(time)
-        if (evaluations is not None and evaluations < 0) or (seconds is not None and seconds <= 0):
-            raise InvalidInputError(f"audit: evaluations is {evaluations} and time {seconds}; give positive numbers")
+        if seconds is not None and seconds <= 0:
+            raise InvalidInputError(f"audit: time is {seconds}; give a positive number")
         if evaluations is None:
             evaluations = min(300_000, max(30_000, int(self.provenance["evaluations"]) // 10))
+        evaluations = many(evaluations, "audit: evaluations", least=0)
         start = monotonic()
         with Interruptible() as interrupted:
             self.coverage = run_audit(

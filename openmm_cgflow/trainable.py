@@ -14,6 +14,7 @@ import numpy as np
 from openmm import unit
 from torch import Tensor
 
+from openmm_cgflow.counts import many
 from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError, ModelFileError, TrainingError
 from openmm_cgflow.storage import locked, read_file
 from openmm_cgflow.trained.base import Coordinates, Trained
@@ -121,6 +122,8 @@ class Trainable(Trained[Coordinates]):
         frames: PositionsLike,
         settings: TrainSettings | None,
     ) -> None:
+        if settings is not None and not isinstance(settings, TrainSettings):
+            raise InvalidInputError(f"train: settings is a {type(settings).__name__}; give TrainSettings(...).")
         rows = None if frames is None else self._frames(frames)
         trainer = self._trainer or self._new_trainer(settings)
         path = None if checkpoint is None else Path(checkpoint)
@@ -249,7 +252,6 @@ def _budget(time: unit.Quantity | float | None, evaluations: int | None) -> tupl
     seconds = None if time is None else in_seconds(time)
     if seconds is None and evaluations is None:
         seconds = _DEFAULT_SECONDS
-    for name, value in (("time", seconds), ("evaluations", evaluations)):
-        if value is not None and not 0 < value < np.inf:
-            raise InvalidInputError(f"train: {name} is {value}; give a positive number.")
-    return seconds, None if evaluations is None else max(1, int(evaluations))
+    if seconds is not None and seconds <= 0:
+        raise InvalidInputError(f"train: time is {seconds}; give a positive number.")
+    return seconds, None if evaluations is None else many(evaluations, "train: evaluations")

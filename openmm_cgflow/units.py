@@ -1,5 +1,6 @@
 """Units at the public surface: OpenMM quantities, mdtraj objects or bare numbers in nm, K and s."""
 
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -8,7 +9,7 @@ from openmm import unit
 
 from openmm_cgflow.errors import InvalidInputError
 
-__all__ = ["KB", "PositionsLike", "in_kelvin", "in_nm", "in_seconds"]
+__all__ = ["KB", "PositionsLike", "finite_number", "in_kelvin", "in_nm", "in_radians", "in_seconds", "real_array"]
 
 KB: float = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
 """Boltzmann's constant per mole, kJ/mol/K."""
@@ -60,6 +61,8 @@ def in_nm(positions: PositionsLike) -> np.ndarray:
         >>> in_nm([[1.0, 2.0, 3.0]] * unit.angstrom)
         array([[0.1, 0.2, 0.3]])
     """
+    if isinstance(positions, str | Path):
+        raise InvalidInputError(f"positions are the name of a file, {str(positions)!r}; read it first (mdtraj.load)")
     if hasattr(positions, "xyz"):
         positions = positions.xyz
     elif hasattr(positions, "getPositions"):
@@ -72,12 +75,46 @@ def in_nm(positions: PositionsLike) -> np.ndarray:
     bare = _bare(positions, unit.nanometer, "positions")
     if isinstance(bare, list | tuple) and len(bare) > 0 and unit.is_quantity(bare[0]):
         bare = [_bare(row, unit.nanometer, "positions") for row in bare]
-    if hasattr(bare, "detach"):
-        bare = bare.detach().cpu().numpy()
+    return real_array(bare, "positions are", "(atoms, 3) values in nm")
+
+
+def real_array(values: Any, what: str, wanted: str) -> np.ndarray:  # noqa: ANN401
+    """Values as a float64 array of their own: imaginary parts, masked values and None are refused, not dropped.
+
+    Arguments:
+        values: an array, a torch tensor, or lists of numbers.
+        what: what they are, with its verb, for the message.
+        wanted: what to give.
+
+    Raises:
+        InvalidInputError: they are no array of real numbers.
+
+    Example:
+        >>> real_array([1, 2], "positions are", "(atoms, 3) values in nm")
+        array([1., 2.])
+    """
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    if np.ma.is_masked(values):
+        raise InvalidInputError(f"{what} an array with masked values; give {wanted}, without them")
     try:
-        return np.array(bare, dtype=np.float64)
+        raw = np.asarray(values)
+        if np.iscomplexobj(raw):
+            raise InvalidInputError(f"{what} complex; give {wanted}, real and imaginary parts by themselves")
+        if raw.dtype == object and any(value is None for value in raw.flat):
+            raise TypeError("None")
+        return np.array(raw, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InvalidInputError("positions are not an array of numbers; give (atoms, 3) values in nm") from error
+        raise InvalidInputError(f"{what} not an array of numbers; give {wanted}") from error
+
+
+def finite_number(value: Any, what: str) -> float:  # noqa: ANN401
+    """A number without a unit.
+
+    Raises:
+        InvalidInputError: not a number, not a finite one, or one with a unit.
+    """
+    return _scalar(value, unit.dimensionless, what)
 
 
 def in_kelvin(temperature: unit.Quantity | float) -> float:
@@ -94,6 +131,19 @@ def in_kelvin(temperature: unit.Quantity | float) -> float:
     if kelvin <= 0:
         raise InvalidInputError(f"temperature is {kelvin:g} K; give one above 0, for instance 300*unit.kelvin")
     return kelvin
+
+
+def in_radians(angles: Any) -> Any:  # noqa: ANN401
+    """Angles as bare numbers in rad, in whatever they come; bare numbers are taken to be in rad.
+
+    Raises:
+        InvalidInputError: the unit is not an angle.
+
+    Example:
+        >>> round(in_radians(180 * unit.degree), 4)
+        3.1416
+    """
+    return _bare(angles, unit.radian, "an angle")
 
 
 def in_seconds(time: unit.Quantity | float) -> float:

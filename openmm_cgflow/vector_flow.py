@@ -7,8 +7,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from openmm_cgflow.compute import Device
+from openmm_cgflow.compute import Compute, Device
 from openmm_cgflow.coordinates import LinearCoordinates
+from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.potentials import Potential
@@ -58,6 +59,7 @@ class VectorFlow(Trainable[LinearCoordinates]):
         seed: int = 0,
         device: Device | None = None,
     ) -> None:
+        seed = seed_number(seed)
         coordinates = LinearCoordinates(potential.n_atoms, slow, width, seed)
         super().__init__(copy.deepcopy(potential), coordinates, 1 / KB, settings or FlowSettings(seed=seed), device)
         self.seed = seed
@@ -102,6 +104,7 @@ class VectorFlow(Trainable[LinearCoordinates]):
             ModelFileError: for a missing, damaged, foreign or newer file.
             MismatchError: for a potential of vectors of another length.
         """
+        device = Compute.on(device).device
         with reading(path, "vector model"):
             tensors, header = read_file(path, "vector model")
             stored = read_as(StoredVectors, header, "the description")

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import mdtraj
 import numpy as np
 import pytest
+from molecules import DATA, MODELS
 from openmm import app as openmm_app
 from typer.testing import CliRunner
 
@@ -357,3 +359,37 @@ def test_ctrl_c_saves_the_model(tmp_path):
     assert f"saved {model}" in out
     assert "keeping what was learned" in err
     assert model.stat().st_size > 10_000
+
+
+def test_no_input_is_written_over(tmp_path):
+    """`train mol.prmtop mol.inpcrd -o mol.prmtop` left a model where the topology was."""
+    for name in ("butane.prmtop", "butane.inpcrd"):
+        shutil.copy(DATA / name, tmp_path / name)
+    prmtop, inpcrd = tmp_path / "butane.prmtop", tmp_path / "butane.inpcrd"
+    before = prmtop.read_bytes()
+    result = run("train", prmtop, inpcrd, "-o", tmp_path / "." / "butane.prmtop", "--evaluations", 1500)
+    assert result.exit_code
+    assert "would be written over" in " ".join(result.output.split())
+    assert prmtop.read_bytes() == before
+    result = run("train", prmtop, inpcrd, "-o", tmp_path / "a", "--metrics", tmp_path / "a", "--evaluations", 1500)
+    assert "written twice" in " ".join(result.output.split())
+    beads = tmp_path / "beads.dcd"
+    beads.write_bytes(b"beads")
+    result = run("backmap", tmp_path / "model.cgflow", beads, "-o", beads)
+    assert "would be written over" in " ".join(result.output.split())
+    assert beads.read_bytes() == b"beads"
+
+
+def test_simulate_says_how_much_of_it_is_outside_the_trained_region(tmp_path):
+    """Of a shortest run it divided by no steps; frames of a dynamics that came apart were written without a word."""
+    model = MODELS / "alanine_dipeptide.cgflow"
+    result = run("simulate", model, "-o", tmp_path / "short.dcd", "--time", 0.0001, "--device", "cpu")
+    assert not result.exit_code
+    assert "0 of 1 frames" in result.output
+    result = run("simulate", model, "-o", tmp_path / "long.dcd", "--time", 1, "--timestep", 500, "--device", "cpu")
+    assert "2 of 2 frames" in result.output
+
+
+def test_a_device_that_is_not_there_is_no_fault_of_the_file(tmp_path):
+    result = run("sample", MODELS / "alanine_dipeptide.cgflow", "-o", tmp_path / "a.dcd", "--device", "nowhere")
+    assert "error: device is 'nowhere'" in result.output

@@ -296,9 +296,11 @@ def test_number_of_samples_must_be_positive(butane, n):
         butane.sample(n)
 
 
-@pytest.mark.parametrize("budget", [{"time": 0}, {"evaluations": -5}])
+@pytest.mark.parametrize(
+    "budget", [{"time": 0}, {"evaluations": -5}, {"evaluations": 0}, {"evaluations": "a"}, {"evaluations": 2.5}]
+)
 def test_budget_must_be_positive(budget):
-    with pytest.raises(cgf.InvalidInputError, match="give a positive number"):
+    with pytest.raises(cgf.InvalidInputError, match=r"give a (positive|whole) number"):
         build().train(**budget)
 
 

@@ -37,6 +37,7 @@ _ABOVE = 6.0  # kT: forms that are so much higher than the lowest weigh too litt
 _LIGHTEST = 0.01  # of the ensemble, that a form must weigh
 _MOST_FORMS = 12  # that are weighed
 _MISSED, _SPREADS = 4.0, 2.5  # what a missing minimum's log-weight exceeds the others' by: in all, and in spreads
+_UNTRAINED = 10.0  # log-weight at the flow's own minima above which it has not learned them
 _TOUCHING = 0.11  # nm: atoms that are not bonded nor share a neighbour and are nearer have fallen into one another
 _CONFIGURATION = 100.0  # kJ/mol: forms behind a higher barrier are other compounds
 
@@ -171,6 +172,13 @@ class _Auditor:
             spent = self.flow.potential.evaluations - before
             return Coverage(
                 why_not="no sample leads to a minimum of the flow's own form: train longer", evaluations=spent
+            )
+        short = float(np.median(weights[np.isfinite(weights)]))
+        if short > _UNTRAINED:
+            return Coverage(
+                why_not=f"the flow gives the minima next to its own samples e^{short:.0f} times too little, so what is "
+                "missing cannot be told: train longer",
+                evaluations=self.flow.potential.evaluations - before,
             )
         forms, kept, minima = self._compared(known, weights)
         return Coverage(

@@ -7,6 +7,7 @@ from openmm import unit
 from openmm_cgflow.backmapping.backmap import warn_of_strange
 from openmm_cgflow.backmapping.placer import FlowPlacer
 from openmm_cgflow.compute import BATCH, seeded
+from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import MismatchError
 from openmm_cgflow.forcematching import FittedBeads
 from openmm_cgflow.sampling import Samples
@@ -75,7 +76,7 @@ class JoinedDensity:
         Raises:
             InvalidInputError: if `n` is not a positive integer.
         """
-        generator = seeded(seed)
+        n, generator = whole_number(n, "sample: n"), seeded(seed)
         frames = self.beads.sample(n, int(torch.randint(2**31, (1,), generator=generator)))
         placer = FlowPlacer(self.flow, self.flow.compute.tensor(frames))
         warn_of_strange(placer, "withBeads")

@@ -10,6 +10,7 @@ import numpy as np
 from openmm import app
 
 from openmm_cgflow.analysis.structure_checks import StructureChecks, check_structures
+from openmm_cgflow.counts import seed_number
 from openmm_cgflow.trajectory_files import save_arrays, save_trajectory
 
 __all__ = ["Backmapped", "listed", "warn_of_failed"]
@@ -85,7 +86,7 @@ class Backmapped:
         In frames that `failed` there is none to draw: positions are NaN there, and a warning names these frames.
         """
         warn_of_failed(self.failed, "resample", "Their structures are NaN.")
-        generator = np.random.default_rng(seed)
+        generator = np.random.default_rng(seed_number(seed))
         cumulative = self.weights.cumsum(1)
         drawn = generator.random((len(cumulative), 1)) * cumulative[:, -1:]
         chosen = (drawn >= cumulative).sum(1, keepdims=True).clip(max=cumulative.shape[1] - 1)

@@ -15,6 +15,7 @@ from openmm_cgflow.cli.options import (
     DrawSeed,
     Model,
     Seed,
+    no_input,
     positive,
     trajectory_file,
     writable_folder,
@@ -70,6 +71,7 @@ def backmap(
     from openmm_cgflow.trajectory_files import WRITTEN, frame_range
 
     trajectory_file(output, "structures", WRITTEN)
+    no_input((output,), (model, beads))
     chosen = frame_range(frames)
 
     many = workers > 1 or scheduler is not None
@@ -131,6 +133,7 @@ def fit_cg(
         positive(name, value)
     if output.suffix != FORCE_FIELD:
         raise InvalidInputError(f"{output}: a force field is a {FORCE_FIELD} file; name it so")
+    no_input((output,), (source, top, forces))
     if student not in ("mlp", "schnet"):
         raise InvalidInputError(f"--student is {student!r}; give mlp or schnet")
     for path in (source, top, forces):
@@ -216,8 +219,11 @@ def simulate(
     for name, value in (("--time", picoseconds), ("--timestep", timestep), ("--interval", interval)):
         positive(name, value)
     trajectory_file(output, "beads")
+    topology = output.with_suffix(".topology.pdb")
+    no_input((output, topology), (model,))
     load_torch()
     from openmm_cgflow.analysis import duration
+    from openmm_cgflow.backmapping import FlowPlacer
     from openmm_cgflow.openmm_plugin.cg_system import langevin_frames
     from openmm_cgflow.trajectory_files import save_trajectory
 
@@ -227,15 +233,17 @@ def simulate(
     start = time.monotonic()
     trajectory = langevin_frames(source.createCGSystem(), source.temperature, picoseconds, timestep, interval, seed)
     taken = time.monotonic() - start
-    steps = round(1000 * picoseconds / timestep)
+    steps = max(1, round(1000 * interval / timestep)) * trajectory.n_frames
     save_trajectory(trajectory, output)
-    topology = output.with_suffix(".topology.pdb")
     save_trajectory(trajectory[0], topology)
     rows = [
         ("beads", f"{trajectory.n_atoms}, {trajectory.n_frames:,} frames"),
         ("speed", f"{steps:,} steps in {duration(taken)}, {1e6 * taken / steps:.0f} microseconds a step"),
     ]
     if isinstance(source, cgf.CGForceField):
-        strange = source.outside(trajectory.xyz).sum()
-        rows.append(("outside what it was fitted to", f"{strange:,} of {trajectory.n_frames:,} frames"))
+        what, strange = "what it was fitted to", source.outside(trajectory.xyz)
+    else:
+        x = source.compute.tensor(trajectory.xyz.astype("float64"))
+        what, strange = "the trained region", FlowPlacer(source, x).outside.cpu().numpy()
+    rows.append((f"outside {what}", f"{strange.sum():,} of {trajectory.n_frames:,} frames"))
     show([*rows, ("written", f"{output}, {topology}")])

@@ -18,6 +18,7 @@ from openmm_cgflow.cli.options import (
     Model,
     Number,
     Seed,
+    no_input,
     positive,
     writable_folder,
 )
@@ -120,6 +121,7 @@ def train(
     for name, value in (("--time", seconds), ("--evaluations", evaluations), ("--temperature", temperature)):
         positive(name, value)
     state = checkpoint or output.with_name(f"{output.name}.checkpoint")
+    no_input((output, state, metrics), (*files, *(forcefield or [])))
     for path in (output, state, metrics):
         if path is not None:
             writable_folder(path.parent)

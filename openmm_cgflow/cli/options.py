@@ -18,6 +18,7 @@ __all__ = [
     "Model",
     "Number",
     "Seed",
+    "no_input",
     "positive",
     "trajectory_file",
     "writable_folder",
@@ -48,6 +49,18 @@ def trajectory_file(output: Path, what: str, formats: Sequence[str] = FORMATS[:-
     if output.suffix not in formats:
         raise InvalidInputError(f"{output}: {what} are written as {', '.join(formats)}; choose one of these")
     writable_folder(output.parent)
+
+
+def no_input(outputs: Sequence[Path | None], inputs: Sequence[Path | str | None]) -> None:
+    """See that nothing that is read is written over, nor two things into one file."""
+    given = [Path(path).resolve() for path in inputs if path is not None]
+    for k, path in enumerate(outputs):
+        if path is None:
+            continue
+        if path.resolve() in given:
+            raise InvalidInputError(f"{path} is read, and would be written over: choose another file for the output")
+        if path.resolve() in [other.resolve() for other in outputs[:k] if other is not None]:
+            raise InvalidInputError(f"{path} is to be written twice: choose another file for one of them")
 
 
 def writable_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from openmm_cgflow.compute.graphs import Graphs
 from openmm_cgflow.compute.parallel import Parallel
+from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import InvalidInputError, TrainingError
 
 __all__ = ["Compute", "Device", "choose", "seeded"]
@@ -83,5 +84,8 @@ def seeded(seed: int | None = None) -> torch.Generator:
 
     Arguments:
         seed: of its numbers; drawn from torch's global generator if None.
+
+    Raises:
+        InvalidInputError: the seed is no integer, or negative.
     """
-    return torch.Generator().manual_seed(int(torch.randint(2**31, (1,))) if seed is None else seed)
+    return torch.Generator().manual_seed(int(torch.randint(2**31, (1,))) if seed is None else seed_number(seed))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from openmm_cgflow.chemistry.axes import Axis, find_axes
 from openmm_cgflow.chemistry.molecule import Molecule, bond_key
 from openmm_cgflow.chemistry.perception import Perceived
+from openmm_cgflow.counts import indices
 from openmm_cgflow.errors import InvalidInputError
 
 __all__ = ["BeadPlan", "plan_beads"]
@@ -115,8 +116,8 @@ def _by_name(molecule: Molecule, axes: list[Axis], name: str) -> list[Axis]:
 
 def _by_atoms(molecule: Molecule, axes: list[Axis], item: Sequence[int]) -> Axis:
     try:
-        atoms = tuple(int(i) for i in item)
-    except (TypeError, ValueError) as error:
+        atoms = tuple(indices(item, "slow"))
+    except InvalidInputError as error:
         raise InvalidInputError(
             f"slow contains {item!r}; give names such as 'phi' or tuples of four atom indices"
         ) from error
@@ -148,7 +149,7 @@ def _by_atoms(molecule: Molecule, axes: list[Axis], item: Sequence[int]) -> Axis
 
 
 def _check_beads(molecule: Molecule, beads: Sequence[int]) -> list[int]:
-    chosen = [int(i) for i in beads]
+    chosen = indices(beads, "beads")
     wrong = [i for i in chosen if not 0 <= i < molecule.n_atoms]
     if wrong:
         raise InvalidInputError(f"beads contain {wrong[0]}; give atom indices from 0 to {molecule.n_atoms - 1}")

@@ -14,6 +14,7 @@ from torch import Tensor
 from openmm_cgflow.chemistry.molecule import bond_key
 from openmm_cgflow.compute import BATCH, seeded
 from openmm_cgflow.coordinates import InternalCoordinates
+from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.forcematching.bead_model import BeadModel
 from openmm_cgflow.forcematching.fit_members import MemberFits
@@ -151,7 +152,7 @@ def fit_beads(
         >>> teacher.density.sample(3, torch.Generator().manual_seed(0)).value.shape
         torch.Size([3, 6])
     """
-    began, settings = time.perf_counter(), settings or FitSettings()
+    began, settings, seed = time.perf_counter(), settings or FitSettings(), seed_number(seed)
     if model is None:
         if not isinstance(frames, mdtraj.Trajectory):
             raise InvalidInputError(

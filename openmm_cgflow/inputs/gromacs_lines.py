@@ -131,7 +131,7 @@ class _Preprocessor:
 def _joined(path: Path) -> Iterator[tuple[int, str]]:
     """Lines with what they continue, without comments and blank lines."""
     kept = ""
-    for number, raw in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    for number, raw in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
         text = kept + raw.split(";")[0].strip()
         kept = text[:-1] + " " if text.endswith("\\") else ""
         if text and not kept and not text.startswith("*"):

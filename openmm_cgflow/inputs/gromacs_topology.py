@@ -6,6 +6,7 @@ Lennard-Jones term from the line, from [ pairtypes ], or, with gen-pairs, from t
 Readers follow them in part: OpenMM's makes pairs of its own with gen-pairs, parmed does not know [ exclusions ].
 """
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,8 @@ class GromacsTopology:
             elif section in TABLES:
                 self.tables.append(line)
             elif section == "moleculetype":
+                if fields[0].lower() in map(str.lower, self.molecule_types):
+                    raise InvalidInputError(f"{line.where}: a second [ moleculetype ] {fields[0]}; name it once")
                 current = _MoleculeType(fields[0], _integer(line, 1))
                 self.molecule_types[fields[0]] = current
             elif section == "molecules":
@@ -310,7 +313,23 @@ class _Atom:
         if len(line.fields) < 5 or line.fields[1] not in types:
             raise InvalidInputError(f"{line.where}: the atom {' '.join(line.fields)} has no type of [ atomtypes ]")
         kind = line.fields[1]
-        return cls(kind, float(line.fields[6]) if len(line.fields) > 6 else float(types[kind][4]))
+        charge, *lennard = line.fields[6] if len(line.fields) > 6 else types[kind][4], *types[kind][6:8]
+        for number, least in ((charge, -math.inf), *((number, 0.0) for number in lennard)):
+            if not least <= _number(number) < math.inf:
+                raise InvalidInputError(
+                    f"{line.where}: the atom {' '.join(line.fields)} has the parameter {number} (charge {charge}, "
+                    f"Lennard-Jones {' '.join(lennard)} of its type): give finite numbers, Lennard-Jones ones not "
+                    "negative, or a SYSTEM.xml with a PDB file"
+                )
+        return cls(kind, float(charge))
+
+
+def _number(text: str) -> float:
+    """NaN for what is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _bonds(molecule: _MoleculeType) -> list[tuple[int, int]]:

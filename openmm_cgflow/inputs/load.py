@@ -61,6 +61,7 @@ def load_system(
     Example:
         >>> topology, system, positions = load_system("butane.prmtop", "butane.inpcrd")  # doctest: +SKIP
     """
+    forcefield = [forcefield] if isinstance(forcefield, str) else forcefield
     solvent = _choice("implicit solvent", implicit_solvent, SOLVENTS)
     constrained = _choice("constraints", constraints, CONSTRAINTS)
     kinds = sorted_by_kind(files)
@@ -80,6 +81,7 @@ def load_system(
 
 def _choice(what: str, name: str | None, known: dict[str, T]) -> T | None:
     """Look a name up, whatever its case."""
+    name = None if name is None else str(name)  # OpenMM's own objects, such as app.OBC2, are written as their names
     if name is None or name.lower() == "none":
         return None
     for key, value in known.items():

@@ -27,7 +27,7 @@ def read_pdb(path: Path) -> app.PDBFile | app.PDBxFile:
         InvalidInputError: a file that cannot be read, without atoms, or with two atoms of one name in a residue, of
             which OpenMM would keep only one.
     """
-    text = path.read_text(errors="replace")
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
     if kind_of(path) == "pdb":
         text = _checked(path, text)
         pdb = read(path, lambda: app.PDBFile(io.StringIO(text)))

@@ -9,6 +9,8 @@ import openmm
 from openmm import app, unit
 from rich.progress import track
 
+from openmm_cgflow.counts import seed_number
+from openmm_cgflow.errors import TrainingError
 from openmm_cgflow.openmm_plugin.force import BeadBackend, create_bead_force
 from openmm_cgflow.trained import TrainedFlow
 
@@ -73,8 +75,12 @@ def langevin_frames(
         timestep: fs.
         interval: between frames, ps.
         seed: of velocities and noise.
+
+    Raises:
+        TrainingError: if positions are not finite any more.
     """
     integrator = openmm.LangevinMiddleIntegrator(temperature, 1 / unit.picosecond, timestep * unit.femtosecond)
+    seed = 1 + seed_number(seed) % (2**31 - 1)  # OpenMM takes 0 for "choose one"
     integrator.setRandomNumberSeed(seed)
     # a handful of particles: starting threads or a GPU for each step costs more than the step
     context = openmm.Context(cg.system, integrator, openmm.Platform.getPlatformByName("Reference"))
@@ -85,6 +91,8 @@ def langevin_frames(
     for frame in track(frames, description="beads", transient=True):
         integrator.step(every)
         frame[:] = context.getState(positions=True).getPositions(asNumpy=True)._value
+        if not np.isfinite(frame).all():
+            raise TrainingError("positions of the beads are not finite: the dynamics blew up; shorten the time step.")
     frames -= frames.mean(1, keepdims=True)
     times = 1e-3 * timestep * every * np.arange(1, len(frames) + 1)
     return mdtraj.Trajectory(frames, mdtraj.Topology.from_openmm(cg.topology), time=times)

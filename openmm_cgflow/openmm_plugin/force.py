@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 import openmm
 import torch
 
+from openmm_cgflow.counts import indices
 from openmm_cgflow.errors import InvalidInputError, MismatchError, TrainingError, UnsupportedForceError
 from openmm_cgflow.openmm_plugin.bead_free_energy import BeadFreeEnergy
 from openmm_cgflow.openmm_plugin.compiled_forces import (
@@ -22,7 +24,7 @@ from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
 from openmm_cgflow.openmm_plugin.torch_force import make_torch_force, why_no_torch_force
 from openmm_cgflow.potentials.compiled import compiler_available
 from openmm_cgflow.trained import TrainedFlow
-from openmm_cgflow.units import PositionsLike, in_nm
+from openmm_cgflow.units import PositionsLike, finite_number, in_nm
 
 __all__ = [
     "Backend",
@@ -36,6 +38,7 @@ __all__ = [
 Backend = Literal["torch", "python", "compiled", "tabulated"]
 BeadBackend = Literal["torch", "python", "compiled"]
 _log = logging.getLogger("openmm_cgflow")
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _POINTS = {1: 361, 2: 121, 3: 49}  # of a table in each dimension: the last one repeats the first
 
 
@@ -97,6 +100,7 @@ def create_force(
         raise InvalidInputError(
             f'createForce: backend is {backend!r}; give None, "torch", "python", "compiled" or "tabulated".'
         )
+    scale, parameter = _factor(scale, parameter)
     places, total = _places(flow, atoms, "createForce")
     if backend == "tabulated":
         return _tabulated(flow, scale, parameter, places)
@@ -148,6 +152,19 @@ def create_force_on_bead_atoms(
     return create_bead_force(flow, backend, scale, parameter, particles)
 
 
+def _factor(scale: float, parameter: str) -> tuple[float, str]:
+    """The scale as a number, and the name of the global parameter that it is.
+
+    Raises:
+        InvalidInputError: the scale is no finite number, or OpenMM could not read the name in an expression.
+    """
+    if not isinstance(parameter, str) or not _NAME.fullmatch(parameter):
+        raise InvalidInputError(
+            f"parameter is {parameter!r}; give a name of letters, digits and _ that does not begin with a digit."
+        )
+    return finite_number(scale, "scale"), parameter
+
+
 def _places(flow: TrainedFlow, atoms: Sequence[int] | None, what: str) -> tuple[list[int], int | None]:
     """Which particle each atom of the flow is, and how many the System must have, if that is known.
 
@@ -157,7 +174,7 @@ def _places(flow: TrainedFlow, atoms: Sequence[int] | None, what: str) -> tuple[
     n = flow.coordinates.n_atoms
     if atoms is None:
         return list(range(n)), n
-    places = [int(atom) for atom in atoms]
+    places = indices(atoms, f"{what}: atoms")
     if len(places) != n or len(set(places)) != n or min(places) < 0:
         raise InvalidInputError(
             f"{what}: atoms has {len(places)} numbers, {len(set(places))} of them different; give the {n} different "
@@ -219,7 +236,7 @@ def force_from_energy(
     x = torch.as_tensor(in_nm(start))
     if x.dim() != 2 or x.shape[1] != 3:
         raise InvalidInputError(f"force_from_energy: start has shape {tuple(x.shape)}; give (particles, 3), in nm.")
-    chosen = tuple(range(len(x))) if atoms is None else tuple(int(k) for k in atoms)
+    chosen = tuple(range(len(x))) if atoms is None else tuple(indices(atoms, "force_from_energy: atoms"))
     missing = [k for k in chosen if not 0 <= k < len(x)]
     if missing:
         raise InvalidInputError(
@@ -246,6 +263,7 @@ def _force(
     parameter: str,
 ) -> openmm.Force:
     """A TorchForce or PythonForce of a module of the particles' positions and the scale."""
+    scale, parameter = _factor(scale, parameter)
     if backend is None:
         reason = why_no_torch_force()
         backend = "torch" if reason is None else "python"

@@ -11,6 +11,7 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
+from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import InvalidInputError, ModelFileError, TrainingError
 from openmm_cgflow.openmm_plugin.dynamics import ConstraintMetric, integrated_groups, thermostat_temperature
 from openmm_cgflow.openmm_plugin.matching import check_masses, check_system, check_thermostat, check_topology
@@ -109,9 +110,7 @@ class FlowMonteCarlo:
         append: bool = False,
     ) -> None:
         self._log: _Log | None = None
-        if isinstance(frequency, bool) or not isinstance(frequency, int) or frequency < 1:
-            raise InvalidInputError(f"FlowMonteCarlo: frequency is {frequency!r}; give a positive number of steps.")
-        self.flow, self.frequency = flow, frequency
+        self.flow, self.frequency = flow, whole_number(frequency, "FlowMonteCarlo: frequency")
         self._check(simulation)
         self._sampler = IndependenceSampler(flow, seed)
         if log is not None:
@@ -164,7 +163,7 @@ class FlowMonteCarlo:
             simulation: the Simulation that this was made for.
             steps: number of time steps.
         """
-        end = simulation.currentStep + steps
+        end = simulation.currentStep + whole_number(steps, "FlowMonteCarlo: steps", least=0)
         while simulation.currentStep < end:
             simulation.step(min(end - simulation.currentStep, self.frequency - simulation.currentStep % self.frequency))
             if simulation.currentStep % self.frequency == 0:

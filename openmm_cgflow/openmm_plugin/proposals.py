@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from openmm_cgflow.counts import seed_number
 from openmm_cgflow.openmm_plugin.structure_density import StructureDensity
 from openmm_cgflow.trained import TrainedFlow
 
@@ -38,7 +39,7 @@ class IndependenceSampler:
     def __init__(self, flow: TrainedFlow, seed: int, batch: int = 1024) -> None:
         self.flow, self._batch = flow, batch
         self.density = StructureDensity.of(flow)
-        self._generator = np.random.default_rng(seed)
+        self._generator = np.random.default_rng(seed_number(seed))
         self._batch_seed, self._next = 0, batch
         self.attempted = self.accepted = self.outside = 0
 

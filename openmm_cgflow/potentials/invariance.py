@@ -35,13 +35,15 @@ def check_invariance(system: openmm.System, x: np.ndarray, kT: float, reference:
         reference: energies of the System, or of a copy that lacks forces without energy.
 
     Raises:
-        InvalidInputError: naming the force, by its index and name, and what to do.
+        InvalidInputError: naming the force, by its index and name, and what to do; a force without a finite energy at
+            `x` too.
     """
     structures = shaken(x, copies=2, width=_WIDTH)
     moved = np.stack([_moved(structure, np.random.default_rng(k)) for k, structure in enumerate(structures)])
     energies = reference.by_force(moved.reshape(-1, *x.shape))[0][reference.with_energy]
     named = [(k, force) for k, force in enumerate(system.getForces()) if not isinstance(force, ENERGY_FREE)]
     for (k, force), values in zip(named, energies, strict=True):
+        _refuse_infinite(k, force, values[: len(_MOVES)])
         change = np.ptp(values.reshape(moved.shape[:2]), axis=1)
         size = np.abs(values).reshape(moved.shape[:2]).max(1)
         opaque = isinstance(force, _OPAQUE) or type(force) is openmm.Force
@@ -56,6 +58,15 @@ def check_invariance(system: openmm.System, x: np.ndarray, kT: float, reference:
                 "describes shapes alone. Leave this force out of the System that the flow is made from, or restrain "
                 "distances, angles, torsions or the RMSD of the molecule's own atoms instead."
             )
+
+
+def _refuse_infinite(k: int, force: openmm.Force, energies: np.ndarray) -> None:
+    """See that the force has an energy at the given structure, in whatever orientation."""
+    if not np.isfinite(energies).any():
+        raise InvalidInputError(
+            f"the energy of force {k} of the System ({_called(force)}) is {energies[0]} kJ/mol at the given positions: "
+            "one of its parameters is not a number or too large, or atoms lie on one another."
+        )
 
 
 def _moved(x: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,9 @@ from typing import Any
 import mdtraj
 import numpy as np
 import torch
+from openmm import unit
 
+from openmm_cgflow.counts import seed_number, whole_number
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.potentials.evaluator import Evaluator
 from openmm_cgflow.sampling.weights import (
@@ -20,7 +22,7 @@ from openmm_cgflow.sampling.weights import (
     trustworthy,
 )
 from openmm_cgflow.trajectory_files import save_arrays, save_trajectory
-from openmm_cgflow.units import KB
+from openmm_cgflow.units import KB, real_array
 
 __all__ = ["Samples"]
 
@@ -125,9 +127,11 @@ class Samples:
             the self-normalised average and its standard error, each of shape `(...)`.
 
         Raises:
-            InvalidInputError: if `values` does not have one row for each sample, or no sample has a weight.
+            InvalidInputError: if `values` are not real numbers, one row for each sample, or no sample has a weight.
         """
-        values = np.asarray(values, dtype=np.float64)
+        if unit.is_quantity(values):
+            values = values.value_in_unit(values.unit)
+        values = real_array(values, "reweight: values are", "a number or an array for each sample")
         if values.ndim == 0 or len(values) != self.n:
             raise InvalidInputError(
                 f"reweight: values has shape {values.shape}, but there are {self.n} samples; give one row for each."
@@ -146,9 +150,10 @@ class Samples:
         """Indices `(n,)` of samples drawn by their weights, with replacement: an unweighted Boltzmann ensemble.
 
         Raises:
-            InvalidInputError: if no sample has a weight.
+            InvalidInputError: if no sample has a weight, or `n` or the seed is no whole number.
         """
-        return np.random.default_rng(seed).choice(self.n, size=n, p=self._some_weights("resample"))
+        n, generator = whole_number(n, "resample: n", least=0), np.random.default_rng(seed_number(seed))
+        return generator.choice(self.n, size=n, p=self._some_weights("resample"))
 
     def check(self, n: int = 100, seed: int = 0) -> float:
         """Recompute the weights of some samples with OpenMM itself, in double precision (Reference platform).
@@ -177,8 +182,7 @@ class Samples:
         """
         if self.system is None:
             raise InvalidInputError("check: these samples are vectors, of no molecule: OpenMM has no energy of them.")
-        if n < 1:
-            raise InvalidInputError(f"check: n is {n}; give a positive number of samples.")
+        n, seed = whole_number(n, "check: n"), seed_number(seed)
         self._some_weights("check")
         chosen = self._worth_checking(n, seed)
         energies, _ = Evaluator(self.system, "Reference")(np.asarray(self.positions[chosen], dtype=np.float64))

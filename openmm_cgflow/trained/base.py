@@ -17,7 +17,7 @@ from openmm_cgflow.potentials import Potential
 from openmm_cgflow.sampling import BoltzmannTarget, Drawn, Samples
 from openmm_cgflow.storage import fill
 from openmm_cgflow.training.checkpoint import flatten, unflatten
-from openmm_cgflow.units import KB, PositionsLike
+from openmm_cgflow.units import KB, PositionsLike, in_radians, real_array
 from openmm_cgflow.version import __version__
 
 __all__ = ["Coordinates", "Trained"]
@@ -214,11 +214,14 @@ class Trained(Generic[Coordinates]):
 
         Returns:
             Quantity `(n,)`, normalised: `exp(-F / kT)` integrates to one over the torsions.
+
+        Raises:
+            InvalidInputError: for what are no angles.
+            MismatchError: for another number of torsions.
         """
-        values = slow.value_in_unit(unit.radian) if unit.is_quantity(slow) else slow
-        s = np.atleast_2d(np.asarray(values, dtype=np.float64))
+        s = np.atleast_2d(real_array(in_radians(slow), "freeEnergy: slow is", "angles in radians"))
         n_slow = self.coordinates.sizes[0]
-        if s.shape[1] != n_slow:
+        if s.ndim != 2 or s.shape[1] != n_slow:
             raise MismatchError(f"freeEnergy: slow has shape {s.shape}; give (n, {n_slow}): {self.slow_names}.")
         log_prob = self.flow.bead_flow.slow.log_prob(self.compute.tensor(s).float()).double()
         return (-self.target.kT * log_prob).cpu().numpy() * unit.kilojoule_per_mole

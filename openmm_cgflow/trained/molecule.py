@@ -16,7 +16,7 @@ from torch import Tensor
 
 from openmm_cgflow.beads import Beads
 from openmm_cgflow.chemistry.system_bonds import constraints_of
-from openmm_cgflow.compute import Device
+from openmm_cgflow.compute import Compute, Device
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.copies import copied_system, copied_topology
 from openmm_cgflow.coverage import Coverage
@@ -227,6 +227,7 @@ class TrainedFlow(Trained[InternalCoordinates]):
             ModelFileError: for a missing, damaged, foreign or newer file.
             InvalidInputError: for a device that is not there.
         """
+        device = Compute.on(device).device  # before anything else, for it is no fault of the file
         with reading(path, "model"):
             tensors, header = read_file(path, "model")
             stored = read_as(StoredModel, header, "the description")

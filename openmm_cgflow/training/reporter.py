@@ -8,6 +8,8 @@ from typing import TextIO
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from openmm_cgflow.errors import InvalidInputError
+
 __all__ = ["Metrics", "Reporter"]
 
 
@@ -61,7 +63,12 @@ class Reporter:
     def __enter__(self) -> "Reporter":
         if self._path is not None:
             fresh = self._fresh or not self._path.exists()
-            self._file = self._path.open("w" if fresh else "a", newline="", encoding="utf-8")
+            try:
+                self._file = self._path.open("w" if fresh else "a", newline="", encoding="utf-8")
+            except OSError as error:
+                raise InvalidInputError(
+                    f"metrics cannot be written to {self._path} ({error.strerror or error}); choose another place."
+                ) from error
             self._writer = csv.DictWriter(self._file, list(Metrics.__dataclass_fields__))
             if fresh:
                 self._writer.writeheader()

@@ -21,7 +21,7 @@ from openmm_cgflow.training.start import soft_and_stiff
 __all__ = ["BUFFER", "Task"]
 
 BUFFER = 0.05  # of the budget: a buffer
-_PROBING = 0.05  # of the seconds, at most, to see how long energies take
+_PROBING = 0.05  # of the seconds, and of the evaluations, at most, to see how long energies take
 
 
 @dataclass
@@ -75,15 +75,16 @@ class Task:
         budget, rows = loop.budget, 8  # a single one takes nearly as long, where energies are quick
         if budget.seconds is None:
             return
+        few = math.inf if budget.evaluations is None else _PROBING * budget.evaluations
         structure = self.target.coordinates.reference.float().unsqueeze(0)
         loop.parallel.map(self.target.action_and_gradient, structure)  # the first one of all takes longer
         while True:
             began = budget.clock()
             with loop.timed():
                 loop.parallel.map(self.target.action_and_gradient, structure.expand(rows, -1))
-            if rows >= CHUNK or 8 * (budget.clock() - began) > _PROBING * budget.seconds:
-                return
             rows *= 8
+            if rows > CHUNK or rows > few or 8 * (budget.clock() - began) > _PROBING * budget.seconds:
+                return
 
     def draw_buffer(self, loop: Loop, most: int, beta: float = 1.0) -> dict[str, float]:
         """Keep up to `most` own samples, with their weights at an inverse temperature; returns the flow's figures.

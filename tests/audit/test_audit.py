@@ -169,6 +169,15 @@ def test_audit_that_cannot_be_paid_is_no_audit(vacuum):
     assert coverage.verdict.startswith("not audited: 1,000 evaluations are too few")
 
 
+def test_audit_of_a_flow_that_has_not_learned_its_own_minima_says_so(vacuum, monkeypatch):
+    """Cyclooctane at an ESS of 0.0 % was "covered": what is far below everything cannot be told from what is not."""
+    density = vacuum.logDensity
+    monkeypatch.setattr(vacuum, "logDensity", lambda x: density(x) - 15.0)
+    coverage = vacuum.audit(8_000)
+    assert not coverage.covered
+    assert "e^15 times too little" in str(coverage)
+
+
 def test_audit_ends_when_it_is_told_to(vacuum):
     coverage = vacuum.audit(300_000, time=0.5)
     assert coverage.evaluations < 100_000

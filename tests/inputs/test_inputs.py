@@ -6,8 +6,9 @@ import warnings
 import numpy as np
 import parmed
 import pytest
+from molecules import DATA
 
-from openmm_cgflow.errors import CGFlowError, MismatchError
+from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError
 from openmm_cgflow.inputs import load_system
 
 # isort: off
@@ -206,3 +207,16 @@ def test_files_of_two_molecules(folder, tmp_path):
     (tmp_path / "five.xml").write_text(openmm.XmlSerializer.serialize(system))
     with pytest.raises(MismatchError, match="the topology 22, the System 5, the positions 22"):
         load_system(tmp_path / "five.xml", folder / "a.pdb")
+
+
+def test_options_may_be_the_objects_of_openmm():
+    files = [DATA / "butane.prmtop", DATA / "butane.inpcrd"]
+    by_name = load_system(*files, implicit_solvent="OBC2", constraints="HBonds")[1]
+    system = load_system(*files, implicit_solvent=app.OBC2, constraints=app.HBonds)[1]
+    assert openmm.XmlSerializer.serialize(system) == openmm.XmlSerializer.serialize(by_name)
+    with pytest.raises(InvalidInputError, match="constraints 'AllBonds' is not known"):
+        load_system(*files, constraints=app.AllBonds)
+
+
+def test_one_force_field_need_not_be_a_list():
+    assert load_system(DATA / "ALA.pdb", forcefield="amber14-all.xml")[1].getNumParticles() == 22

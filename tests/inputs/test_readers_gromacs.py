@@ -376,7 +376,7 @@ MOLECULE = "[ system ]"
         ("[ defaults ]", "#define A B B\n#define B A A\n[ defaults ]\nA", r"macros refer to one another without end"),
         ("[ defaults ]", "#if 1\n[ defaults ]", r"#if 1 is not understood"),
         ("1 opls_ho 1 EGL", "1 nothing 1 EGL", r"has no type of \[ atomtypes \]"),
-        ("0.250 0.125520", "zero 0.125520", r"mol.top cannot be used: could not convert"),
+        ("0.250 0.125520", "zero 0.125520", r"has the parameter zero"),
     ],
 )
 def test_readers_refuse_by_name(tmp_path, old, new, message):
@@ -413,3 +413,31 @@ def test_readers_disagreement_is_refused(tmp_path, monkeypatch):
     message = refused(tmp_path, GLYCOL)
     assert re.search(r"read different energies from it: angles [\d.]+ and [\d.]+ kJ/mol", message)
     assert "SYSTEM.xml" in message
+
+
+def test_a_second_moleculetype_of_one_name_is_refused(tmp_path):
+    """The second one replaced the first, without its bonds."""
+    start, end = GLYCOL.index("[ moleculetype"), GLYCOL.index("[ bonds")
+    assert "a second [ moleculetype ] EG" in refused(
+        tmp_path, GLYCOL.replace("[ system ]", GLYCOL[start:end] + "[ system ]")
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("0.312 0.711280\nopls_ho", "-0.312 0.711280\nopls_ho"),
+        ("0.312 0.711280\nopls_ho", "0.312 -0.711280\nopls_ho"),
+        ("-0.683 15.9994", "nan 15.9994"),
+        ("-0.683 15.9994", "-0,683 15.9994"),
+    ],
+)
+def test_parameters_of_atoms_that_are_no_numbers_are_refused(tmp_path, old, new):
+    """A negative sigma or a NaN charge gave a nonbonded energy of NaN."""
+    message = refused(tmp_path, GLYCOL.replace(old, new, 1))
+    assert "has the parameter" in message
+    assert "2 opls_o" in message
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    assert from_text(tmp_path, "\ufeff" + GLYCOL)[0] == from_text(tmp_path, GLYCOL)[0]

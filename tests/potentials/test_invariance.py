@@ -142,3 +142,12 @@ def test_invariance_of_relative_restraints():
     for force in (distance, rmsd, openmm.CMMotionRemover(), openmm.AndersenThermostat(300, 1)):
         system.addForce(force)
     cgf.CGFlow(topology, system, x)
+
+
+def test_a_force_without_a_finite_energy_is_named():
+    """The minimiser said "Particle coordinate is NaN"."""
+    topology, system, positions = load("butane")
+    number = next(k for k, force in enumerate(system.getForces()) if isinstance(force, openmm.NonbondedForce))
+    system.getForce(number).setParticleParameters(3, float("nan"), 0.3, 0.1)
+    with pytest.raises(cgf.InvalidInputError, match=rf"force {number} of the System \(NonbondedForce\) is nan"):
+        cgf.CGFlow(topology, system, positions)
