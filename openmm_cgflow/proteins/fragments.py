@@ -341,9 +341,17 @@ def load_lesson(path: Path) -> tuple[Lesson, str]:
                 raise ModelFileError(f"the tensor {name} is missing, or of another shape")
         own = {k.removeprefix("flow."): t for k, t in tensors.items() if k.startswith("flow.")}
         flow = FragmentFlow.from_stored(header.flow, own)
-        maps = (tensors[name] for name in ("free_energy", "angle", "mean_angle"))
-        fragment = fragment_named(header.name)
-        return Lesson(fragment, *maps, flow, header.names, tensors["positions"], header.figures), header.identity
+        lesson = Lesson(
+            fragment_named(header.name),
+            tensors["free_energy"],
+            tensors["angle"],
+            tensors["mean_angle"],
+            flow,
+            header.names,
+            tensors["positions"],
+            header.figures,
+        )
+        return lesson, header.identity
 
 
 _TENSORS = {"free_energy": (BINS, BINS), "angle": (2, BINS, BINS), "mean_angle": (2,), "positions": ()}

@@ -103,7 +103,8 @@ def _lesson(fragment: Fragment, field: app.ForceField, folder: Path, kelvin: flo
         return lesson
     lesson = learn(fragment, capped, kelvin, evaluations, checkpoint, progress=False)
     save_lesson(lesson, path, identity)
-    checkpoint.unlink(missing_ok=True)
+    for left in (checkpoint, checkpoint.with_name(f"{checkpoint.name}.lock")):
+        left.unlink(missing_ok=True)
     figures = lesson.figures
     _log.info(
         "%s: ESS %.1f %%, given the beads %.1f %%, after %d energies in %.0f s",
