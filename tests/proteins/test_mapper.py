@@ -69,10 +69,11 @@ def test_energies_are_those_of_openmm_and_solvent_in_its_fast_form_is_the_same(m
     _, result = built
     x = result.positions[0, 0]
     exact = energy(amber14(result.topology), x)
-    fast = energy(with_fast_solvent(amber14(result.topology)), x)
+    system = with_fast_solvent(amber14(result.topology))
+    fast = energy(system, x)
     assert fast == pytest.approx(exact, rel=5e-5)  # other decimals of constants
     assert result.energies[0, 0] == pytest.approx(exact, abs=0.5)  # CPU platform, single precision
-    names = [force.getName() for force in with_fast_solvent(amber14(result.topology)).getForces()]
+    names = [force.getName() for force in system.getForces()]
     assert "GBSAOBCForce" in names
     assert "CustomGBForce" not in names
 
