@@ -78,7 +78,7 @@ class ProteinBuilder:
     def minimiser(self) -> Minimiser:
         """Made at its first use, for it takes a moment."""
         if self._minimiser is None:
-            self._minimiser = Minimiser(self.system, self.ca.tolist())
+            self._minimiser = Minimiser(self.system, self.ca.tolist(), torch.get_num_threads())
         return self._minimiser
 
     def draw(

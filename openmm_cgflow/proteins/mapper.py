@@ -10,13 +10,14 @@ import torch
 from openmm import app
 
 from openmm_cgflow.errors import InvalidInputError, MismatchError
+from openmm_cgflow.proteins.backbone import CIS_BELOW
 from openmm_cgflow.proteins.builder import Assemble, ProteinBuilder
 from openmm_cgflow.proteins.force_field import amber14
 from openmm_cgflow.proteins.layout import ProteinLayout, with_disulfides
 from openmm_cgflow.proteins.library import FragmentLibrary
 from openmm_cgflow.proteins.result import BackmappedProtein
 from openmm_cgflow.proteins.sequence import ProteinSequence
-from openmm_cgflow.proteins.trace import checked_trace, near_cysteines
+from openmm_cgflow.proteins.trace import checked_trace, near_cysteines, warn_of_near
 from openmm_cgflow.units import PositionsLike, in_kelvin
 
 __all__ = ["ProteinBackmapper"]
@@ -146,6 +147,7 @@ class ProteinBackmapper:
         if assemble not in ("packed", "chain"):
             raise InvalidInputError(f'assemble is {assemble!r}; give "packed" or "chain"')
         beads = checked_trace(trace, self.given)
+        warn_of_near(beads, self.given, CIS_BELOW)
         parts = self._of_trace(beads)
         generator = torch.Generator(self.device).manual_seed(int(torch.randint(2**31, (1,))) if seed is None else seed)
         rows = np.repeat(np.arange(len(beads)), n)

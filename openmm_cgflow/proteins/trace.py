@@ -1,13 +1,16 @@
 """Traces of alpha carbons: read, and refused by residue where they cannot be one."""
 
+import logging
+
 import numpy as np
 
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.proteins.sequence import ProteinSequence
 from openmm_cgflow.units import PositionsLike, in_nm
 
-__all__ = ["checked_trace", "near_cysteines"]
+__all__ = ["checked_trace", "near_cysteines", "warn_of_near"]
 
+_log = logging.getLogger("openmm_cgflow")
 _SHORTEST, _LONGEST = 0.25, 0.50  # nm, of neighbours in a chain
 _OVERLAP = 0.2  # nm, of any two
 _DISULFIDE = (0.38, 0.68)  # nm, alpha carbons of a disulfide
@@ -74,6 +77,25 @@ def _refuse_wrong_distances(x: np.ndarray, sequence: ProteinSequence) -> None:
                 f"the alpha carbons of {sequence.residues[a].label} and {sequence.residues[b].label} are nearer than "
                 f"{_OVERLAP} nm in frame {frame}: no atoms fit between them; leave this frame out"
             )
+
+
+def warn_of_near(x: np.ndarray, sequence: ProteinSequence, below: float) -> None:
+    """Say which neighbours are as near as in a cis peptide bond where none is built, as before prolines alone it is."""
+    inner = [k for k in range(len(sequence) - 1) if not sequence.is_last(k) and sequence.following(k) != "PRO"]
+    near = np.linalg.norm(np.diff(x, axis=1), axis=2)[:, inner] < below
+    if not near.any():
+        return
+    frame, which = np.argwhere(near)[0]
+    first, second = (sequence.residues[k].label for k in (inner[which], inner[which] + 1))
+    _log.warning(
+        "%d of %d frames have alpha carbons that are as near as across a cis peptide bond (%s and %s in frame %d), though "
+        "no proline follows: trans is built there, under strain; see whether the trace is right",
+        near.any(1).sum(),
+        len(x),
+        first,
+        second,
+        frame,
+    )
 
 
 def _nearest(points: np.ndarray) -> tuple[int, int] | None:
