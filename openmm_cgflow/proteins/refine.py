@@ -6,6 +6,7 @@ plain step size does.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,18 +191,26 @@ class Refiner:
     def refined(self, backbone: Backbone, gamma: Tensor, chi: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Turns of planes `(batch, planes)` and of side chains `(batch, residues, MOST_CHI)` after some steps."""
         gamma, chi = gamma.clone().requires_grad_(True), chi.clone().requires_grad_(True)
-        optimizer = torch.optim.Adam([gamma, chi], lr=_RATE, betas=(0.8, 0.95))
+        self._descend([gamma, chi], lambda: self.structures(backbone, gamma, chi), chi, steps)
+        return gamma.detach(), chi.detach()
+
+    def refined_sides(self, x: Tensor, chi: Tensor, steps: int) -> Tensor:
+        """Turns of side chains alone after some steps, on backbones `(batch, atoms, 3)` that stay."""
+        chi = chi.clone().requires_grad_(True)
+        self._descend([chi], lambda: self.structures_of(x, chi), chi, steps)
+        return chi.detach()
+
+    def _descend(self, turns: list[Tensor], structures: Callable[[], Tensor], chi: Tensor, steps: int) -> None:
+        optimizer = torch.optim.Adam(turns, lr=_RATE, betas=(0.8, 0.95))
         with torch.enable_grad():
             for step in range(steps):
-                rate = _RATE * (_LAST_RATE / _RATE) ** (step / max(1, steps - 1))
-                optimizer.param_groups[0]["lr"] = rate
+                optimizer.param_groups[0]["lr"] = _RATE * (_LAST_RATE / _RATE) ** (step / max(1, steps - 1))
                 optimizer.zero_grad()
-                x = self.structures(backbone, gamma, chi)
+                x = structures()
                 if step % _REBUILD == 0:
                     pairs = self._pairs(x.detach())
                 self._energy(x, chi, pairs).backward()
                 optimizer.step()
-        return gamma.detach(), chi.detach()
 
     def _energy(self, x: Tensor, chi: Tensor, pairs: _Pairs) -> Tensor:
         """The sum over the batch, kJ/mol."""

@@ -86,6 +86,27 @@ def test_relaxing_lowers_the_energy_and_holds_alpha_carbons(mapper):
     assert relaxed.relaxed
 
 
+def test_a_given_backbone_is_kept_and_its_atoms_are_placed(mapper):
+    made = mapper.backmap(helix(20), relax=30, seed=5)
+    places = [{atom.name: atom.index for atom in residue.atoms()} for residue in made.topology.residues()]
+    backbone = np.array([[atoms[name] for name in ("N", "CA", "C")] for atoms in places])
+    given = made.positions[0][:, backbone]
+    for options in ({"relax": 0}, {"relax": 20}, {"relax": 0, "assemble": "chain"}):
+        again = mapper.backmap(given, seed=1, **options)
+        np.testing.assert_array_equal(again.positions[0][:, backbone], given)
+        assert not again.checks.wrong_chirality.any()
+        assert not again.checks.wrong_peptides.any()
+        assert again.log_evidence is None
+        if options["relax"]:
+            assert again.energies[0, 0] < made.energies[0, 0] + 300
+    inner = [atoms for atoms in places[1:-1] if "H" in atoms]
+    others = np.array([[atoms["O"], atoms["H"]] for atoms in inner])
+    raw = mapper.backmap(given, relax=0, seed=1).positions[0, 0]
+    assert np.linalg.norm(raw[others] - made.positions[0, 0][others], axis=2).max() < 0.03  # nm
+    with pytest.raises(cgf.InvalidInputError, match="the bond C-N of GLY 1"):
+        mapper.backmap(given[:, :, ::-1])
+
+
 def test_one_seed_gives_one_result(mapper):
     first, second, other = (mapper.backmap(strand(20), n=2, relax=0, seed=seed).positions for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, second)
