@@ -72,14 +72,53 @@ class ProteinBuilder:
         self.refiner = Refiner(layout, self.assembly, self.nonbonded, self.self_energies.torsions, library)
         self.ca = layout.of("CA").numpy()
         self.bond_lengths = expected_lengths(layout.topology, system)
-        self._minimiser: Minimiser | None = None
+        backbone = torch.stack([layout.of(name) for name in ("N", "CA", "C")], 1)
+        self.held = {3: self.ca.tolist(), 4: backbone.flatten().tolist()}
+        """Atoms that are given, by the number of dimensions of what was given."""
+        self._minimisers: dict[int, Minimiser] = {}
 
     @property
     def minimiser(self) -> Minimiser:
-        """Made at its first use, for it takes a moment."""
-        if self._minimiser is None:
-            self._minimiser = Minimiser(self.system, self.ca.tolist())
-        return self._minimiser
+        """The one that holds alpha carbons."""
+        return self.minimiser_of(3)
+
+    def minimiser_of(self, dimensions: int) -> Minimiser:
+        """One that holds what is given; made at its first use, for it takes a moment."""
+        if dimensions not in self._minimisers:
+            self._minimisers[dimensions] = Minimiser(self.system, self.held[dimensions], torch.get_num_threads())
+        return self._minimisers[dimensions]
+
+    def draw_given(self, beads: np.ndarray, generator: torch.Generator, assemble: Assemble, refine: int) -> Built:
+        """Side chains, O and H around given N, CA and C.
+
+        Arguments:
+            beads: `(batch, residues, 3, 3)` nm.
+            generator: of everything random.
+            assemble: `"packed"`, or `"chain"` for side chains that do not see one another.
+            refine: steps of descent.
+        """
+        centre = beads.mean((1, 2), keepdims=True)
+        given = torch.as_tensor(beads - centre, dtype=torch.float32, device=self.device)
+        back = torch.as_tensor(centre[:, 0], dtype=torch.float32, device=self.device)
+        x = self.assembly.given(given)
+        candidates = self._candidates(x)
+        log_density = x.new_full((len(x),), torch.nan)
+        if assemble == "chain":
+            state, log_density = self._independent(candidates, generator)
+            chi = _chosen(candidates, state)
+        else:
+            tables = pair_tables(candidates, self.self_energies, self.nonbonded)
+            chi = _chosen(candidates, pack(candidates.energy, tables, self.kT, _RESTARTS, generator).state)
+            chi = self.refiner.refined_sides(x, chi, refine) if refine else chi
+        x = self.refiner.structures_of(x, chi)
+        ones = x.new_ones(len(x), len(self.layout.sequence))
+        return Built(x + back, x.new_full((len(x),), torch.nan), log_density, ones)
+
+    def _independent(self, candidates: Candidates, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Candidates by their own Boltzmann factors, and the log of the probability of all."""
+        log_p = torch.log_softmax(-candidates.energy / self.kT, -1)
+        state = torch.multinomial(log_p.exp().flatten(0, 1), 1, generator=generator).reshape(log_p.shape[:2])
+        return state, log_p.gather(2, state[..., None]).sum((1, 2))
 
     def draw(
         self, beads: np.ndarray, generator: torch.Generator, assemble: Assemble, particles: int, refine: int
@@ -129,10 +168,8 @@ class ProteinBuilder:
         bins, log_density = chain.sample(generator)
         x = self.assembly.backbone(backbone, self._turns(bins, generator))
         candidates = self._candidates(x)
-        log_p = torch.log_softmax(-candidates.energy / self.kT, -1)
-        state = torch.multinomial(log_p.exp().flatten(0, 1), 1, generator=generator).reshape(log_p.shape[:2])
-        log_density = log_density - len(self.planes) * math.log(2 * math.pi / BINS)
-        log_density = log_density + log_p.gather(2, state[..., None]).sum((1, 2))
+        state, log_p = self._independent(candidates, generator)
+        log_density = log_density + log_p - len(self.planes) * math.log(2 * math.pi / BINS)
         x = self.refiner.structures_of(x, _chosen(candidates, state))
         return Built(x, chain.log_z, log_density, x.new_ones(len(x), len(self.layout.sequence)))
 

@@ -66,6 +66,7 @@ class ProteinLayout:
 
     Raises:
         MismatchError: the Topology has other atoms than the sequence has, the first of which is named.
+        InvalidInputError: it has no bonds.
         ModelFileError: the library has no template of a residue.
     """
 
@@ -213,6 +214,11 @@ def greasy_hydrogens(layout: ProteinLayout) -> list[int]:
 
 
 def _index(names: list[list[str]], topology: app.Topology, sequence: ProteinSequence) -> list[dict[str, int]]:
+    if topology.getNumBonds() < topology.getNumAtoms() - len(sequence.lengths):
+        raise InvalidInputError(
+            f"the Topology has {topology.getNumBonds()} bonds for {topology.getNumAtoms()} atoms; add them "
+            "(topology.createStandardBonds()), or give the sequence, for which a Topology is built"
+        )
     found = [{atom.name: atom.index for atom in residue.atoms()} for residue in topology.residues()]
     if len(found) != len(names):
         raise MismatchError(f"the Topology has {len(found)} residues, the sequence {len(names)}; give one of both")

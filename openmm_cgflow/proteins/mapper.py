@@ -10,13 +10,14 @@ import torch
 from openmm import app
 
 from openmm_cgflow.errors import InvalidInputError, MismatchError
+from openmm_cgflow.proteins.backbone import CIS_BELOW
 from openmm_cgflow.proteins.builder import Assemble, ProteinBuilder
 from openmm_cgflow.proteins.force_field import amber14
 from openmm_cgflow.proteins.layout import ProteinLayout, with_disulfides
 from openmm_cgflow.proteins.library import FragmentLibrary
 from openmm_cgflow.proteins.result import BackmappedProtein
 from openmm_cgflow.proteins.sequence import ProteinSequence
-from openmm_cgflow.proteins.trace import checked_trace, near_cysteines
+from openmm_cgflow.proteins.trace import checked_trace, near_cysteines, warn_of_near
 from openmm_cgflow.units import PositionsLike, in_kelvin
 
 __all__ = ["ProteinBackmapper"]
@@ -127,7 +128,8 @@ class ProteinBackmapper:
         """Structures around alpha carbons.
 
         Arguments:
-            trace: `(residues, 3)` or `(frames, residues, 3)`, Quantity or nm, or whatever holds positions.
+            trace: alpha carbons `(residues, 3)` or `(frames, residues, 3)`, Quantity or nm, or whatever holds
+                positions; or N, CA and C of each residue, `(frames, residues, 3, 3)`, which are then kept.
             n: structures for each frame.
             relax: iterations of minimisation with the alpha carbons held; 0 for none.
             seed: of everything random; a new one by default.
@@ -146,24 +148,28 @@ class ProteinBackmapper:
         if assemble not in ("packed", "chain"):
             raise InvalidInputError(f'assemble is {assemble!r}; give "packed" or "chain"')
         beads = checked_trace(trace, self.given)
-        parts = self._of_trace(beads)
+        whole = beads.ndim == 4
+        if not whole:
+            warn_of_near(beads, self.given, CIS_BELOW)
+        parts = self._of_trace(beads[:, :, 1] if whole else beads)
         generator = torch.Generator(self.device).manual_seed(int(torch.randint(2**31, (1,))) if seed is None else seed)
         rows = np.repeat(np.arange(len(beads)), n)
         pieces = [
-            parts.draw(beads[piece], generator, assemble, particles, refine)
+            parts.draw_given(beads[piece], generator, assemble, refine)
+            if whole
+            else parts.draw(beads[piece], generator, assemble, particles, refine)
             for piece in np.array_split(rows, max(1, -(-len(rows) * len(self.given) // _RESIDUES)))
         ]
         x, log_evidence, log_density, ess = (torch.cat(column).cpu().numpy() for column in zip(*pieces, strict=True))
-        if relax:
-            x, energies = parts.minimiser.minimised(x, relax)
-        else:
-            energies = parts.minimiser.energies(x)
-        x[:, parts.ca] = beads[rows].astype(np.float32)
+        held = parts.held[beads.ndim]
+        x[:, held] = beads[rows].reshape(len(rows), -1, 3).astype(np.float32)
+        minimiser = parts.minimiser_of(beads.ndim)
+        x, energies = minimiser.minimised(x, relax) if relax else (x, minimiser.energies(x))
         shape = (len(beads), n)
         return BackmappedProtein(
             positions=x.reshape(*shape, *x.shape[1:]),
             energies=energies.reshape(shape),
-            log_evidence=log_evidence.reshape(shape) if assemble == "packed" else None,
+            log_evidence=log_evidence.reshape(shape) if assemble == "packed" and not whole else None,
             log_density=log_density.reshape(shape) if assemble == "chain" else None,
             ess=ess.reshape(*shape, -1),
             relaxed=bool(relax),

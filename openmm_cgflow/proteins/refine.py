@@ -6,6 +6,7 @@ plain step size does.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ _COULOMB = 138.935456 / 40.0
 _CLOSEST = 0.0025  # nm^2
 _ANGLE_BROADER = math.radians(2.5)
 _HARMONICS = 6
+_TOUCHING, _IN_ONE_PLACE = 0.225, 1000.0  # nm of two heavy atoms, and kJ/mol that are said of them
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class _Pairs:
     charge: Tensor
     repulsion: Tensor
     attraction: Tensor
+    whole: Tensor
 
 
 class Refiner:
@@ -94,6 +97,7 @@ class Refiner:
         atoms = self.layout.n_atoms
         graph = networkx.Graph((a.index, b.index) for a, b in self.layout.topology.bonds())
         backbone = set(range(atoms)) - set(self.layout.side_atoms.tolist())
+        self.heavy = torch.tensor([a.element.symbol != "H" for a in self.layout.topology.atoms()])
         self.greasy = np.zeros(atoms, dtype=bool)
         self.greasy[greasy_hydrogens(self.layout)] = True
         self.residue = np.array([a.residue.index for a in self.layout.topology.atoms()])
@@ -105,8 +109,9 @@ class Refiner:
         by_residue: list[list[int]] = [[] for _ in range(n)]
         for i in sorted(backbone):
             by_residue[self.residue[i]].append(i)
-        for k in range(n):  # what the free energy of phi and psi has
-            near = by_residue[k] + (by_residue[k + 1] if k + 1 < n else [])
+        inner = set(self.inner.tolist())
+        for k in range(n - 1):  # what the free energy of phi and psi has; termini have none
+            near = by_residue[k] + by_residue[k + 1] if {k, k + 1} <= inner else []
             scale |= {i * atoms + j: 0.0 for i in near for j in near if j > i}
         self.codes = np.array(sorted(scale))
         self.scales = np.array([scale[code] for code in self.codes.tolist()], dtype=np.float32)
@@ -162,10 +167,18 @@ class Refiner:
         return self.assembly.with_sides(x, self.sides(x, chi))
 
     def judged(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Soft energies of all pairs of structures, and the largest energy of a pair, `(batch,)` kJ/mol each."""
+        """Soft energies of all pairs of structures, and the largest energy of a pair, `(batch,)` kJ/mol each.
+
+        Heavy atoms that are nearer than `_TOUCHING` count as `_IN_ONE_PLACE`.
+        """
         pairs = self._pairs(x)
-        energy, _ = _pair_energies(x.reshape(-1, 3), pairs)
+        flat = x.reshape(-1, 3)
+        energy, _ = _pair_energies(flat, pairs)
         frame = pairs.first // x.shape[1]
+        heavy = self.heavy.to(x.device)
+        close = (flat[pairs.first] - flat[pairs.second]).square().sum(1) < _TOUCHING**2
+        close &= pairs.whole & heavy[pairs.first % x.shape[1]] & heavy[pairs.second % x.shape[1]]
+        energy = torch.where(close, energy.clamp_min(_IN_ONE_PLACE), energy)
         counts = torch.bincount(frame, minlength=len(x)).tolist()  # pairs come frame by frame
         worst = torch.stack([part.amax() if len(part) else x.new_zeros(()) for part in energy.split(counts)])
         soft = torch.where(energy > _SOFT, _SOFT * (1 + torch.log(energy.clamp_min(_SOFT) / _SOFT)), energy)
@@ -178,18 +191,26 @@ class Refiner:
     def refined(self, backbone: Backbone, gamma: Tensor, chi: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Turns of planes `(batch, planes)` and of side chains `(batch, residues, MOST_CHI)` after some steps."""
         gamma, chi = gamma.clone().requires_grad_(True), chi.clone().requires_grad_(True)
-        optimizer = torch.optim.Adam([gamma, chi], lr=_RATE, betas=(0.8, 0.95))
+        self._descend([gamma, chi], lambda: self.structures(backbone, gamma, chi), chi, steps)
+        return gamma.detach(), chi.detach()
+
+    def refined_sides(self, x: Tensor, chi: Tensor, steps: int) -> Tensor:
+        """Turns of side chains alone after some steps, on backbones `(batch, atoms, 3)` that stay."""
+        chi = chi.clone().requires_grad_(True)
+        self._descend([chi], lambda: self.structures_of(x, chi), chi, steps)
+        return chi.detach()
+
+    def _descend(self, turns: list[Tensor], structures: Callable[[], Tensor], chi: Tensor, steps: int) -> None:
+        optimizer = torch.optim.Adam(turns, lr=_RATE, betas=(0.8, 0.95))
         with torch.enable_grad():
             for step in range(steps):
-                rate = _RATE * (_LAST_RATE / _RATE) ** (step / max(1, steps - 1))
-                optimizer.param_groups[0]["lr"] = rate
+                optimizer.param_groups[0]["lr"] = _RATE * (_LAST_RATE / _RATE) ** (step / max(1, steps - 1))
                 optimizer.zero_grad()
-                x = self.structures(backbone, gamma, chi)
+                x = structures()
                 if step % _REBUILD == 0:
                     pairs = self._pairs(x.detach())
                 self._energy(x, chi, pairs).backward()
                 optimizer.step()
-        return gamma.detach(), chi.detach()
 
     def _energy(self, x: Tensor, chi: Tensor, pairs: _Pairs) -> Tensor:
         """The sum over the batch, kJ/mol."""
@@ -246,7 +267,7 @@ class Refiner:
         depth = 4 * self.nonbonded.root_epsilon[first] * self.nonbonded.root_epsilon[second] * size * share
         charge = _COULOMB * self.nonbonded.charge[first] * self.nonbonded.charge[second] * share
         device = x.device
-        return _Pairs(*(t.to(device) for t in (first + shift, second + shift, charge, depth * size, depth)))
+        return _Pairs(*(t.to(device) for t in (first + shift, second + shift, charge, depth * size, depth, share == 1)))
 
 
 def _pair_energies(flat: Tensor, pairs: _Pairs) -> tuple[Tensor, Tensor]:

@@ -122,6 +122,27 @@ def test_systems_and_topologies_of_other_molecules_are_refused(mapper):
         cgf.ProteinBackmapper("GACC", disulfides=[(1, 2)])
 
 
+def test_near_neighbours_without_a_proline_are_told(caplog):
+    trace = helix(4)
+    trace[2:] += 0.2 * (trace[1] - trace[2])
+    with caplog.at_level("WARNING", "openmm_cgflow"):
+        cgf.ProteinBackmapper("AAPA").backmap(trace, relax=0, seed=0)
+        assert "cis" not in caplog.text
+        cgf.ProteinBackmapper("AAAA").backmap(trace, relax=0, seed=0)
+    assert "ALA 2 of chain A and ALA 3 of chain A in frame 0" in caplog.text
+
+
+def test_topologies_without_bonds_are_refused(mapper):
+    bare = app.Topology()
+    chain = bare.addChain("A")
+    for residue in mapper.topology.residues():
+        added = bare.addResidue(residue.name, chain, residue.id)
+        for atom in residue.atoms():
+            bare.addAtom(atom.name, atom.element, added)
+    with pytest.raises(cgf.InvalidInputError, match="has 0 bonds for"):
+        cgf.ProteinBackmapper(bare)
+
+
 def test_other_holders_of_positions_are_read(mapper):
     x = helix(5)
     topology = mdtraj.Topology.from_openmm(alpha_carbons(["GLY", "ALA", "SER", "LEU", "LYS"]))

@@ -69,10 +69,11 @@ def test_energies_are_those_of_openmm_and_solvent_in_its_fast_form_is_the_same(m
     _, result = built
     x = result.positions[0, 0]
     exact = energy(amber14(result.topology), x)
-    fast = energy(with_fast_solvent(amber14(result.topology)), x)
+    system = with_fast_solvent(amber14(result.topology))
+    fast = energy(system, x)
     assert fast == pytest.approx(exact, rel=5e-5)  # other decimals of constants
     assert result.energies[0, 0] == pytest.approx(exact, abs=0.5)  # CPU platform, single precision
-    names = [force.getName() for force in with_fast_solvent(amber14(result.topology)).getForces()]
+    names = [force.getName() for force in system.getForces()]
     assert "GBSAOBCForce" in names
     assert "CustomGBForce" not in names
 
@@ -83,6 +84,27 @@ def test_relaxing_lowers_the_energy_and_holds_alpha_carbons(mapper):
     assert relaxed.energies[0, 0] < raw.energies[0, 0] - 50
     np.testing.assert_array_equal(relaxed.positions[0, 0, carbons(relaxed.topology)], trace)
     assert relaxed.relaxed
+
+
+def test_a_given_backbone_is_kept_and_its_atoms_are_placed(mapper):
+    made = mapper.backmap(helix(20), relax=30, seed=5)
+    places = [{atom.name: atom.index for atom in residue.atoms()} for residue in made.topology.residues()]
+    backbone = np.array([[atoms[name] for name in ("N", "CA", "C")] for atoms in places])
+    given = made.positions[0][:, backbone]
+    for options in ({"relax": 0}, {"relax": 20}, {"relax": 0, "assemble": "chain"}):
+        again = mapper.backmap(given, seed=1, **options)
+        np.testing.assert_array_equal(again.positions[0][:, backbone], given)
+        assert not again.checks.wrong_chirality.any()
+        assert not again.checks.wrong_peptides.any()
+        assert again.log_evidence is None
+        if options["relax"]:
+            assert again.energies[0, 0] < made.energies[0, 0] + 300
+    inner = [atoms for atoms in places[1:-1] if "H" in atoms]
+    others = np.array([[atoms["O"], atoms["H"]] for atoms in inner])
+    raw = mapper.backmap(given, relax=0, seed=1).positions[0, 0]
+    assert np.linalg.norm(raw[others] - made.positions[0, 0][others], axis=2).max() < 0.03  # nm
+    with pytest.raises(cgf.InvalidInputError, match="the bond C-N of GLY 1"):
+        mapper.backmap(given[:, :, ::-1])
 
 
 def test_one_seed_gives_one_result(mapper):
