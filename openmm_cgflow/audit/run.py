@@ -227,11 +227,12 @@ class _Auditor:
     def _limit(self, weights: np.ndarray) -> float:
         """The log-weight at a minimum above which the flow gives too little there; `weights` are of its own minima.
 
-        Where the density is far too low even a sample that led there does not count: it came from a tail.
+        Where the density is far too low even a sample that led there does not count: it came from a tail. The spread is
+        that of the larger weights: samples of bad structures, whose weights are tiny, say nothing of what is missing.
         """
         logs = self.samples.log_weights[np.isfinite(self.samples.log_weights)]
-        low, high = np.quantile(logs, [0.16, 0.84])
-        return float(np.median(weights[np.isfinite(weights)])) + max(_MISSED, _SPREADS * (high - low) / 2)
+        middle, high = np.quantile(logs, [0.5, 0.84])
+        return float(np.median(weights[np.isfinite(weights)])) + max(_MISSED, _SPREADS * (high - middle))
 
     def _log_weights(self, minima: _Minima) -> tuple[np.ndarray, np.ndarray]:
         """The minima with their atoms relabelled into the domain, and `-u - log q - log Z` there."""
