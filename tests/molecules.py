@@ -25,7 +25,7 @@ AMINO_ACIDS = [
 LIGANDS = ["butane", "pentanenitrile", "biphenyl", "caffeine", "nicotine", "camphor", "ibuprofen", "lidocaine"]
 """GAFF2 with AM1-BCC charges; vacuum unless a solvent is named."""
 
-FORMS = ["vinylether", "acrylamide", "enaminone", "macrolactone", "diyne2"]
+FORMS = ["vinylether", "acrylamide", "enaminone", "macrolactone", "diyne2", "cyclohexanol"]
 """GAFF2 molecules with forms that were lost once, and a linear chain; vacuum."""
 
 ALDP = ["aldp_vacuum", "aldp_obc1"]

@@ -8,6 +8,7 @@ from molecules import MODELS, load
 import openmm_cgflow as cgf
 from openmm_cgflow.compute import seeded
 from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError
+from openmm_cgflow.forcematching import BeadModel, DistilSettings, fit_beads
 from openmm_cgflow.openmm_plugin.cg_system import langevin_frames
 from openmm_cgflow.openmm_plugin.force import force_from_energy
 from openmm_cgflow.potentials import DoubleWell
@@ -161,3 +162,30 @@ def test_a_small_budget_of_evaluations_is_not_spent_on_timing_them():
     flow = cgf.VectorFlow(DoubleWell(), slow=1, width=2.0).train(evaluations=2000, progress=False)
     flow.train(time=60, evaluations=500, progress=False)
     assert 2000 + 400 < flow.provenance["evaluations"] <= 2500
+
+
+@pytest.mark.parametrize("relax", [-1, 0.5, "a"])
+def test_iterations_of_relaxation_are_counted(aldp, samples, relax):
+    with pytest.raises(InvalidInputError, match="backmap: relax is"):
+        aldp.backmap(samples.positions[:1, aldp.coordinates.bead_atoms], relax=relax)
+
+
+def test_beads_that_are_nowhere_are_not_inside_what_a_force_field_knows(aldp, samples):
+    """NaN was inside, and another number of beads an IndexError or `outside`."""
+    settings = DistilSettings(points=200, steps=5)
+    force_field = cgf.CGForceField.fromFlow(aldp, settings)
+    x = samples.positions[:3, aldp.coordinates.bead_atoms]
+    assert force_field.outside(x).shape == (3,)
+    with pytest.raises(InvalidInputError, match="NaN"):
+        force_field.outside(np.full_like(x, np.nan))
+    for other in (x[:, :3], samples.positions[:3]):
+        with pytest.raises(MismatchError, match="outside: frames have shape"):
+            force_field.outside(other)
+
+
+def test_weights_and_settings_of_a_fit_are_looked_at(aldp, samples):
+    model = BeadModel.fromTopology(aldp.topology, aldp.coordinates.bead_atoms)
+    with pytest.raises(InvalidInputError, match="weights are not"):
+        fit_beads(samples.trajectory, model, weights="a")
+    with pytest.raises(InvalidInputError, match="give FitSettings"):
+        fit_beads(samples.trajectory, model, settings=3)

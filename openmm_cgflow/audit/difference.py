@@ -74,6 +74,11 @@ class Differences:
             return Difference(" and ".join(names), tuple(names), f"slow=[{named}]")
         if inverted:
             return Difference(f"inversion of {', '.join(self.label(i) for i in inverted)}", (), start)
+        flipped = [ring for ring, fours in self.rings if self._far(x, fours, mirror=False) > _PUCKERED]
+        if flipped:
+            size = ", ".join(f"{len(ring)}" for ring in flipped)
+            what = f"flip of the ring{'s' if len(flipped) > 1 else ''} of {size} atoms"
+            return Difference(what, (), f"train longer, or {start}")
         angles = np.degrees(torsion_angles(x, [axis.atoms for axis in self.turning if not axis.symmetric]))
         names = [axis.name for axis in self.turning if not axis.symmetric]
         where = ", ".join(f"{name} {angle:.0f}°" for name, angle in zip(names, angles, strict=True))

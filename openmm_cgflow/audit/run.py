@@ -17,6 +17,7 @@ from openmm_cgflow.chemistry.driven import Driven
 from openmm_cgflow.chemistry.forms import Fingerprint, handedness, same_isomer
 from openmm_cgflow.chemistry.loops import loop_forms
 from openmm_cgflow.chemistry.perception import Perceived, perceive
+from openmm_cgflow.chemistry.puckers import flipped_forms
 from openmm_cgflow.compute import Parallel, seeded
 from openmm_cgflow.coverage import Coverage, Form, heaviest_first, rounded
 from openmm_cgflow.trained import TrainedFlow
@@ -64,7 +65,7 @@ def audit(flow: TrainedFlow, evaluations: int, over: Callable[[], bool] = lambda
 
     Walkers start from samples of the flow, each at its own temperature between two and five times the flow's, are
     cooled and quenched, again and again. To these minima come the forms that stiff torsions have beside the input's,
-    and those of large rings, which OpenMM minimises: these energies are not counted.
+    those of rings that flip, and those of large rings, which OpenMM minimises: these energies are not counted.
     So are minima that seem to be missing, each of which is named once.
     A minimum is missing where the density of the flow is far below what its energy asks for, unless it is the mirror
     image or a relabelling of one where it is not.
@@ -113,6 +114,7 @@ class _Auditor:
         self.reference = quench(self.surface, self.reference, _LONG_DESCENT)[0]
         self.known = self._descend(x)  # one for each sample
         forms = [form.positions for axis in self.perceived.axes for form in axis.others]
+        forms += flipped_forms(self.molecule, self.flow.system)
         forms += loop_forms(self.molecule, self.flow.system, self.over)
         if forms:
             self.found = self._distinct(self._descend(self.flow.compute.tensor(np.stack(forms).astype(np.float32))))
@@ -225,11 +227,12 @@ class _Auditor:
     def _limit(self, weights: np.ndarray) -> float:
         """The log-weight at a minimum above which the flow gives too little there; `weights` are of its own minima.
 
-        Where the density is far too low even a sample that led there does not count: it came from a tail.
+        Where the density is far too low even a sample that led there does not count: it came from a tail. The spread is
+        that of the larger weights: samples of bad structures, whose weights are tiny, say nothing of what is missing.
         """
         logs = self.samples.log_weights[np.isfinite(self.samples.log_weights)]
-        low, high = np.quantile(logs, [0.16, 0.84])
-        return float(np.median(weights[np.isfinite(weights)])) + max(_MISSED, _SPREADS * (high - low) / 2)
+        middle, high = np.quantile(logs, [0.5, 0.84])
+        return float(np.median(weights[np.isfinite(weights)])) + max(_MISSED, _SPREADS * (high - middle))
 
     def _log_weights(self, minima: _Minima) -> tuple[np.ndarray, np.ndarray]:
         """The minima with their atoms relabelled into the domain, and `-u - log q - log Z` there."""

@@ -10,6 +10,7 @@ from openmm_cgflow.backmapping.placer import FlowPlacer, Placer
 from openmm_cgflow.backmapping.relax import relaxed
 from openmm_cgflow.backmapping.result import Backmapped, listed, warn_of_failed
 from openmm_cgflow.compute import BATCH, seeded
+from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import PositionsLike
@@ -26,6 +27,8 @@ def backmap(
     """The structures of `CGFlow.backmap`, which see."""
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n <= 0:
         raise InvalidInputError(f"backmap: n is {n!r}; give a positive number of structures for each frame.")
+    if not isinstance(relax, bool | np.bool_):
+        relax = whole_number(relax, "backmap: relax", least=0)
     result, placer = place_atoms(flow, flow.beads.read(cg, "backmap"), n, relax, seed)
     warn_of_strange(placer, "backmap")
     warn_of_failed(result.failed, "backmap", "Draw more (n), or leave these frames out (see `failed`).")

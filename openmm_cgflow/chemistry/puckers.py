@@ -3,12 +3,13 @@
 from collections.abc import Collection
 
 import numpy as np
+import openmm
 
 from openmm_cgflow.chemistry.driven import Driven, torsion_angles
 from openmm_cgflow.chemistry.forms import fours_of, same_isomer, smallest_rings
 from openmm_cgflow.chemistry.molecule import Molecule, bond_key
 
-__all__ = ["flipping_bonds", "puckered_rings", "ring_flip"]
+__all__ = ["flipped_forms", "flipping_bonds", "puckered_rings", "ring_flip"]
 
 WITHIN = 25.0
 """kJ/mol: a flipped ring whose energy is higher by more is left out."""
@@ -38,12 +39,39 @@ def ring_flip(molecule: Molecule, driven: Driven, x: np.ndarray, energy: float, 
     """
     fours = fours_of(ring)
     angles = torsion_angles(x, fours)
-    pulled, _ = driven.minimised(x, dict(zip(fours, (-angles).tolist(), strict=True)), 10.0, 300)
-    flipped, its_energy = driven.minimised(pulled)
+    flipped, its_energy = _flipped(driven, x, fours)
     if its_energy - energy >= WITHIN or not same_isomer(molecule, x, flipped):
         return set()
     change = (torsion_angles(flipped, fours) - angles + np.pi) % (2 * np.pi) - np.pi
     return {bond_key(*fours[k][1:3]) for k in np.flatnonzero(np.abs(change) > _TURNED)}
+
+
+def flipped_forms(molecule: Molecule, system: openmm.System) -> list[np.ndarray]:
+    """Minima `(atoms, 3)`, nm, of the same isomer to which its rings are driven, each alone and all together.
+
+    Arguments:
+        molecule: the graph, and a structure.
+        system: its energies.
+    """
+    rings = [fours_of(ring) for ring in puckered_rings(molecule)]
+    if not rings:
+        return []
+    driven = Driven(system, (atoms for fours in rings for atoms in fours))
+    start, energy = driven.minimised(molecule.positions)
+    forms = []
+    together = [[atoms for fours in rings for atoms in fours]] if len(rings) > 1 else []
+    for fours in [*rings, *together]:
+        flipped, its_energy = _flipped(driven, start, fours)
+        if its_energy - energy < WITHIN and same_isomer(molecule, start, flipped):
+            forms.append(flipped)
+    return forms
+
+
+def _flipped(driven: Driven, x: np.ndarray, fours: list[tuple[int, ...]]) -> tuple[np.ndarray, float]:
+    """The minimum to which torsions are driven that are pulled to the opposite of their values, and its energy."""
+    angles = torsion_angles(x, fours)
+    pulled, _ = driven.minimised(x, dict(zip(fours, (-angles).tolist(), strict=True)), 10.0, 300)
+    return driven.minimised(pulled)
 
 
 def flipping_bonds(flips: list[set[tuple[int, int]]], beads: Collection[int] = ()) -> set[tuple[int, int]]:

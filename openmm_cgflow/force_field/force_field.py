@@ -401,8 +401,18 @@ class CGForceField:
 
         Returns:
             `(frames,)`, bool.
+
+        Raises:
+            MismatchError: for another number of beads.
+            InvalidInputError: for NaN.
         """
-        return self.student.outside(torch.as_tensor(in_nm(frames), dtype=torch.float64)).numpy()
+        x = in_nm(frames)
+        x = x[None] if x.ndim == 2 else x
+        if x.ndim != 3 or x.shape[1:] != (len(self.masses), 3):
+            raise MismatchError(f"outside: frames have shape {x.shape}; give (frames, {len(self.masses)}, 3), in nm")
+        if not np.isfinite(x).all():
+            raise InvalidInputError("outside: frames hold NaN or infinite values; remove them")
+        return self.student.outside(torch.as_tensor(x, dtype=torch.float64)).numpy()
 
     def save(self, path: str | Path) -> None:
         """Write everything to one file, usually with the suffix `.cgff`.

@@ -23,7 +23,7 @@ from openmm_cgflow.forcematching.force_map import generalised_forces, reduced_fo
 from openmm_cgflow.forcematching.frames import check_finite, warn_of_duplicates
 from openmm_cgflow.forcematching.likelihood import Fitted
 from openmm_cgflow.forcematching.mixture import BeadMixture
-from openmm_cgflow.units import PositionsLike
+from openmm_cgflow.units import PositionsLike, real_array
 
 __all__ = [
     "FittedBeads",
@@ -153,6 +153,8 @@ def fit_beads(
         torch.Size([3, 6])
     """
     began, settings, seed = time.perf_counter(), settings or FitSettings(), seed_number(seed)
+    if not isinstance(settings, FitSettings):
+        raise InvalidInputError(f"fit_beads: settings is a {type(settings).__name__}; give FitSettings(...)")
     if model is None:
         if not isinstance(frames, mdtraj.Trajectory):
             raise InvalidInputError(
@@ -232,7 +234,7 @@ def _shares(weights: Sequence[float] | np.ndarray | None, n: int) -> np.ndarray:
     """Weights of sum 1."""
     if weights is None:
         return np.full(n, 1 / n)
-    values = np.asarray(weights, dtype=np.float64)
+    values = real_array(weights, "weights are", "one number for each frame")
     if values.shape != (n,):
         raise MismatchError(f"weights have shape {values.shape}; give one for each of the {n} frames")
     check_finite(values, "weight of frame")

@@ -117,7 +117,7 @@ class Samples:
         """Standard error of `logZ`."""
         return log_mean_exp(self._log_weights)[1]
 
-    def reweight(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def reweight(self, values: Any) -> tuple[np.ndarray, np.ndarray]:  # noqa: ANN401
         """Boltzmann average of an observable.
 
         Arguments:

@@ -17,7 +17,7 @@ from openmm_cgflow.audit import Coverage, Form, run
 from openmm_cgflow.audit.relabel import Relabel
 from openmm_cgflow.audit.surface import Surface, langevin, quench
 from openmm_cgflow.audit.weigh import log_partition
-from openmm_cgflow.chemistry import axes
+from openmm_cgflow.chemistry import axes, perception
 from openmm_cgflow.chemistry.checks import check_inputs
 from openmm_cgflow.chemistry.forms import Fingerprint
 from openmm_cgflow.coordinates import InternalCoordinates
@@ -122,6 +122,18 @@ def test_audit_finds_the_other_forms_of_a_ring_of_ten():
 
 
 # -- and nothing else
+
+
+def test_audit_names_the_other_chair_of_a_ring_of_six(monkeypatch):
+    """Cyclohexanol, GAFF2: the hydroxyl is axial in one chair, equatorial in the other, 0.4 kJ/mol higher; half of the
+    ensemble was missing, "covered", for no dynamics of some ps turns a chair over."""
+    monkeypatch.setattr(perception, "ring_flip", lambda *_: set())
+    flow = quickly(cgf.CGFlow(*load("cyclohexanol")))
+    coverage = flow.audit(8_000)
+    lowest = min(coverage.forms, key=lambda form: form.energy)
+    assert lowest.what == "flip of the ring of 6 atoms"
+    assert min(abs(lowest.energy - energy) for energy in (0.45, 1.51)) < 0.1  # by where the hydrogen points
+    assert 0.1 < sum(form.weight for form in coverage.forms) < 0.6
 
 
 def test_audit_says_nothing_on_a_flow_that_has_it_all(vacuum):

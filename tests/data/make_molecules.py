@@ -40,6 +40,7 @@ LIGANDS = {  # net charge 0 each
     "camphor": "CC1(C)[C@@H]2CC[C@@]1(C)C(=O)C2",
     "ibuprofen": "CC(C)Cc1ccc(cc1)[C@H](C)C(=O)O",
     "lidocaine": "CCN(CC)CC(=O)Nc1c(C)cccc1C",
+    "cyclohexanol": "OC1CCCCC1",
 }
 
 
