@@ -2,10 +2,10 @@
 
     python examples/fragment_library.py --cache fragments -o openmm_cgflow/data/fragments.safetensors
 
-Each of Ace-X-Nme, X = Ala, Gly, Pro, Val, and Ace-Ala-Pro-Nme is trained (amber14, OBC2, 300 K; no structures); its free
-energy over phi and psi and its angle N-CA-C are reweighted averages over samples of the flow. Trained fragments are
-kept in the cache, and the same command goes on where it stopped. Templates of side chains are the minimised Ace-X-Nme of
-`tests/data`; variants of protonation have hydrogens added by OpenMM and are minimised too.
+Each of Ace-X-Nme, X = Ala, Gly, Pro, Val, is trained (amber14, OBC2, 300 K; no structures; `--only` has more); its
+free energy over phi and psi and its angle N-CA-C are reweighted averages over samples of the flow. Trained fragments
+are kept in the cache, and the same command goes on where it stopped. Templates of side chains are the minimised
+Ace-X-Nme of `tests/data`; variants of protonation have hydrogens added by OpenMM and are minimised too.
 """
 
 import argparse
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import mdtraj
 import numpy as np
+import openmm
 import torch
+from openmm import app, unit
 
 import openmm_cgflow as cgf
-import openmm
-from openmm import app, unit
 from openmm_cgflow.analysis import free_energy_2d
 from openmm_cgflow.inputs import load_system
 from openmm_cgflow.proteins import FragmentLibrary, local_template
@@ -95,12 +95,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("fragments"))
     parser.add_argument("-o", "--output", type=Path, default=Path("fragments.safetensors"))
-    parser.add_argument("--only", nargs="*", help="fragments to use, of those above")
+    parser.add_argument("--only", nargs="*", default=list(EVALUATIONS)[:4], choices=EVALUATIONS, help="fragments")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     energies, angles, provenance = {}, {}, {}
     for name, evaluations in EVALUATIONS.items():
-        if options.only and name not in options.only:
+        if name not in options.only:
             continue
         data = sampled(name, evaluations, options.cache)
         key = name.replace("_", "-")

@@ -11,7 +11,8 @@ from openmm_cgflow.proteins.residues import hydrogens_of_n
 
 __all__ = ["Assembly"]
 
-_N_H, _C_O = 0.101, 0.125  # nm, of charged termini
+_N_H, _C_O, _C_O_DOUBLE = 0.101, 0.125, 0.1229  # nm; the second of carboxylates
+_CARBOXYL = math.radians(117.0)
 _TETRAHEDRAL = math.radians(109.5)
 _OF_AMINE = {"H": math.pi, "H2": math.pi / 3, "H3": -math.pi / 3}
 _OF_PROLINE = {"H2": math.radians(-125.0), "H3": math.radians(-5.0)}
@@ -51,6 +52,31 @@ class Assembly:
         c, _, n, _ = atoms[:, self.planes.after[self.last]].unbind(2)
         oxt = c + _C_O * torch.nn.functional.normalize(n - c, dim=-1)
         x = x.index_copy(1, self.oxt.to(x.device), oxt)
+        return self._amines(x)
+
+    def given(self, backbone: Tensor) -> Tensor:
+        """Backbones of given N, CA and C `(batch, residues, 3, 3)`: `(batch, atoms, 3)` nm, O and H in their planes."""
+        n, ca, c = backbone.unbind(2)
+        x = backbone.new_zeros(len(backbone), self.layout.n_atoms, 3)
+        for name, place in (("N", n), ("CA", ca), ("C", c)):
+            x = x.index_copy(1, self.layout.of(name).to(x.device), place)
+        inner = [k for k in range(backbone.shape[1]) if k not in self.last]
+        oxygen = c[:, inner] - _C_O_DOUBLE * _halfway(
+            ca[:, inner] - c[:, inner], n[:, [k + 1 for k in inner]] - c[:, inner]
+        )
+        x = x.index_copy(1, self.layout.of("O")[inner].to(x.device), oxygen)
+        index = self.layout.of("H")
+        later = [k for k in range(backbone.shape[1]) if k not in self.first and int(index[k]) >= 0]
+        hydrogen = n[:, later] - _N_H * _halfway(c[:, [k - 1 for k in later]] - n[:, later], ca[:, later] - n[:, later])
+        x = x.index_copy(1, index[later].to(x.device), hydrogen)
+        for k in self.last:
+            turns = torch.tensor([math.radians(150.0), math.radians(-30.0)]).to(x)
+            where = torch.tensor([self.layout.index[k]["O"], self.layout.index[k]["OXT"]], device=x.device)
+            x = x.index_copy(1, where, beyond(n[:, k], ca[:, k], c[:, k], _C_O, _CARBOXYL, turns))
+        return self._amines(x)
+
+    def _amines(self, x: Tensor) -> Tensor:
+        """The same with hydrogens on the first nitrogens."""
         for k in self.first:
             names, index = hydrogens_of_n(self.layout.sequence.residues[k].variant, True), self.layout.index[k]
             turns = _OF_PROLINE if "H" not in names else _OF_AMINE
@@ -73,3 +99,9 @@ def beyond(a: Tensor, b: Tensor, c: Tensor, length: float, angle: float, torsion
     sine = length * math.sin(angle)
     side = sine * (torch.cos(torsions)[:, None] * inward[:, None] + torch.sin(torsions)[:, None] * normal[:, None])
     return c[:, None] - length * math.cos(angle) * along[:, None] + side
+
+
+def _halfway(first: Tensor, second: Tensor) -> Tensor:
+    """Unit vectors half way between two directions."""
+    unit = torch.nn.functional.normalize
+    return unit(unit(first, dim=-1) + unit(second, dim=-1), dim=-1)

@@ -31,6 +31,8 @@ COARSE = 24
 _CAP = 30.0  # kJ/mol, of a pair of atoms of two planes
 _ENTRIES = 400_000
 _CLOSEST = 0.01  # nm^2
+STRONGEST = 1 / 0.16**2
+"""nm^-2, the largest `1/r^2` between charges: hydrogens of hydroxyls have no size that would keep them off."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def pair_energies(squared: Tensor, factors: tuple[Tensor, Tensor, Tensor], cap: 
     cubed.mul_(inverse)
     energy = cubed * repulsion
     energy.sub_(attraction).mul_(cubed)
-    return energy.addcmul_(charge.expand_as(energy), inverse).clamp_max_(cap)
+    return energy.addcmul_(charge.expand_as(energy), inverse.clamp_max_(STRONGEST)).clamp_max_(cap)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def plane_pairs(backbone: Backbone, indices: Tensor, nonbonded: Nonbonded, gamma
 
 
 def plane_sterics(backbone: Backbone, gamma: Tensor) -> Tensor:
-    """Soft repulsion of the planes' atoms from alpha and beta carbons of other residues, `(batch, planes, bins)` kJ/mol."""
+    """Soft repulsion of planes from alpha and beta carbons of other residues, `(batch, planes, bins)` kJ/mol."""
     batch, n = backbone.starts.shape[:2]
     atoms = place_planes(
         backbone.starts[:, :, None],

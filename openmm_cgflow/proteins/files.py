@@ -43,8 +43,8 @@ class BackmappedProteinFile:
     """What `backmap_protein_file` has written.
 
     Attributes:
-        written: the structures; an `.npz` file with energies, evidence, ESS and checks (`check_...`); for formats without
-            a topology, a `.topology.pdb`.
+        written: the structures; an `.npz` file with energies, evidence, ESS and checks (`check_...`); for formats
+            without a topology, a `.topology.pdb`.
         frames: of the trace.
         residues: in each.
         structures: that were written.

@@ -16,7 +16,15 @@ from openmm_cgflow.proteins.library import FragmentLibrary
 from openmm_cgflow.proteins.residues import CHI, PUBLIC_NAMES, hydrogens_of_n
 from openmm_cgflow.proteins.sequence import ProteinSequence
 
-__all__ = ["MOST_CHI", "ProteinLayout", "SideChain", "turned", "with_disulfides"]
+__all__ = [
+    "MOST_CHI",
+    "ProteinLayout",
+    "SideChain",
+    "backbone_of_template",
+    "greasy_hydrogens",
+    "turned",
+    "with_disulfides",
+]
 
 MOST_CHI = 4
 """Torsions of the longest side chain."""
@@ -58,6 +66,7 @@ class ProteinLayout:
 
     Raises:
         MismatchError: the Topology has other atoms than the sequence has, the first of which is named.
+        InvalidInputError: it has no bonds.
         ModelFileError: the library has no template of a residue.
     """
 
@@ -123,10 +132,33 @@ class ProteinLayout:
         """Where each residue begins in `side_atoms`, and the end."""
         return [0, *np.cumsum([len(side.names) for side in self.side_chains]).tolist()]
 
+    def chi_of(self, variant: str) -> list[tuple[str, str, str, str]]:
+        """Names of the atoms of the torsions of a variant's side chain."""
+        return CHI.get(variant, [])
+
+    def template_positions(self) -> Tensor:
+        """All residues as their templates, each in its own frame, `(atoms, 3)` nm."""
+        x = torch.zeros(self.n_atoms, 3, dtype=torch.float64)
+        for k, side in enumerate(self.side_chains):
+            for name, place in (*zip(side.names, side.local, strict=True), *backbone_of_template(side.names).items()):
+                x[self.index[k][name]] = place
+        return x
+
     @cached_property
     def is_proline(self) -> Tensor:
         """`(residues,)` bool."""
         return torch.tensor([residue.variant == "PRO" for residue in self.sequence.residues])
+
+
+def backbone_of_template(names: Sequence[str]) -> dict[str, Tensor]:
+    """N, CA and C in the frame of a residue with these atoms in its side chain, as usual angles have them."""
+    on_n = "CD" in names and "HG" not in names and "HD2" in names and len(names) == 10  # proline: CA-N is the axis
+    first, second = (0.0, 1.94) if on_n else (-0.97, 0.97)
+    return {
+        "N": 0.1449 * torch.tensor([np.cos(first), np.sin(first), 0.0], dtype=torch.float64),
+        "CA": torch.zeros(3, dtype=torch.float64),
+        "C": 0.1526 * torch.tensor([np.cos(second), np.sin(second), 0.0], dtype=torch.float64),
+    }
 
 
 def turned(side: SideChain, chi: Tensor) -> Tensor:
@@ -171,7 +203,22 @@ def with_disulfides(sequence: ProteinSequence, pairs: Sequence[tuple[int, int]])
     return ProteinSequence(tuple(residues))
 
 
+def greasy_hydrogens(layout: ProteinLayout) -> list[int]:
+    """Indices of hydrogens on carbons."""
+    found = []
+    for a, b in layout.topology.bonds():
+        for hydrogen, other in ((a, b), (b, a)):
+            if hydrogen.element.symbol == "H" and other.element.symbol == "C":
+                found.append(hydrogen.index)
+    return sorted(found)
+
+
 def _index(names: list[list[str]], topology: app.Topology, sequence: ProteinSequence) -> list[dict[str, int]]:
+    if topology.getNumBonds() < topology.getNumAtoms() - len(sequence.lengths):
+        raise InvalidInputError(
+            f"the Topology has {topology.getNumBonds()} bonds for {topology.getNumAtoms()} atoms; add them "
+            "(topology.createStandardBonds()), or give the sequence, for which a Topology is built"
+        )
     found = [{atom.name: atom.index for atom in residue.atoms()} for residue in topology.residues()]
     if len(found) != len(names):
         raise MismatchError(f"the Topology has {len(found)} residues, the sequence {len(names)}; give one of both")
@@ -192,12 +239,7 @@ def _index(names: list[list[str]], topology: app.Topology, sequence: ProteinSequ
 def _side_chain(variant: str, library: FragmentLibrary) -> SideChain:
     names, local = tuple(library.atoms[variant]), library.templates[variant].double()
     place = {name: local[k] for k, name in enumerate(names)}
-    angle = 0.5 * float(library.angle[library.class_of(variant)][0])
-    place["CA"] = torch.zeros(3, dtype=torch.float64)
-    if variant == "PRO":
-        place["N"] = torch.tensor([0.1449, 0.0, 0.0], dtype=torch.float64)
-    else:
-        place["N"] = 0.1449 * torch.tensor([np.cos(angle), -np.sin(angle), 0.0], dtype=torch.float64)
+    place |= backbone_of_template(names)
     graph = _bonds_within(names, place)
     chis = CHI.get(variant, [])
     depth = torch.zeros(len(names), dtype=torch.long)

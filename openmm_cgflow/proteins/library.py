@@ -2,9 +2,9 @@
 
 The file is one of `storage` (safetensors), kind `fragments`:
 
-- `free_energy.CLASS`, float16 `(72, 72)`, kJ/mol: `F(phi, psi)` of the middle residue of Ace-X-Nme at 300 K in OBC2, its
-  minimum 0, at most `CAP`; rows are phi, columns psi, both at `-pi + k 2 pi / 72`. Classes are `ALA` (which stands for
-  every residue that has none of its own), `GLY`, `PRO`, `VAL` (branched at CB), and `ALA-PRO` (before a proline).
+- `free_energy.CLASS`, float16 `(72, 72)`, kJ/mol: `F(phi, psi)` of the first residue of Ace-X-Nme at 300 K in OBC2,
+  its minimum 0, at most `CAP`; rows are phi, columns psi, both at `-pi + k 2 pi / 72`. Classes are `ALA` (which stands
+  for every residue that has none of its own), `GLY`, `PRO`, `VAL` (branched at CB), and `ALA-PRO` (before a proline).
 - `angle.CLASS`, float32 `(2,)`, rad: mean and standard deviation of N-CA-C of the same samples.
 - `template.VARIANT`, float32 `(atoms, 3)`, nm: the side chain (with HA) of minimised Ace-X-Nme, one for each variant of
   amber14 that is not terminal, in the frame of its own N, CA and C (`geometry.residue_frames`).

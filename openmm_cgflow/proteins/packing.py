@@ -11,7 +11,7 @@ from openmm_cgflow.proteins.side_chains import KEPT, Candidates, SelfEnergies
 __all__ = ["Packed", "PairTables", "pack", "pair_tables"]
 
 _CAP = 60.0  # kJ/mol, of a pair of atoms
-_SEE = 0.35  # nm between the spheres of two side chains
+_SEE = 0.3  # nm between the spheres of two side chains, of any of their candidates
 _ENTRIES = 400_000
 _SWEEPS = 16
 _HOT, _COLD = 8.0, 0.4  # kT, first and last temperature of the sweeps
@@ -45,6 +45,7 @@ def pair_tables(candidates: Candidates, energies: SelfEnergies, nonbonded: Nonbo
     batch, n = candidates.energy.shape[:2]
     x = candidates.energy
     centre, radius = x.new_zeros(batch, n, 3), x.new_zeros(batch, n)
+    middles, sizes = x.new_full((batch, n, KEPT, 3), 1e3), x.new_zeros(batch, n, KEPT)
     kind, place = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long)
     variants = list(candidates.placed)
     for v, variant in enumerate(variants):
@@ -52,6 +53,9 @@ def pair_tables(candidates: Candidates, energies: SelfEnergies, nonbonded: Nonbo
         flat = placed.flatten(2, 3)
         centre[:, rows] = flat.mean(2)
         radius[:, rows] = (flat - flat.mean(2, keepdim=True)).norm(dim=-1).amax(-1)
+        middle = placed.mean(3)
+        middles[:, rows, : middle.shape[2]] = middle
+        sizes[:, rows, : middle.shape[2]] = (placed - middle[:, :, :, None]).norm(dim=-1).amax(-1)
         kind[rows], place[rows] = v, torch.arange(len(rows))
     near = torch.cdist(centre, centre) < radius[:, :, None] + radius[:, None, :] + _SEE
     near &= torch.triu(torch.ones(n, n, dtype=torch.bool, device=x.device), 1)
@@ -59,12 +63,20 @@ def pair_tables(candidates: Candidates, energies: SelfEnergies, nonbonded: Nonbo
     many = torch.isfinite(candidates.energy).sum(-1) > 1
     chosen = many[frame, first] | many[frame, second]  # pairs of two that cannot move are a constant
     frame, first, second = frame[chosen], first[chosen], second[chosen]
+    apart = torch.cdist(middles[frame, first], middles[frame, second])
+    apart = apart - sizes[frame, first][:, :, None] - sizes[frame, second][:, None, :]
+    chosen = apart.amin((1, 2)) < _SEE
+    frame, first, second = frame[chosen], first[chosen], second[chosen]
     tables = x.new_zeros(len(frame), KEPT, KEPT)
     combination = kind[first.cpu()] * len(variants) + kind[second.cpu()]
     order = torch.argsort(combination, stable=True)
     found, counts = torch.unique_consecutive(combination[order], return_counts=True)
+    seen = [len(energies.seen[variant]) for variant in variants]
     for which, rows in zip(found.tolist(), order.split(counts.tolist()), strict=True):
-        a, b = variants[which // len(variants)], variants[which % len(variants)]
+        first_kind, second_kind = divmod(which, len(variants))
+        if not seen[first_kind] * seen[second_kind]:  # glycine
+            continue
+        a, b = variants[first_kind], variants[second_kind]
         _fill(tables, rows.to(x.device), candidates, energies, nonbonded, (a, b), (frame, first, second), place)
     return PairTables(
         torch.cat([frame, frame]),
@@ -85,16 +97,18 @@ def _fill(
     place: Tensor,
 ) -> None:
     frame, first, second = pairs
-    x, y = (candidates.placed[variant][1] for variant in variants)
-    (k, a), (l, b) = x.shape[2:4], y.shape[2:4]
-    for part in rows.split(max(1, _ENTRIES // (k * a * l * b))):
+    seen = [energies.seen[variant] for variant in variants]
+    x, y = (candidates.placed[v][1][:, :, :, atoms] for v, atoms in zip(variants, seen, strict=True))
+    (k, a), (m, b) = x.shape[2:4], y.shape[2:4]
+    for part in rows.split(max(1, _ENTRIES // (k * a * m * b))):
         i, j = first[part], second[part]
         ours, theirs = x[frame[part], place[i]], y[frame[part], place[j]]
         squared = squared_distances(ours.flatten(1, 2), theirs.flatten(1, 2))
-        factors = nonbonded.between(energies.side_indices(i.cpu()), energies.side_indices(j.cpu()))
+        ours_of, theirs_of = energies.side_indices(i.cpu())[:, seen[0]], energies.side_indices(j.cpu())[:, seen[1]]
+        factors = energies.united.between(ours_of, theirs_of)
         spread = tuple(factor[:, None, :, None, :] for factor in factors)
-        energy = pair_energies(squared.reshape(-1, k, a, l, b), spread, _CAP).sum((2, 4))  # type: ignore[arg-type]
-        tables[part, :k, :l] = energy
+        energy = pair_energies(squared.reshape(-1, k, a, m, b), spread, _CAP).sum((2, 4))  # type: ignore[arg-type]
+        tables[part, :k, :m] = energy
 
 
 def pack(own: Tensor, tables: PairTables, kT: float, restarts: int, generator: torch.Generator) -> Packed:

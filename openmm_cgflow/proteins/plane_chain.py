@@ -16,7 +16,7 @@ from openmm_cgflow.proteins.library import BINS, FragmentLibrary
 from openmm_cgflow.proteins.sequence import ProteinSequence
 from openmm_cgflow.units import KB
 
-__all__ = ["PlaneChain", "grid", "local_factors"]
+__all__ = ["PlaneChain", "grid", "interpolated", "local_factors"]
 
 _BROADER = math.radians(2.5)
 """By which stiff coordinates that planes do not have (bends, twists of omega) broaden N-CA-C, added in squares."""
@@ -70,7 +70,7 @@ def _log_factor(
     psi = -torch.atan2(_dots(to_n, torch.linalg.cross(unit_c, second)), _dots(to_n, second))
     mean, spread = angles[:, 0][:, None, None], angles[:, 1][:, None, None]
     off = theta - mean
-    log_f = _interpolated(energies, kind, phi, psi) - 0.5 * off**2 / (spread**2 + _BROADER**2)
+    log_f = interpolated(energies, kind, phi, psi) - 0.5 * off**2 / (spread**2 + _BROADER**2)
     return torch.where(off.abs() < _FARTHEST, log_f, log_f.clamp(max=_NEVER / 2) - 40 * off.abs()).clamp_min(2 * _NEVER)
 
 
@@ -92,18 +92,24 @@ def _dots(first: Tensor, second: Tensor) -> Tensor:
     return first @ second.transpose(-1, -2)
 
 
-def _interpolated(tables: Tensor, kind: Tensor, phi: Tensor, psi: Tensor) -> Tensor:
-    """Bilinear between the points of periodic tables `(classes, 72, 72)`; `kind` has the class of each row."""
-    u, v = ((angle + math.pi) * (BINS / (2 * math.pi)) for angle in (phi, psi))
-    i, j = u.floor(), v.floor()
-    s, t = u - i, v - j
-    i, j = i.long() % BINS, j.long() % BINS
-    k, l = (i + 1) % BINS, (j + 1) % BINS
-    base = kind[:, None, None] * BINS**2
-    flat = tables.reshape(-1)
-    return (1 - s) * ((1 - t) * flat[base + i * BINS + j] + t * flat[base + i * BINS + l]) + s * (
-        (1 - t) * flat[base + k * BINS + j] + t * flat[base + k * BINS + l]
-    )
+def interpolated(tables: Tensor, kind: Tensor, phi: Tensor, psi: Tensor) -> Tensor:
+    """Bilinear between the points of periodic tables.
+
+    Arguments:
+        tables: `(classes, 72, 72)`.
+        kind: `(residues,)`, the class of each.
+        phi: `(batch, residues, ..., ...)` rad.
+        psi: the same.
+    """
+    padded = torch.nn.functional.pad(tables[:, None], (0, 1, 0, 1), mode="circular")[:, None]
+    made = torch.empty_like(phi)
+    for one in torch.unique(kind).tolist():
+        rows = (kind == one).nonzero().flatten()
+        points = torch.stack([psi[:, rows], phi[:, rows]], -1) / math.pi  # the last axis of a table first
+        flat = points.reshape(1, -1, 1, 2)
+        found = torch.nn.functional.grid_sample(padded[one], flat, padding_mode="border", align_corners=True)
+        made = made.index_copy(1, rows, found.reshape(points.shape[:-1]))
+    return made
 
 
 class PlaneChain:

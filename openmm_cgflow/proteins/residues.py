@@ -25,7 +25,27 @@ OTHER_NAMES = {
 }
 """Other programs' names of residues, and those that are built as their nearest kin (which is told)."""
 
-_D_FORMS = "DAL DAR DSG DAS DCY DGN DGL DHI DIL DLE DLY MED DPN DPR DSN DTH DTR DTY DVA".split()
+_D_FORMS = [
+    "DAL",
+    "DAR",
+    "DSG",
+    "DAS",
+    "DCY",
+    "DGN",
+    "DGL",
+    "DHI",
+    "DIL",
+    "DLE",
+    "DLY",
+    "MED",
+    "DPN",
+    "DPR",
+    "DSN",
+    "DTH",
+    "DTR",
+    "DTY",
+    "DVA",
+]
 
 REFUSED = {
     **dict.fromkeys(

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import mdtraj
@@ -24,8 +25,8 @@ class BackmappedProtein:
     Attributes:
         positions: `(frames, n, atoms, 3)` nm, float32, alpha carbons where they are given.
         energies: `(frames, n)` kJ/mol, of the System; after relaxing, if it was asked for.
-        log_evidence: `(frames, n)`, log of an unbiased estimate of the normaliser of the planes' coarse model; structures
-            carry it as a proper weight of their backbones. None where the density is known.
+        log_evidence: `(frames, n)`, log of an unbiased estimate of the normaliser of the planes' coarse model, of the
+            draw that each structure began from. None where the density is known.
         log_density: `(frames, n)`, `log q(gamma, side chains | alpha carbons)`, per rad of each plane; known for
             `assemble="chain"` alone, before relaxing; None otherwise.
         ess: `(frames, n, residues)`, effective share of the particles when the plane after each residue was placed; 1
@@ -92,7 +93,7 @@ def cis_of(topology: app.Topology, x: np.ndarray) -> np.ndarray:
     residues = list(topology.residues())
     ca = {atom.residue.index: atom.index for atom in topology.atoms() if atom.name == "CA"}
     found = []
-    for a, b in zip(residues, residues[1:], strict=False):
+    for a, b in pairwise(residues):
         if a.chain.index == b.chain.index:
             near = np.linalg.norm(x[:, ca[a.index]] - x[:, ca[b.index]], axis=1) < CIS_BELOW
             found.append(near if b.name == "PRO" else np.zeros(len(x), dtype=bool))

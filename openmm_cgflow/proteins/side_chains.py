@@ -1,11 +1,10 @@
 """Side chains for a given backbone: candidates of each residue, and what each costs by itself.
 
-A `Proposer` gives candidates and their densities. `GridProposer` turns templates of minimised Ace-X-Nme through grids of
-their torsions; conditional flows of fragments can take its place.
+A `Proposer` gives candidates and their densities. `GridProposer` turns templates of minimised Ace-X-Nme through grids
+of their torsions; conditional flows of fragments can take its place.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,10 +17,17 @@ from torch import Tensor
 
 from openmm_cgflow.proteins.contacts import Nonbonded, pair_energies, squared_distances
 from openmm_cgflow.proteins.geometry import residue_frames
-from openmm_cgflow.proteins.layout import MOST_CHI, ProteinLayout, SideChain, turned
+from openmm_cgflow.proteins.layout import (
+    MOST_CHI,
+    ProteinLayout,
+    SideChain,
+    backbone_of_template,
+    greasy_hydrogens,
+    turned,
+)
 from openmm_cgflow.proteins.residues import grid_of
 
-__all__ = ["Candidates", "GridProposer", "Proposer", "SelfEnergies", "frames_of"]
+__all__ = ["Candidates", "GridProposer", "PeriodicTorsions", "Proposer", "SelfEnergies", "dihedrals", "frames_of"]
 
 KEPT = 20
 """Candidates of a residue that go on to packing: those of the lowest energies with the backbone."""
@@ -30,6 +36,7 @@ _CAP = 60.0  # kJ/mol, of a pair of atoms
 _NEIGHBOURS = 72  # backbone atoms that a side chain sees, the nearest ones
 _LOCAL = 18  # those of its own residue and of the two beside it
 _ONE_FOUR = 0.5
+_UNITED = 0.02  # nm that carbons gain in size by the hydrogens that are not seen
 _ENTRIES = 400_000
 
 
@@ -119,7 +126,22 @@ class SelfEnergies:
         beside = (self.of[None, :] - torch.arange(len(chain))[:, None]).abs() <= 1
         self.beside = beside & (chain[self.of][None, :] == chain[:, None])
         self.local_atoms, self.scales = self._local(graph)
-        self.torsions = _Torsions(system)
+        self.torsions = PeriodicTorsions(system)
+        greasy = set(greasy_hydrogens(layout))
+        self.seen = {
+            variant: torch.tensor([int(atom) not in greasy for atom in self.side_indices(rows[:1])[0]])
+            .nonzero()
+            .flatten()
+            for variant, rows in self.members.items()
+        }
+        charge, sigma = nonbonded.charge.clone(), nonbonded.sigma.clone()
+        for hydrogen in greasy:
+            carbon = next(iter(graph[hydrogen]))
+            charge[carbon] += charge[hydrogen]
+            charge[hydrogen] = 0
+            sigma[carbon] = nonbonded.sigma[carbon] + _UNITED
+        self.united = Nonbonded(charge, sigma, nonbonded.root_epsilon)
+        """By variant, atoms of the side chain that others see while packing: all but hydrogens on carbons."""
         self.within = {variant: self._within(graph, int(rows[0])) for variant, rows in self.members.items()}
 
     def side_indices(self, rows: Tensor) -> Tensor:
@@ -211,19 +233,15 @@ class _Within:
     def __init__(
         self, side: SideChain, own: Tensor, scale: Tensor, torsions: tuple[Tensor, Tensor], nonbonded: Nonbonded
     ) -> None:
-        self.n = torch.tensor([[0.1449 * math.cos(0.96), -0.1449 * math.sin(0.96), 0.0]])
-        if "CD" in side.names and len(side.names) == 10 and side.n_chi == 0:  # proline, whose first axis is CA-N
-            self.n = torch.tensor([[0.1449, 0.0, 0.0]])
-        angle = 1.92 if self.n[0, 1] == 0 else 0.96
-        self.c = torch.tensor([[0.1526 * math.cos(angle), 0.1526 * math.sin(angle), 0.0]])
+        places = backbone_of_template(side.names)
+        self.frame = torch.stack([places[name] for name in ("N", "CA", "C")]).float()
         self.torsions, self.terms = torsions
         self.scale = scale
         self.factors = nonbonded.between(own, own)
 
     def energy(self, local: Tensor) -> Tensor:
         k = len(local)
-        frame = torch.cat([self.n, torch.zeros(1, 3), self.c]).to(local)
-        x = torch.cat([frame.expand(k, -1, -1), local], 1)
+        x = torch.cat([self.frame.to(local).expand(k, -1, -1), local], 1)
         squared = squared_distances(local, local)
         factors = tuple(f * self.scale for f in self.factors)
         energy = pair_energies(squared, factors, _CAP).sum((1, 2))  # type: ignore[arg-type]
@@ -234,7 +252,7 @@ class _Within:
         return energy
 
 
-class _Torsions:
+class PeriodicTorsions:
     """The periodic torsions of a System."""
 
     def __init__(self, system: openmm.System) -> None:
@@ -279,8 +297,3 @@ def _scales(graph: networkx.Graph, first: list[int], second: list[int]) -> Tenso
             if other in near:
                 made[i, j] = _ONE_FOUR if near[other] == 3 else 0.0
     return made
-
-
-def chunks(n: int, size: int) -> Iterator[Tensor]:
-    """Numbers below `n` in pieces."""
-    yield from torch.arange(n).split(max(1, size))

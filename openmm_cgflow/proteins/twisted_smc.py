@@ -1,9 +1,9 @@
 """Planes with energies between them: sequential Monte Carlo along the chain, twisted by what is to come.
 
-Each particle places one plane after the other, fully adapted: the next bin is drawn from all 72, by the chain's factors,
-by the pairs with planes that are placed, and by what the chain and a mean field of later planes say of it (the twist).
-The mean field is taken out again when its plane is placed, so that the mean of the weights is an unbiased estimate of
-the normaliser (Guarniero, Johansen and Lee 2017, doi:10.1080/01621459.2016.1222291).
+Each particle places one plane after the other, fully adapted: the next bin is drawn from all 72, by the chain's
+factors, by the pairs with planes that are placed, and by what the chain and a mean field of later planes say of it
+(the twist). The mean field is taken out again when its plane is placed, so that the mean of the weights is an unbiased
+estimate of the normaliser (Guarniero, Johansen and Lee 2017, doi:10.1080/01621459.2016.1222291).
 """
 
 import math
@@ -89,7 +89,7 @@ def _bins_of(history: Tensor, pairs: PlanePairs, rows: Tensor) -> Tensor:
 
 
 def _twisted(chain: PlaneChain, pairs: PlanePairs, log_pairs: Tensor) -> tuple[PlaneChain, Tensor, Tensor]:
-    """The chain with a mean field in place of pairs, and the field of each pair on its second and on its first plane."""
+    """The chain with a mean field in place of pairs, and the field of each pair on its second and its first plane."""
     batch, n, bins = chain.unary.shape
     fine = bins // COARSE
     current = chain

@@ -1,0 +1,304 @@
+"""Planes and side chains move together once more: descent in their turns, with alpha carbons, bonds and angles rigid.
+
+What is descended is the free energy of phi, psi and N-CA-C, the torsions of side chains, and nonbonded energies (4 r,
+see `contacts`) of pairs within reach, made soft above `_SOFT`. As alpha carbons stay, every turn moves few atoms, and a
+plain step size does.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import networkx
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from openmm_cgflow.proteins.assembly import Assembly
+from openmm_cgflow.proteins.backbone import Backbone
+from openmm_cgflow.proteins.contacts import STRONGEST, Nonbonded
+from openmm_cgflow.proteins.layout import MOST_CHI, ProteinLayout, greasy_hydrogens
+from openmm_cgflow.proteins.library import FragmentLibrary
+from openmm_cgflow.proteins.plane_chain import interpolated
+from openmm_cgflow.proteins.side_chains import PeriodicTorsions, dihedrals, frames_of
+from openmm_cgflow.units import KB
+
+__all__ = ["Refiner"]
+
+_REACH = 0.5  # nm, of pairs
+_SOFT = 30.0  # kJ/mol of a pair of atoms, above which its energy grows as its logarithm
+_RATE, _LAST_RATE = 0.08, 0.01  # rad a step, first and last
+_GREASY_REACH = 0.4  # nm, of pairs with a hydrogen on a carbon, which hardly has a charge
+_REBUILD = 15  # steps between lists of pairs
+_SULFUR, _ACROSS = 0.2038, 0.3030  # nm, S-S and CB-S of a disulfide
+_SPRING = 2.0e4  # kJ/mol/nm^2 of these two, in place of the bond
+_COULOMB = 138.935456 / 40.0
+_CLOSEST = 0.0025  # nm^2
+_ANGLE_BROADER = math.radians(2.5)
+_HARMONICS = 6
+_TOUCHING, _IN_ONE_PLACE = 0.225, 1000.0  # nm of two heavy atoms, and kJ/mol that are said of them
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs of atoms of all structures of a batch, as indices into `(batch x atoms)`."""
+
+    first: Tensor
+    second: Tensor
+    charge: Tensor
+    repulsion: Tensor
+    attraction: Tensor
+    whole: Tensor
+
+
+class Refiner:
+    """Descends in the turns of planes and side chains.
+
+    Arguments:
+        layout: the protein.
+        assembly: puts its backbone together.
+        nonbonded: charges and Lennard-Jones parameters.
+        torsions: of its System.
+        library: of free energies.
+    """
+
+    def __init__(
+        self,
+        layout: ProteinLayout,
+        assembly: Assembly,
+        nonbonded: Nonbonded,
+        torsions: PeriodicTorsions,
+        library: FragmentLibrary,
+    ) -> None:
+        self.layout, self.assembly, self.nonbonded = layout, assembly, nonbonded
+        sides, n = layout.side_chains, len(layout.sequence)
+        self.local = torch.cat([side.local for side in sides]).float()
+        self.depth = torch.cat([side.depth for side in sides])
+        self.points = torch.stack([side.points for side in sides]).float()
+        self.directions = torch.stack([side.directions for side in sides]).float()
+        self.reference = torch.stack([side.reference for side in sides]).float()
+        self.levels = [torch.nonzero(self.depth > k).flatten() for k in range(MOST_CHI)]
+        self.turns = torch.tensor([[k < side.n_chi for k in range(MOST_CHI)] for side in sides])
+        self.fourier = self._fourier(torsions)
+        classes = sorted(library.free_energy)
+        sequence = layout.sequence
+        names = [library.class_of(r.variant, sequence.following(k)) for k, r in enumerate(sequence.residues)]
+        self.kind = torch.tensor([classes.index(name) for name in names])
+        self.free_energy = torch.stack([library.free_energy[name] for name in classes]).float()
+        self.angle = torch.stack([library.angle[name] for name in names]).float()
+        self.kT = KB * library.temperature
+        self.inner = torch.tensor([k for k in range(n) if not (sequence.is_first(k) or sequence.is_last(k))])
+        self._lists(n)
+
+    def _lists(self, n: int) -> None:
+        """Which pairs do not count, or by half, by codes in order; springs of disulfides."""
+        atoms = self.layout.n_atoms
+        graph = networkx.Graph((a.index, b.index) for a, b in self.layout.topology.bonds())
+        backbone = set(range(atoms)) - set(self.layout.side_atoms.tolist())
+        self.heavy = torch.tensor([a.element.symbol != "H" for a in self.layout.topology.atoms()])
+        self.greasy = np.zeros(atoms, dtype=bool)
+        self.greasy[greasy_hydrogens(self.layout)] = True
+        self.residue = np.array([a.residue.index for a in self.layout.topology.atoms()])
+        scale: dict[int, float] = {}
+        for i in graph:
+            for j, bonds in networkx.single_source_shortest_path_length(graph, i, cutoff=3).items():
+                if j > i:
+                    scale[i * atoms + j] = 0.5 if bonds == 3 else 0.0
+        by_residue: list[list[int]] = [[] for _ in range(n)]
+        for i in sorted(backbone):
+            by_residue[self.residue[i]].append(i)
+        inner = set(self.inner.tolist())
+        for k in range(n - 1):  # what the free energy of phi and psi has; termini have none
+            near = by_residue[k] + by_residue[k + 1] if {k, k + 1} <= inner else []
+            scale |= {i * atoms + j: 0.0 for i in near for j in near if j > i}
+        self.codes = np.array(sorted(scale))
+        self.scales = np.array([scale[code] for code in self.codes.tolist()], dtype=np.float32)
+        self.bonded = np.zeros(n, dtype=bool)
+        springs = []
+        for a, b in self.layout.disulfides:
+            self.bonded[[a, b]] = True
+            s, t = self.layout.index[a], self.layout.index[b]
+            springs += [(s["SG"], t["SG"], _SULFUR), (s["CB"], t["SG"], _ACROSS), (s["SG"], t["CB"], _ACROSS)]
+        self.springs = torch.tensor([row[:2] for row in springs], dtype=torch.long).reshape(-1, 2)
+        self.spring_lengths = torch.tensor([row[2] for row in springs])
+
+    def _fourier(self, torsions: PeriodicTorsions) -> Tensor:
+        """Torsional energy about each axis: factors of cos and sin of n chi, `(residues, MOST_CHI, 6, 2)`."""
+        made = torch.zeros(len(self.layout.sequence), MOST_CHI, _HARMONICS + 1, 2)
+        axes: dict[tuple[int, int], tuple[int, int]] = {}
+        for k, residue in enumerate(self.layout.sequence.residues):
+            for j, (_, b, c, _) in enumerate(self.layout.chi_of(residue.variant)):
+                axes[self.layout.index[k][b], self.layout.index[k][c]] = (k, j)
+        template = self.layout.template_positions()
+        for row, (period, phase, height) in zip(torsions.rows.tolist(), torsions.terms.tolist(), strict=True):
+            quartet = row if (row[1], row[2]) in axes else row[::-1]
+            found = axes.get((quartet[1], quartet[2]))
+            if found is None:
+                continue
+            k, j = found
+            offset = float(dihedrals(*(template[a] for a in quartet))) - float(self.reference[k, j])
+            made[k, j, int(period), 0] += height * math.cos(period * offset - phase)
+            made[k, j, int(period), 1] -= height * math.sin(period * offset - phase)
+        return made[:, :, 1:]
+
+    def sides(self, x: Tensor, chi: Tensor) -> Tensor:
+        """Side chains `(batch, side atoms, 3)` on backbones `(batch, atoms, 3)`, at `chi` as `structures` has it."""
+        device = x.device
+        of = self.layout.side_residue.to(device)
+        y = self.local.to(device).expand(len(x), -1, -1)
+        for k in reversed(range(MOST_CHI)):
+            rows = self.levels[k].to(device)
+            if not len(rows):
+                continue
+            residues = of[rows]
+            angle = (chi[:, :, k] - self.reference[:, k].to(device))[:, residues, None]
+            point, axis = self.points[:, k].to(device)[residues], self.directions[:, k].to(device)[residues]
+            rest = y[:, rows] - point
+            along = (rest * axis).sum(-1, keepdim=True) * axis
+            around = torch.linalg.cross(axis.expand_as(rest), rest)
+            y = y.index_copy(1, rows, point + along + torch.cos(angle) * (rest - along) + torch.sin(angle) * around)
+        frames = frames_of(self.layout, x)[:, of]
+        return (y[..., None, :] @ frames)[..., 0, :] + x[:, self.layout.of("CA").to(device)][:, of]
+
+    def structures_of(self, x: Tensor, chi: Tensor) -> Tensor:
+        """Backbones `(batch, atoms, 3)` with side chains at `chi`."""
+        return self.assembly.with_sides(x, self.sides(x, chi))
+
+    def judged(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Soft energies of all pairs of structures, and the largest energy of a pair, `(batch,)` kJ/mol each.
+
+        Heavy atoms that are nearer than `_TOUCHING` count as `_IN_ONE_PLACE`.
+        """
+        pairs = self._pairs(x)
+        flat = x.reshape(-1, 3)
+        energy, _ = _pair_energies(flat, pairs)
+        frame = pairs.first // x.shape[1]
+        heavy = self.heavy.to(x.device)
+        close = (flat[pairs.first] - flat[pairs.second]).square().sum(1) < _TOUCHING**2
+        close &= pairs.whole & heavy[pairs.first % x.shape[1]] & heavy[pairs.second % x.shape[1]]
+        energy = torch.where(close, energy.clamp_min(_IN_ONE_PLACE), energy)
+        counts = torch.bincount(frame, minlength=len(x)).tolist()  # pairs come frame by frame
+        worst = torch.stack([part.amax() if len(part) else x.new_zeros(()) for part in energy.split(counts)])
+        soft = torch.where(energy > _SOFT, _SOFT * (1 + torch.log(energy.clamp_min(_SOFT) / _SOFT)), energy)
+        return x.new_zeros(len(x)).index_add_(0, frame, soft), worst
+
+    def structures(self, backbone: Backbone, gamma: Tensor, chi: Tensor) -> Tensor:
+        """All atoms, `(batch, atoms, 3)` nm."""
+        return self.structures_of(self.assembly.backbone(backbone, gamma), chi)
+
+    def refined(self, backbone: Backbone, gamma: Tensor, chi: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Turns of planes `(batch, planes)` and of side chains `(batch, residues, MOST_CHI)` after some steps."""
+        gamma, chi = gamma.clone().requires_grad_(True), chi.clone().requires_grad_(True)
+        self._descend([gamma, chi], lambda: self.structures(backbone, gamma, chi), chi, steps)
+        return gamma.detach(), chi.detach()
+
+    def refined_sides(self, x: Tensor, chi: Tensor, steps: int) -> Tensor:
+        """Turns of side chains alone after some steps, on backbones `(batch, atoms, 3)` that stay."""
+        chi = chi.clone().requires_grad_(True)
+        self._descend([chi], lambda: self.structures_of(x, chi), chi, steps)
+        return chi.detach()
+
+    def _descend(self, turns: list[Tensor], structures: Callable[[], Tensor], chi: Tensor, steps: int) -> None:
+        optimizer = torch.optim.Adam(turns, lr=_RATE, betas=(0.8, 0.95))
+        with torch.enable_grad():
+            for step in range(steps):
+                optimizer.param_groups[0]["lr"] = _RATE * (_LAST_RATE / _RATE) ** (step / max(1, steps - 1))
+                optimizer.zero_grad()
+                x = structures()
+                if step % _REBUILD == 0:
+                    pairs = self._pairs(x.detach())
+                self._energy(x, chi, pairs).backward()
+                optimizer.step()
+
+    def _energy(self, x: Tensor, chi: Tensor, pairs: _Pairs) -> Tensor:
+        """The sum over the batch, kJ/mol."""
+        total = _PairEnergy.apply(x, pairs)
+        order = torch.arange(1, _HARMONICS + 1, device=x.device)
+        turns = chi[..., None] * order
+        fourier = self.fourier.to(x.device)
+        total = total + (fourier[..., 0] * torch.cos(turns) + fourier[..., 1] * torch.sin(turns)).sum()
+        if len(self.inner):
+            total = total + self._local(x)
+        if len(self.springs):
+            length = (x[:, self.springs[:, 0]] - x[:, self.springs[:, 1]]).norm(dim=-1)
+            off = (length - self.spring_lengths.to(x.device)).clamp(-0.1, 0.1)
+            total = total + 0.5 * _SPRING * off.square().sum()
+        return total
+
+    def _local(self, x: Tensor) -> Tensor:
+        """Free energies of phi and psi, and strains of N-CA-C."""
+        rows = self.inner
+        n, ca, c = (x[:, self.layout.of(name)[rows]] for name in ("N", "CA", "C"))
+        before, after = x[:, self.layout.of("C")[rows - 1]], x[:, self.layout.of("N")[rows + 1]]
+        phi, psi = dihedrals(before, n, ca, c), dihedrals(n, ca, c, after)
+        energy = interpolated(
+            self.free_energy.to(x.device), self.kind.to(x.device)[rows], phi[..., None, None], psi[..., None, None]
+        )
+        u, v = n - ca, c - ca
+        cosine = (u * v).sum(-1) / (u.norm(dim=-1) * v.norm(dim=-1))
+        mean, spread = self.angle.to(x.device)[rows].unbind(1)
+        off = torch.acos(cosine.clamp(-0.9999, 0.9999)) - mean
+        return energy.sum() + (0.5 * self.kT * off**2 / (spread**2 + _ANGLE_BROADER**2)).sum()
+
+    def _pairs(self, x: Tensor) -> _Pairs:
+        atoms = self.layout.n_atoms
+        firsts, seconds, scales, shifts = [], [], [], []
+        for frame, points in enumerate(x.cpu().numpy()):
+            found = cKDTree(points).query_pairs(_REACH, output_type="ndarray")
+            i, j = found[:, 0], found[:, 1]
+            scale = np.ones(len(i), dtype=np.float32)
+            a, b = self.residue[i], self.residue[j]
+            near = np.flatnonzero((np.abs(a - b) <= 1) | (self.bonded[a] & self.bonded[b]))
+            code = i[near] * atoms + j[near]
+            place = np.searchsorted(self.codes, code).clip(max=len(self.codes) - 1)
+            scale[near] = np.where(self.codes[place] == code, self.scales[place], 1.0)
+            apart = points[i] - points[j]
+            greasy = self.greasy[i] | self.greasy[j]
+            keep = (scale > 0) & ~(greasy & (np.einsum("pk,pk->p", apart, apart) > _GREASY_REACH**2))
+            firsts.append(i[keep])
+            seconds.append(j[keep])
+            scales.append(scale[keep])
+            shifts.append(np.full(keep.sum(), frame * atoms))
+        first, second = (torch.as_tensor(np.concatenate(rows)) for rows in (firsts, seconds))
+        share, shift = torch.as_tensor(np.concatenate(scales)), torch.as_tensor(np.concatenate(shifts))
+        size = (0.5 * 0.97 * (self.nonbonded.sigma[first] + self.nonbonded.sigma[second])) ** 6
+        depth = 4 * self.nonbonded.root_epsilon[first] * self.nonbonded.root_epsilon[second] * size * share
+        charge = _COULOMB * self.nonbonded.charge[first] * self.nonbonded.charge[second] * share
+        device = x.device
+        return _Pairs(*(t.to(device) for t in (first + shift, second + shift, charge, depth * size, depth, share == 1)))
+
+
+def _pair_energies(flat: Tensor, pairs: _Pairs) -> tuple[Tensor, Tensor]:
+    """Energies of pairs of points `(batch x atoms, 3)`, kJ/mol, and their gradients by the first point."""
+    apart = flat[pairs.first] - flat[pairs.second]
+    inverse = apart.square().sum(1).clamp_(min=_CLOSEST).reciprocal_()
+    cubed = inverse * inverse * inverse
+    repulsion, attraction = pairs.repulsion * cubed * cubed, pairs.attraction * cubed
+    near = inverse.clamp_max(STRONGEST)
+    charge = pairs.charge * near
+    slope = (-12 * repulsion + 6 * attraction - 2 * charge * (near == inverse)) * inverse
+    return repulsion - attraction + charge, apart.mul_(slope[:, None])
+
+
+class _PairEnergy(torch.autograd.Function):
+    """Sum of the soft energies of pairs, with its gradient made on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pairs: _Pairs) -> Tensor:  # noqa: ANN401
+        flat = x.detach().reshape(-1, 3)
+        energy, force = _pair_energies(flat, pairs)
+        hard = energy > _SOFT
+        share = torch.where(hard, _SOFT / energy, 1.0)
+        soft = torch.where(hard, _SOFT * (1 - torch.log(share)), energy)
+        force.mul_(share[:, None])
+        gradient = torch.zeros_like(flat)
+        gradient.index_add_(0, pairs.first, force)
+        gradient.index_add_(0, pairs.second, force, alpha=-1)
+        ctx.save_for_backward(gradient.reshape(x.shape))
+        return soft.sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        return ctx.saved_tensors[0] * grad, None

@@ -1,0 +1,123 @@
+"""The command line, files in pieces and processes, and a run that goes on where it was ended."""
+
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import pytest
+from openmm import app
+from traces import helix, noisy
+from typer.testing import CliRunner
+
+import openmm_cgflow as cgf
+from openmm_cgflow.cli import app as command
+from openmm_cgflow.proteins import backmap_protein_file, files
+from openmm_cgflow.proteins.result import write_pdb
+
+NAMES = ["GLY", "ALA", "CYS", "LYS", "PRO", "SER"]
+FRAMES = 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("proteins")
+    topology = app.Topology()
+    chain = topology.addChain("A")
+    for k, name in enumerate(NAMES):
+        topology.addAtom("CA", app.element.carbon, topology.addResidue(name, chain, str(k + 5)))
+    x = noisy(helix(len(NAMES)), FRAMES, 0.005)
+    write_pdb(folder / "ca.pdb", topology, x[:1])
+    mdtraj.Trajectory(x, mdtraj.Topology.from_openmm(topology), time=2.0 * np.arange(FRAMES)).save(
+        str(folder / "ca.xtc")
+    )
+    return folder
+
+
+def test_the_command_writes_what_openmm_opens(folder, tmp_path):
+    output = tmp_path / "atoms.pdb"
+    arguments = [
+        "--quiet",
+        "backmap-protein",
+        str(folder / "ca.pdb"),
+        "-o",
+        str(output),
+        "--relax",
+        "10",
+        "--seed",
+        "1",
+    ]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    assert "wrong chirality" in result.output
+    pdb = app.PDBFile(str(output))
+    system = app.ForceField("amber14-all.xml", "implicit/obc2.xml").createSystem(pdb.topology)
+    assert system.getNumParticles() == pdb.topology.getNumAtoms()
+    assert [residue.id for residue in pdb.topology.residues()] == [str(k + 5) for k in range(len(NAMES))]
+    with np.load(tmp_path / "atoms.npz") as data:
+        assert data["energies"].shape == (1, 1)
+        assert data["ess"].shape == (1, 1, len(NAMES))
+
+
+def test_errors_of_the_command_are_one_line(folder, tmp_path):
+    bad = tmp_path / "bad.pdb"
+    bad.write_text((folder / "ca.pdb").read_text().replace("LYS", "NLE"))
+    result = CliRunner().invoke(command, ["backmap-protein", str(bad), "-o", str(tmp_path / "x.pdb")])
+    assert result.exit_code == 2
+    assert "NLE 8 of chain A is norleucine" in result.output
+
+
+def test_pieces_and_processes_give_the_same(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_PIECE", 2 * len(NAMES))
+    written = []
+    for workers in (1, 2):
+        output = tmp_path / f"atoms{workers}.xtc"
+        found = backmap_protein_file(folder / "ca.pdb", output, folder / "ca.xtc", relax=0, seed=7, workers=workers)
+        assert (found.frames, found.structures, len(found.energies)) == (FRAMES, FRAMES, FRAMES)
+        written.append(mdtraj.load(str(output), top=str(output.with_suffix(".topology.pdb"))))
+    np.testing.assert_array_equal(written[0].xyz, written[1].xyz)
+    np.testing.assert_allclose(written[0].time, 2.0 * np.arange(FRAMES))
+    beads = mdtraj.load(str(folder / "ca.xtc"), top=str(folder / "ca.pdb")).xyz
+    np.testing.assert_allclose(written[0].atom_slice(written[0].topology.select("name CA")).xyz, beads, atol=1.1e-3)
+
+
+def test_a_run_that_was_ended_goes_on(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_PIECE", 2 * len(NAMES))
+    output, done, do = tmp_path / "atoms.dcd", [], files._do
+    arguments = (folder / "ca.pdb", output, folder / "ca.xtc")
+
+    def dies(task, x, time, number):
+        if number == 1:
+            raise KeyboardInterrupt
+        done.append(number)
+        return do(task, x, time, number)
+
+    monkeypatch.setattr(files, "_do", dies)
+    with pytest.raises(KeyboardInterrupt):
+        backmap_protein_file(*arguments, relax=0, seed=7)
+    assert done == [0]
+    with pytest.raises(cgf.InvalidInputError, match="pieces of a run with another file or options"):
+        backmap_protein_file(*arguments, relax=1, seed=7)
+
+    def lives(task, x, time, number):
+        done.append(number)
+        return do(task, x, time, number)
+
+    monkeypatch.setattr(files, "_do", lives)
+    backmap_protein_file(*arguments, relax=0)  # the seed is that of the run that was begun
+    assert done == [0, 1, 2]
+    whole = backmap_protein_file(folder / "ca.pdb", tmp_path / "whole.dcd", folder / "ca.xtc", relax=0, seed=7)
+    with np.load(output.with_suffix(".npz")) as one, np.load(whole.written[1]) as other:
+        np.testing.assert_array_equal(one["energies"], other["energies"])
+    assert not output.with_name("atoms.dcd.parts").exists()
+
+
+def test_waters_are_left_out_and_named(folder, tmp_path, caplog):
+    text = (folder / "ca.pdb").read_text().splitlines()
+    water = "HETATM  900  O   HOH W   1      50.000  50.000  50.000  1.00  0.00           O"
+    place = next(k for k, line in enumerate(text) if line.startswith("TER")) + 1
+    path = tmp_path / "wet.pdb"
+    path.write_text("\n".join([*text[:place], water, *text[place:]]))
+    with caplog.at_level("WARNING", "openmm_cgflow"):
+        found = backmap_protein_file(path, tmp_path / "dry.pdb", relax=0, seed=0)
+    assert "1 HOH" in caplog.text
+    assert found.residues == len(NAMES)

@@ -1,0 +1,205 @@
+"""Structures of the whole pipeline: alpha carbons kept, isomers right, energies OpenMM's, dynamics that start."""
+
+from dataclasses import replace
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from openmm import app, unit
+from traces import SEQUENCE, helix, noisy, strand
+
+import openmm_cgflow as cgf
+from openmm_cgflow.proteins.checks import close_pairs
+from openmm_cgflow.proteins.force_field import amber14, with_fast_solvent
+
+
+@pytest.fixture(scope="module")
+def mapper() -> cgf.ProteinBackmapper:
+    return cgf.ProteinBackmapper(SEQUENCE)
+
+
+@pytest.fixture(scope="module")
+def built(mapper):
+    """Three frames of all amino acids, two structures each."""
+    trace = np.stack([helix(20), strand(20), noisy(helix(20), 1, 0.01)[0]]).astype(np.float32)
+    return trace, mapper.backmap(trace, n=2, relax=0, seed=3)
+
+
+def carbons(topology: app.Topology) -> list[int]:
+    return [atom.index for atom in topology.atoms() if atom.name == "CA"]
+
+
+def energy(system: openmm.System, x: np.ndarray) -> float:
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(x.astype(float))
+    return context.getState(energy=True).getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+
+
+def test_alpha_carbons_are_kept_bit_by_bit(built):
+    trace, result = built
+    for k in range(2):
+        np.testing.assert_array_equal(result.positions[:, k, carbons(result.topology)], trace)
+
+
+def test_nothing_is_mirrored_cis_pierced_or_stretched(built):
+    _, result = built
+    checks = result.checks
+    assert not checks.wrong_chirality.any()
+    assert not checks.wrong_peptides.any()
+    assert not checks.pierced_rings.any()
+    assert checks.worst_bond.max() < 0.1
+    assert close_pairs(result.topology, result.positions.reshape(-1, result.positions.shape[2], 3)).sum() == 0
+
+
+def test_checks_find_what_is_wrong(built):
+    _, result = built
+    mirrored = result.positions[:1, :1] * np.array([1, 1, -1], dtype=np.float32)
+    checks = replace(result, positions=mirrored).checks
+    assert checks.wrong_chirality[0] == 21  # 19 alpha carbons, and the beta carbons of Thr and Ile
+    names = {atom.name: atom.index for atom in list(result.topology.residues())[8].atoms()}
+    x = result.positions[:1, :1].copy()
+    x[0, 0, names["HB2"]] = x[0, 0, names["HZ"]]
+    checks = replace(result, positions=x).checks
+    assert checks.clashes[0] >= 1
+    assert checks.worst_bond[0] > 0.2
+
+
+def test_energies_are_those_of_openmm_and_solvent_in_its_fast_form_is_the_same(mapper, built):
+    _, result = built
+    x = result.positions[0, 0]
+    exact = energy(amber14(result.topology), x)
+    system = with_fast_solvent(amber14(result.topology))
+    fast = energy(system, x)
+    assert fast == pytest.approx(exact, rel=5e-5)  # other decimals of constants
+    assert result.energies[0, 0] == pytest.approx(exact, abs=0.5)  # CPU platform, single precision
+    names = [force.getName() for force in system.getForces()]
+    assert "GBSAOBCForce" in names
+    assert "CustomGBForce" not in names
+
+
+def test_relaxing_lowers_the_energy_and_holds_alpha_carbons(mapper):
+    trace = helix(20).astype(np.float32)
+    raw, relaxed = (mapper.backmap(trace, relax=steps, seed=5) for steps in (0, 20))
+    assert relaxed.energies[0, 0] < raw.energies[0, 0] - 50
+    np.testing.assert_array_equal(relaxed.positions[0, 0, carbons(relaxed.topology)], trace)
+    assert relaxed.relaxed
+
+
+def test_a_given_backbone_is_kept_and_its_atoms_are_placed(mapper):
+    made = mapper.backmap(helix(20), relax=30, seed=5)
+    places = [{atom.name: atom.index for atom in residue.atoms()} for residue in made.topology.residues()]
+    backbone = np.array([[atoms[name] for name in ("N", "CA", "C")] for atoms in places])
+    given = made.positions[0][:, backbone]
+    for options in ({"relax": 0}, {"relax": 20}, {"relax": 0, "assemble": "chain"}):
+        again = mapper.backmap(given, seed=1, **options)
+        np.testing.assert_array_equal(again.positions[0][:, backbone], given)
+        assert not again.checks.wrong_chirality.any()
+        assert not again.checks.wrong_peptides.any()
+        assert again.log_evidence is None
+        if options["relax"]:
+            assert again.energies[0, 0] < made.energies[0, 0] + 300
+    inner = [atoms for atoms in places[1:-1] if "H" in atoms]
+    others = np.array([[atoms["O"], atoms["H"]] for atoms in inner])
+    raw = mapper.backmap(given, relax=0, seed=1).positions[0, 0]
+    assert np.linalg.norm(raw[others] - made.positions[0, 0][others], axis=2).max() < 0.03  # nm
+    with pytest.raises(cgf.InvalidInputError, match="the bond C-N of GLY 1"):
+        mapper.backmap(given[:, :, ::-1])
+
+
+def test_one_seed_gives_one_result(mapper):
+    first, second, other = (mapper.backmap(strand(20), n=2, relax=0, seed=seed).positions for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, second)
+    assert np.abs(first - other).max() > 0.01
+
+
+def test_density_is_given_where_it_is_known_alone(mapper):
+    chain = mapper.backmap(helix(20), n=3, relax=0, seed=0, assemble="chain")
+    packed = mapper.backmap(helix(20), n=3, relax=0, seed=0)
+    assert chain.log_evidence is None
+    assert packed.log_density is None
+    assert np.isfinite(chain.log_density).all()
+    assert np.isfinite(packed.log_evidence).all()
+    assert packed.ess.shape == (1, 3, 20)
+    assert np.all((packed.ess > 0) & (packed.ess <= 1 + 1e-6))
+
+
+def test_density_of_the_chain_is_normalised():
+    # of a glycine dipeptide: three planes, no choice of side chains, so that 72^3 bins can be added up
+    mapper = cgf.ProteinBackmapper("GG")
+    trace = helix(2)
+    result = mapper.backmap(trace, n=2000, relax=0, seed=1, assemble="chain")
+    # E_q[1 / q] over the circle of volume (2 pi)^3 is that volume where q covers it; its error is wide, so by bins:
+    density = np.exp(result.log_density[0])
+    parts = mapper._of_trace(trace[None])
+    _, chain = parts._planes(torch.as_tensor(trace - trace.mean(0), dtype=torch.float32)[None])
+    log_w = chain.unary[0, 0][:, None, None] + chain.unary[0, 1][None, :, None] + chain.unary[0, 2][None, None, :]
+    log_w = log_w + chain.log_factors[0, 0][:, :, None] + chain.log_factors[0, 1][None]
+    cell = (2 * np.pi / 72) ** 3
+    exact = torch.softmax(log_w.double().flatten(), 0) / cell
+    mean, error = density.mean(), density.std() / np.sqrt(len(density))
+    assert mean == pytest.approx(float((exact**2).sum() * cell), abs=4 * error)
+
+
+def test_chains_have_their_own_termini_and_disulfides_are_built():
+    trace = np.concatenate([helix(6), helix(6) + np.array([1.2, 0, 0])])
+    mapper = cgf.ProteinBackmapper("GACAAG/AGSCKA", disulfides=[(2, 9)])
+    result = mapper.backmap(trace, relax=0, seed=0)
+    names = [atom.name for atom in result.topology.atoms()]
+    assert names.count("OXT") == names.count("H3") == 2
+    bonds = [(a.name, b.name) for a, b in result.topology.bonds()]
+    assert bonds.count(("SG", "SG")) == 1
+    assert names.count("HG") == 1  # that of the serine
+    system = app.ForceField("amber14-all.xml").createSystem(result.topology)
+    assert system.getNumParticles() == result.positions.shape[2]
+
+
+def test_near_cysteines_are_bonded_unless_it_is_said_otherwise():
+    trace = np.stack([*strand(6), *(strand(6)[::-1] + np.array([0.0, 0.55, 0.0]))])
+    sequence = "GACAAG/GAACAG"
+    auto = cgf.ProteinBackmapper(sequence)
+    with pytest.raises(cgf.InvalidInputError, match="call backmap first"):
+        _ = auto.topology
+    bonded = auto.backmap(trace, relax=20, seed=0)
+    sulfurs = [atom.index for atom in bonded.topology.atoms() if atom.name == "SG"]
+    length = np.linalg.norm(np.diff(bonded.positions[0, 0, sulfurs], axis=0))
+    assert length == pytest.approx(0.204, abs=0.02)
+    free = cgf.ProteinBackmapper(sequence, disulfides=[]).backmap(trace, relax=0, seed=0)
+    assert free.positions.shape[2] == bonded.positions.shape[2] + 2
+
+
+def test_the_order_of_atoms_of_a_topology_is_kept(built):
+    trace, result = built
+    x = result.positions[0, 0]
+    shuffled, order = app.Topology(), []
+    chain = shuffled.addChain("Q")
+    made = {}
+    for residue in result.topology.residues():
+        added = shuffled.addResidue(residue.name, chain, residue.id)
+        for atom in sorted(residue.atoms(), key=lambda a: a.name):
+            made[atom.index] = shuffled.addAtom(atom.name, atom.element, added)
+            order.append(atom.index)
+    for a, b in result.topology.bonds():
+        shuffled.addBond(made[a.index], made[b.index])
+    again = cgf.ProteinBackmapper(shuffled).backmap(trace[:1], relax=0, seed=3)
+    assert [atom.name for atom in again.topology.atoms()] == [atom.name for atom in shuffled.atoms()]
+    np.testing.assert_array_equal(again.positions[0, 0, carbons(shuffled)], trace[0])
+    assert not again.checks.wrong_chirality.any()
+    assert np.abs(x[order].mean(0) - again.positions[0, 0].mean(0)).max() < 0.1
+
+
+def test_dynamics_start_without_a_further_minimisation(mapper):
+    result = mapper.backmap(helix(20), relax=50, seed=2)
+    system = app.ForceField("amber14-all.xml", "implicit/obc2.xml").createSystem(
+        result.topology, constraints=app.HBonds
+    )
+    integrator = openmm.LangevinMiddleIntegrator(300, 1 / unit.picosecond, 2 * unit.femtosecond)
+    integrator.setRandomNumberSeed(1)
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("CPU"), {"Threads": "1"})
+    context.setPositions(result.positions[0, 0].astype(float))
+    context.setVelocitiesToTemperature(300, 1)
+    integrator.step(500)
+    state = context.getState(energy=True, positions=True)
+    assert np.isfinite(state.getPotentialEnergy()._value)
+    moved = state.getPositions(asNumpy=True)._value - result.positions[0, 0]
+    assert np.linalg.norm(moved, axis=1).mean() < 0.3
