@@ -18,7 +18,7 @@ PLANE_ATOMS = ("C", "O", "N", "H")
 
 _CA_C, _C_N, _N_CA, _C_O, _N_H = 0.1526, 0.1335, 0.1449, 0.1229, 0.1010  # nm, ff14SB
 _CA_C_N, _C_N_CA = np.radians(116.6), np.radians(121.9)
-_BOND_STIFFNESS = 6000.0  # kcal/mol per squared relative change of the three bonds on the way; ff14SB has 2318, and
+_BOND_STIFFNESS = 12000.0  # kcal/mol per squared relative change of the three bonds on the way; ff14SB has 2318, and
 # leaves less to angles: bonds shall stay within a tenth of their length on noisy traces
 _ANGLE_STIFFNESS = 130.0  # kcal/mol/rad^2 of the two angles on it, and those of O and H that they take with them
 _SHORTEST, _LONGEST, _ROWS = 0.24, 0.52, 281  # nm; of the table
@@ -35,7 +35,9 @@ def _table(cis: bool) -> np.ndarray:
         scale = distance / reach
         cost = _BOND_STIFFNESS * (scale - 1) ** 2 + _ANGLE_STIFFNESS * opening**2
         best = int(cost.argmin())
-        rows.append(shapes[best, :4] * scale[best])
+        c, o, n, h = shapes[best, :4]
+        c, o, n, h = c * scale[best], o + c * (scale[best] - 1), n * scale[best], h + n * (scale[best] - 1)
+        rows.append(np.stack([c, o, n, h]))  # C-O and N-H keep their lengths
     return np.stack(rows)
 
 

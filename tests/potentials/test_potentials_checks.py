@@ -12,7 +12,7 @@ from test_potentials_forces import FORCES, N, positions, system_with
 from openmm_cgflow.errors import InvalidInputError, UnsupportedForceError
 from openmm_cgflow.potentials import ContextPotential, TorchPotential, make_potential
 from openmm_cgflow.potentials import torch_potential as torch_potential_module
-from openmm_cgflow.potentials.check import ImpreciseError, Judge
+from openmm_cgflow.potentials.check import ImpreciseError, Judge, compare_totals
 from openmm_cgflow.potentials.evaluator import Evaluator, likely_platform
 from openmm_cgflow.potentials.frame import DifferenceTable
 from openmm_cgflow.potentials.translate import build_terms
@@ -240,3 +240,16 @@ def test_the_platform_is_chosen_by_the_system_alone(aldp):
     assert likely_platform(aldp.system) == "CPU"
     cutoff = system_with(FORCES["nonbonded_cutoff"](), FORCES["custom_gb"]())
     assert likely_platform(cutoff) == "Reference"
+
+
+def test_a_minimum_among_thermal_structures_is_no_reason_for_double_precision():
+    """Forces are compared with the largest of all structures: at a minimum rounding errors are as large as they are."""
+    energies = np.array([-300.0, -100.0])
+    forces = np.zeros((2, 5, 3))
+    forces[0, 0, 0], forces[1, 0, 0] = 1.0, 5000.0
+    rounded = forces.copy()
+    rounded[:, 1, 1] = 0.05
+    compare_totals(energies, rounded, energies, forces, "energies")
+    rounded[1, 0, 0] *= 1.01
+    with pytest.raises(ImpreciseError, match="1 % of the largest"):
+        compare_totals(energies, rounded, energies, forces, "energies")
