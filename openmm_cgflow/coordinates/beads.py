@@ -149,6 +149,11 @@ def _by_atoms(molecule: Molecule, axes: list[Axis], item: Sequence[int]) -> Axis
 
 
 def _check_beads(molecule: Molecule, beads: Sequence[int]) -> list[int]:
+    if any(isinstance(item, Sequence) and not isinstance(item, str) for item in beads):
+        raise InvalidInputError(
+            "beads contain groups of atoms, but the beads of a flow are atoms: give one index each, of the atom nearest "
+            "to the middle of its group, or fit a force field of centres of mass to frames by CGForceField.fromFrames"
+        )
     chosen = indices(beads, "beads")
     wrong = [i for i in chosen if not 0 <= i < molecule.n_atoms]
     if wrong:

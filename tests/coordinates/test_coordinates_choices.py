@@ -288,6 +288,7 @@ def test_beads_that_are_not_bonded(dipeptide, beads):
         ({"beads": [4, 6]}, "beads are 2 atoms"),
         ({"beads": [4, 6, 6]}, "twice"),
         ({"beads": [4, 6, 22]}, "beads contain 22"),
+        ({"beads": [[4, 5], [6, 7], [8, 9]]}, r"groups of atoms.*CGForceField\.fromFrames"),
         ({"beads": [4, 6, 8], "slow": ["phi"]}, r"ALA2:C.*\[14\].*not beads"),
     ],
 )
