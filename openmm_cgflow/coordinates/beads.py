@@ -149,10 +149,10 @@ def _by_atoms(molecule: Molecule, axes: list[Axis], item: Sequence[int]) -> Axis
 
 
 def _check_beads(molecule: Molecule, beads: Sequence[int]) -> list[int]:
-    if any(isinstance(item, Sequence) and not isinstance(item, str) for item in beads):
+    if isinstance(beads, Sequence) and any(isinstance(item, list | tuple) for item in beads):
         raise InvalidInputError(
-            "beads contain groups of atoms, but the beads of a flow are atoms: give one index each, of the atom nearest "
-            "to the middle of its group, or fit a force field of centres of mass to frames by CGForceField.fromFrames"
+            "beads contain groups of atoms, but the beads of a flow are atoms: give one index each, such as that of the "
+            "atom in the middle of its group, or fit a force field of centres of mass by CGForceField.fromFrames"
         )
     chosen = indices(beads, "beads")
     wrong = [i for i in chosen if not 0 <= i < molecule.n_atoms]
