@@ -151,7 +151,7 @@ def _by_atoms(molecule: Molecule, axes: list[Axis], item: Sequence[int]) -> Axis
 def _check_beads(molecule: Molecule, beads: Sequence[int]) -> list[int]:
     if isinstance(beads, Sequence) and any(isinstance(item, list | tuple) for item in beads):
         raise InvalidInputError(
-            "beads contain groups of atoms, but the beads of a flow are atoms: give one index each, such as that of the "
+            "beads contain groups of atoms, but the beads of a flow are atoms: give one index each, that of the "
             "atom in the middle of its group, or fit a force field of centres of mass by CGForceField.fromFrames"
         )
     chosen = indices(beads, "beads")
