@@ -60,6 +60,7 @@ examples:
 	python $(EXAMPLES)/benchmarks/data_efficiency.py --quick
 	python $(EXAMPLES)/backmap.py --cg cg.dcd --output atoms.dcd
 	python $(EXAMPLES)/replica_exchange.py --iterations 4
+	python $(EXAMPLES)/protein.py
 	python $(EXAMPLES)/alanine_dipeptide.py --model $(EXAMPLES)/models/alanine_dipeptide.cgflow --reference
 	python $(EXAMPLES)/double_well.py --evaluations 900000
 	python $(EXAMPLES)/many_well.py --evaluations 600000
@@ -98,7 +99,7 @@ bench:
 
 # A fresh environment as the README says; then the light one: newest OpenMM, no openmm-torch. What mostly runs in one
 # thread goes side by side. In the light environment the tests of what depends on versions of torch and OpenMM run again.
-LIGHT_TESTS := tests/compute tests/contracts tests/openmm_plugin tests/potentials tests/forcematching tests/test_*.py
+LIGHT_TESTS := tests/compute tests/contracts tests/forcematching tests/openmm_plugin tests/potentials tests/proteins tests/test_*.py
 check:
 	work=$$(mktemp -d); trap 'kill $$(jobs -p) 2> /dev/null || true; rm -rf "$$work"' EXIT
 	set -x
