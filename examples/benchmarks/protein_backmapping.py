@@ -78,6 +78,7 @@ def theirs(program: Path, size: str, names: list[str], traces: np.ndarray, topol
 
 def completed(x: np.ndarray, topology: app.Topology) -> np.ndarray:
     """The same with atoms that are missing (of termini, of variants of histidine) beside their bonded ones."""
+    lengths = [0.125 if atom.element.symbol == "O" else 0.101 for atom in topology.atoms()]  # nm
     heavy = {}
     for a, b in topology.bonds():
         heavy.setdefault(a.index, b.index)
@@ -89,7 +90,7 @@ def completed(x: np.ndarray, topology: app.Topology) -> np.ndarray:
             others = frame[~np.isnan(frame[:, 0])]
             others = others[np.linalg.norm(others - base, axis=1) > 1e-6]
             for direction in rng.normal(size=(200, 3)):
-                place = base + 0.11 * direction / np.linalg.norm(direction)
+                place = base + lengths[k] * direction / np.linalg.norm(direction)
                 room = np.linalg.norm(others - place, axis=1).min()
                 if best is None or room > best[0]:
                     best = room, place
