@@ -37,6 +37,9 @@ def backmap_protein(
     library: Annotated[
         Path | None, typer.Option(help="Library of fragments; the shipped one if left out.", show_default=False)
     ] = None,
+    disulfides: Annotated[
+        bool, typer.Option("--disulfides/--no-disulfides", help="Bond cysteines that are near in the first frame.")
+    ] = True,
     seed: DrawSeed = None,
 ) -> None:
     """Put all atoms around the alpha carbons of a protein; energies and checks go into an .npz file beside it.
@@ -56,7 +59,7 @@ def backmap_protein(
     start = time.monotonic()
     chosen = frame_range(frames)
     result = backmap_protein_file(
-        structure, output, trajectory, n, relax, seed, stride, chosen, workers, library, progress=True
+        structure, output, trajectory, n, relax, seed, stride, chosen, workers, library, disulfides, progress=True
     )
     taken = time.monotonic() - start
     energy = np.median(result.energies) / result.residues

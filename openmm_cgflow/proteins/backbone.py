@@ -137,7 +137,7 @@ def guessed_cb(ca: Tensor, before: Tensor, after: Tensor) -> Tensor:
     second = torch.nn.functional.normalize(after - ca, dim=-1)
     outward = torch.nn.functional.normalize(first - second, dim=-1)
     normal = torch.nn.functional.normalize(torch.linalg.cross(first, second), dim=-1)
-    return ca + _CB_ALONG * outward + _CB_BESIDE * normal
+    return ca + _CB_ALONG * outward - _CB_BESIDE * normal  # of L residues
 
 
 def _ghosts(planes: Planes, trace: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class Nonbonded:
         """Those of a System's NonbondedForce.
 
         Raises:
-            InvalidInputError: it has none.
+            InvalidInputError: it has none, or one without Lennard-Jones terms.
         """
         force = next((f for f in system.getForces() if isinstance(f, openmm.NonbondedForce)), None)
         if force is None:
@@ -66,6 +66,11 @@ class Nonbonded:
             [p.value_in_unit_system(unit.md_unit_system) for p in force.getParticleParameters(i)]
             for i in range(force.getNumParticles())
         ]
+        if not any(row[2] > 0 for row in rows):
+            raise InvalidInputError(
+                "the System's NonbondedForce has no Lennard-Jones terms (OpenMM's CHARMM36 has them in a "
+                "CustomNonbondedForce, which is not read here); leave the System out to have amber14's"
+            )
         charge, sigma, epsilon = torch.tensor(np.array([*rows, [0.0, 0.1, 0.0]]), dtype=torch.float32).unbind(1)
         return cls(charge, sigma, epsilon.clamp_min(0).sqrt())
 

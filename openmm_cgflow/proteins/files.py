@@ -21,6 +21,7 @@ from openmm import app
 
 from openmm_cgflow.analysis.structure_checks import StructureChecks
 from openmm_cgflow.backmapping import AHEAD, Done, all_pieces, one_thread, progress_bar
+from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.proteins.library import FragmentLibrary
 from openmm_cgflow.proteins.mapper import ProteinBackmapper
@@ -30,6 +31,7 @@ from openmm_cgflow.proteins.sequence import ProteinSequence
 from openmm_cgflow.proteins.trace import checked_trace, near_cysteines
 from openmm_cgflow.storage import locked
 from openmm_cgflow.trajectory_files import WRITTEN, count_frames, read_pieces, save_arrays, write_frames
+from openmm_cgflow.version import __version__
 
 __all__ = ["BackmappedProteinFile", "backmap_protein_file"]
 
@@ -83,12 +85,14 @@ def backmap_protein_file(
     frames: tuple[int, int | None] = (0, None),
     workers: int = 1,
     library: str | Path | None = None,
+    disulfides: bool = True,
     progress: bool = False,
 ) -> BackmappedProteinFile:
     """Put atoms around the alpha carbons of a file, however long, in bounded memory.
 
     Pieces of the file are kept beside the output, in a folder that ends in `.parts`; a run that was ended goes on there
-    with the same arguments. One seed gives one result, for any number of workers.
+    with the same arguments. One seed gives one result for any number of workers, but for rounding where structures are
+    relaxed.
 
     Arguments:
         structure: a PDB file with the alpha carbons, or with more, of which these are taken.
@@ -101,6 +105,7 @@ def backmap_protein_file(
         frames: the first one, and before which one to end.
         workers: processes on this machine, one thread each.
         library: file of a `FragmentLibrary`; the shipped one by default.
+        disulfides: whether cysteines that are near in the first frame are bonded.
         progress: show a bar with the time that is left.
 
     Raises:
@@ -130,13 +135,15 @@ def backmap_protein_file(
     first = next(beads.pieces(1, 1, *frames), None)
     if first is None:
         raise InvalidInputError(f"there are no frames in {frames_of} from {frames[0]} on")
-    pairs = tuple(near_cysteines(sequence, checked_trace(first, sequence)[0]))
+    pairs = tuple(near_cysteines(sequence, checked_trace(first, sequence)[0])) if disulfides else ()
     for a, b in pairs:
         names = sequence.residues[a].label, sequence.residues[b].label
-        _log.info("%s and %s are near in the first frame: a disulfide is built", *names)
+        _log.warning("%s and %s are near in the first frame: a disulfide is built", *names)
     parts = output.with_name(output.name + ".parts")
     with locked(output):
-        task = _Task(sequence, pairs, str(library) if library is not None else None, n, relax, _seed(parts, seed))
+        task = _Task(
+            sequence, pairs, str(Path(library).resolve()) if library is not None else None, n, relax, _seed(parts, seed)
+        )
         _begin(parts, task, (structure, frames_of), stride, frames)
         total = count_frames(frames_of, stride, *frames)
         with progress_bar(progress, total) as advance, _doing(task, workers) as (submit, ahead):
@@ -212,7 +219,7 @@ def _read_structure(path: Path) -> tuple[app.Topology, app.Topology]:
 def _seed(parts: Path, seed: int | None) -> int:
     """The seed that is given, or that a run began with, or a new one."""
     if seed is not None:
-        return seed
+        return seed_number(seed)
     try:
         return int(json.loads((parts / "run.json").read_text(encoding="utf-8"))["seed"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -225,8 +232,9 @@ def _begin(parts: Path, task: _Task, files: tuple[Path, Path], stride: int, fram
     Raises:
         InvalidInputError: the folder cannot be made, or is of another run.
     """
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    described = json.dumps([asdict(task), stats, stride, frames])
+    read = [*files, *([] if task.library is None else [Path(task.library)])]
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in read]
+    described = json.dumps([asdict(task), stats, stride, frames, __version__])
     identity = {"identity": hashlib.sha256(described.encode()).hexdigest(), "seed": task.seed}
     path = parts / "run.json"
     try:

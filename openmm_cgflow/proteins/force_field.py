@@ -106,6 +106,10 @@ class Minimiser:
             i, j, distance = ours.getConstraintParameters(k)
             springs.addBond(i, j, distance, _STIFF_BOND)
             ours.removeConstraint(k)
+        groups = {force.getForceGroup() for force in ours.getForces()}
+        springs.setForceGroup(max(set(range(32)) - groups, default=0))
+        self.groups = set(range(32)) - ({springs.getForceGroup()} if springs.getNumBonds() else set())
+        """Those of the System itself: springs in place of constraints are not of its energy."""
         ours.addForce(springs)
         for atom in held:
             ours.setParticleMass(atom, 0.0)
@@ -116,7 +120,8 @@ class Minimiser:
         made = np.empty(len(x))
         for k, frame in enumerate(x):
             self.context.setPositions(frame.astype(np.float64))
-            made[k] = self.context.getState(energy=True).getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+            state = self.context.getState(energy=True, groups=self.groups)
+            made[k] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
         return made
 
     def minimised(self, x: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +130,7 @@ class Minimiser:
         for k, frame in enumerate(x):
             self.context.setPositions(frame.astype(np.float64))
             openmm.LocalEnergyMinimizer.minimize(self.context, 1.0, steps)
-            state = self.context.getState(energy=True, positions=True)
+            state = self.context.getState(energy=True, positions=True, groups=self.groups)
             moved = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
             moved[self.held] = frame[self.held]
             made[k] = moved

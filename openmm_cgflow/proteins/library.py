@@ -4,7 +4,8 @@ The file is one of `storage` (safetensors), kind `fragments`:
 
 - `free_energy.CLASS`, float16 `(72, 72)`, kJ/mol: `F(phi, psi)` of the first residue of Ace-X-Nme at 300 K in OBC2,
   its minimum 0, at most `CAP`; rows are phi, columns psi, both at `-pi + k 2 pi / 72`. Classes are `ALA` (which stands
-  for every residue that has none of its own), `GLY`, `PRO`, `VAL` (branched at CB), and `ALA-PRO` (before a proline).
+  for every residue that has none of its own), `GLY`, `PRO`, `VAL` (for all that are branched at CB), others by names of
+  their variants, and `X-PRO` before a proline where there is one. The shipped library has the first four.
 - `angle.CLASS`, float32 `(2,)`, rad: mean and standard deviation of N-CA-C of the same samples.
 - `template.VARIANT`, float32 `(atoms, 3)`, nm: the side chain (with HA) of minimised Ace-X-Nme, one for each variant of
   amber14 that is not terminal, in the frame of its own N, CA and C (`geometry.residue_frames`).
@@ -80,10 +81,10 @@ class FragmentLibrary:
             name: of three letters, or of a variant.
             following: the same of the residue after it; None for the last one.
         """
-        if name in self.free_energy and name in ("GLY", "PRO"):
-            return name
         if following == "PRO" and f"{name}-PRO" in self.free_energy:
             return f"{name}-PRO"
+        if name in self.free_energy and name in ("GLY", "PRO"):
+            return name
         if following == "PRO" and "ALA-PRO" in self.free_energy:
             return "ALA-PRO"
         if name in self.free_energy:
@@ -173,7 +174,8 @@ class FragmentLibrary:
         Raises:
             ModelFileError: if there is no such file, or it is damaged or of another kind.
         """
-        return _load(Path(path) if path is not None else _SHIPPED)
+        chosen = Path(path).resolve() if path is not None else _SHIPPED
+        return _load(chosen, chosen.stat().st_mtime_ns if chosen.is_file() else 0)
 
 
 def local_template(places: dict[str, np.ndarray], on_n: bool) -> tuple[list[str], Tensor]:
@@ -193,8 +195,8 @@ def local_template(places: dict[str, np.ndarray], on_n: bool) -> tuple[list[str]
     return names, (x - ca) @ axes.T
 
 
-@lru_cache(maxsize=4)
-def _load(path: Path) -> FragmentLibrary:
+@lru_cache(maxsize=4)  # by the time of its last change as well
+def _load(path: Path, changed: int) -> FragmentLibrary:
     tensors, described = read_file(path, KIND)
     with reading(path, KIND):
         header = read_as(_Header, described, "the description")

@@ -9,6 +9,8 @@ import openmm
 import torch
 from openmm import app
 
+from openmm_cgflow.compute import seeded
+from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.proteins.backbone import CIS_BELOW
 from openmm_cgflow.proteins.builder import Assemble, ProteinBuilder
@@ -23,6 +25,8 @@ from openmm_cgflow.units import PositionsLike, in_kelvin
 __all__ = ["ProteinBackmapper"]
 
 _log = logging.getLogger("openmm_cgflow")
+_SAME = 0.01  # K
+_AMBER14 = ["amber14-all.xml"]
 _RESIDUES = 1600  # that are worked on at a time, over all frames
 
 
@@ -38,10 +42,9 @@ class ProteinBackmapper:
         library: free energies and templates of residues; the shipped one by default.
         system: an OpenMM System of the all-atom protein, for its charges and sizes and to relax in; amber14 with OBC2
             by default.
-        temperature: K.
+        temperature: K; that of the library by default.
         disulfides: pairs of residues counted from 0; `"auto"` takes those of the Topology, or else cysteines that are
-            near in the first trace.
-        device: for torch, such as `"cpu"` or `"cuda"`.
+            near in the first trace, if four residues or more are between them.
 
     Raises:
         InvalidInputError: for residues that cannot be built, by name.
@@ -58,14 +61,18 @@ class ProteinBackmapper:
         protein: Any,  # noqa: ANN401
         library: FragmentLibrary | None = None,
         system: openmm.System | None = None,
-        temperature: float = 300.0,
+        temperature: float | None = None,
         disulfides: Literal["auto"] | Sequence[tuple[int, int]] = "auto",
-        device: str = "cpu",
     ) -> None:
         self.library = library if library is not None else FragmentLibrary.load()
         self.given = ProteinSequence.of(protein)
         self.all_atoms = _all_atom_topology(protein)
-        self.temperature, self.device = in_kelvin(temperature), torch.device(device)
+        self.temperature = self.library.temperature if temperature is None else in_kelvin(temperature)
+        if abs(self.temperature - self.library.temperature) > _SAME:
+            _log.warning(
+                "free energies of residues are of %g K, all else is done at %g K: a mixture of both",
+                self.library.temperature, self.temperature,
+            )  # fmt: skip
         self._system = system
         self._asked = disulfides
         self._parts: ProteinBuilder | None = None
@@ -79,13 +86,16 @@ class ProteinBackmapper:
     def _made(self, disulfides: Sequence[Any]) -> ProteinBuilder:
         sequence = with_disulfides(self.given, disulfides)
         layout = ProteinLayout(sequence, self.library, disulfides, self.all_atoms)
+        if self._system is None and self.library.provenance.get("forcefield", _AMBER14) != _AMBER14:
+            _log.warning("the library is of %s, the System of amber14; give system= of the same force field",
+                         self.library.provenance["forcefield"])  # fmt: skip
         system = self._system if self._system is not None else amber14(layout.topology)
         if system.getNumParticles() != layout.n_atoms:
             raise MismatchError(
                 f"the System has {system.getNumParticles()} particles, the protein {layout.n_atoms} atoms "
                 f"({len(sequence)} residues with all hydrogens); make it of the Topology that `topology` gives"
             )
-        return ProteinBuilder(layout, system, self.library, self.temperature, self.device)
+        return ProteinBuilder(layout, system, self.library, self.temperature, torch.device("cpu"))
 
     def _of_trace(self, trace: np.ndarray) -> ProteinBuilder:
         """Tables of the protein; cysteines that are near in the first trace are bonded, if that was left open."""
@@ -93,7 +103,7 @@ class ProteinBackmapper:
             pairs = near_cysteines(self.given, trace[0])
             for a, b in pairs:
                 names = self.given.residues[a].label, self.given.residues[b].label
-                _log.info("%s and %s are near: a disulfide is built; disulfides=[...] has the last word", *names)
+                _log.warning("%s and %s are near: a disulfide is built; disulfides=[] leaves it out", *names)
             self._parts = self._made(pairs)
         return self._parts
 
@@ -144,7 +154,13 @@ class ProteinBackmapper:
         Raises:
             InvalidInputError: for a trace that cannot be one, by residue, with the way out.
         """
-        _check_numbers(n, relax, particles)
+        for name, value, least in (
+            ("n", n, 1),
+            ("relax", relax, 0),
+            ("particles", particles, 1),
+            ("refine", refine, 0),
+        ):
+            whole_number(value, f"backmap: {name}", least)
         if assemble not in ("packed", "chain"):
             raise InvalidInputError(f'assemble is {assemble!r}; give "packed" or "chain"')
         beads = checked_trace(trace, self.given)
@@ -152,7 +168,7 @@ class ProteinBackmapper:
         if not whole:
             warn_of_near(beads, self.given, CIS_BELOW)
         parts = self._of_trace(beads[:, :, 1] if whole else beads)
-        generator = torch.Generator(self.device).manual_seed(int(torch.randint(2**31, (1,))) if seed is None else seed)
+        generator = seeded(seed)
         rows = np.repeat(np.arange(len(beads)), n)
         pieces = [
             parts.draw_given(beads[piece], generator, assemble, refine)
@@ -170,7 +186,7 @@ class ProteinBackmapper:
             positions=x.reshape(*shape, *x.shape[1:]),
             energies=energies.reshape(shape),
             log_evidence=log_evidence.reshape(shape) if assemble == "packed" and not whole else None,
-            log_density=log_density.reshape(shape) if assemble == "chain" else None,
+            log_density=log_density.reshape(shape) if assemble == "chain" and not relax else None,
             ess=ess.reshape(*shape, -1),
             relaxed=bool(relax),
             temperature=self.temperature,
@@ -199,9 +215,3 @@ def _bonded_cysteines(topology: app.Topology) -> list[tuple[int, int]]:
 
 def _near_is_possible(sequence: ProteinSequence) -> bool:
     return sum(residue.variant in ("CYS", "CYX") for residue in sequence.residues) > 1
-
-
-def _check_numbers(n: int, relax: int, particles: int) -> None:
-    for name, value, least in (("n", n, 1), ("relax", relax, 0), ("particles", particles, 1)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise InvalidInputError(f"backmap: {name} is {value!r}; give a whole number of {least} or more")

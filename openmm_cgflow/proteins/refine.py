@@ -8,6 +8,7 @@ plain step size does.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import networkx
@@ -132,10 +133,11 @@ class Refiner:
             for j, (_, b, c, _) in enumerate(self.layout.chi_of(residue.variant)):
                 axes[self.layout.index[k][b], self.layout.index[k][c]] = (k, j)
         template = self.layout.template_positions()
+        bonds = {frozenset((a.index, b.index)) for a, b in self.layout.topology.bonds()}
         for row, (period, phase, height) in zip(torsions.rows.tolist(), torsions.terms.tolist(), strict=True):
             quartet = row if (row[1], row[2]) in axes else row[::-1]
             found = axes.get((quartet[1], quartet[2]))
-            if found is None:
+            if found is None or not all(frozenset(pair) in bonds for pair in pairwise(row)):  # an improper
                 continue
             k, j = found
             offset = float(dihedrals(*(template[a] for a in quartet))) - float(self.reference[k, j])

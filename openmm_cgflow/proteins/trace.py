@@ -15,6 +15,7 @@ _SHORTEST, _LONGEST = 0.25, 0.50  # nm, of neighbours in a chain
 _BONDS = (0.10, 0.19)  # nm, of the backbone
 _OVERLAP = 0.2  # nm, of any two
 _DISULFIDE = (0.38, 0.68)  # nm, alpha carbons of a disulfide
+_APART = 5  # residues: nearer ones are as near in a helix
 
 
 def checked_trace(trace: PositionsLike, sequence: ProteinSequence) -> np.ndarray:
@@ -135,13 +136,16 @@ def _nearest(points: np.ndarray) -> tuple[int, int] | None:
 
 
 def near_cysteines(sequence: ProteinSequence, points: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of cysteines whose alpha carbons are as near as those of a disulfide, the nearest ones first."""
+    """Pairs of cysteines whose alpha carbons are as near as those of a disulfide, the nearest ones first.
+
+    Those of one chain with fewer than four residues between them are left out: in a helix they are as near.
+    """
     places = [k for k, residue in enumerate(sequence.residues) if residue.variant in ("CYS", "CYX")]
     pairs = [
         (float(np.linalg.norm(points[i] - points[j])), i, j)
         for a, i in enumerate(places)
         for j in places[a + 1 :]
-        if j - i > 1
+        if j - i >= _APART or sequence.residues[i].chain != sequence.residues[j].chain
     ]
     found: list[tuple[int, int]] = []
     taken: set[int] = set()

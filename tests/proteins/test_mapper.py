@@ -10,8 +10,11 @@ from openmm import app, unit
 from traces import SEQUENCE, helix, noisy, strand
 
 import openmm_cgflow as cgf
+from openmm_cgflow.proteins.backbone import Backbone, Planes
 from openmm_cgflow.proteins.checks import close_pairs
 from openmm_cgflow.proteins.force_field import amber14, with_fast_solvent
+from openmm_cgflow.proteins.sequence import ProteinSequence
+from openmm_cgflow.proteins.trace import near_cysteines
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +206,70 @@ def test_dynamics_start_without_a_further_minimisation(mapper):
     assert np.isfinite(state.getPotentialEnergy()._value)
     moved = state.getPositions(asNumpy=True)._value - result.positions[0, 0]
     assert np.linalg.norm(moved, axis=1).mean() < 0.3
+
+
+def test_virtual_beta_carbons_are_where_those_of_l_residues_are(mapper, built):
+    """They keep planes away from side chains that are not placed yet."""
+    trace, result = built
+    backbone = Backbone.of(Planes.of(mapper.given), torch.as_tensor(trace))
+    guessed = backbone.virtual_cb.numpy()
+    atoms = [(a.residue.index, a.index) for a in result.topology.atoms() if a.name == "CB"]
+    inner = [(k, index) for k, index in atoms if 0 < k < 19]
+    off = np.linalg.norm(guessed[:, [k for k, _ in inner]] - result.positions[:, 0, [i for _, i in inner]], axis=-1)
+    assert np.median(off) < 0.06  # 0.23 nm where they are mirrored
+
+
+def test_energies_of_a_system_with_constraints_are_its_own(mapper):
+    field = app.ForceField("amber14-all.xml", "implicit/obc2.xml")
+    system = field.createSystem(mapper.topology, constraints=app.HBonds)
+    result = cgf.ProteinBackmapper(SEQUENCE, system=system).backmap(helix(20), relax=0, seed=1)
+    assert result.energies[0, 0] == pytest.approx(energy(system, result.positions[0, 0]), abs=0.3)
+
+
+def test_a_system_without_lennard_jones_terms_is_refused(mapper):
+    system = amber14(mapper.topology)
+    force = next(f for f in system.getForces() if isinstance(f, openmm.NonbondedForce))
+    for k in range(force.getNumParticles()):
+        charge, sigma, _ = force.getParticleParameters(k)
+        force.setParticleParameters(k, charge, sigma, 0.0)
+    with pytest.raises(cgf.InvalidInputError, match=r"no Lennard-Jones terms.*CHARMM36"):
+        cgf.ProteinBackmapper(SEQUENCE, system=system)
+
+
+@pytest.mark.parametrize(("sequence", "axis"), [("GWG", 1), ("GFG", 1), ("GNG", 1), ("GTG", 0)])
+def test_torsions_of_the_descent_are_those_of_openmm(sequence, axis):
+    """A turn of a side chain changes the energy of OpenMM's torsions by what the descent has for it."""
+    mapper = cgf.ProteinBackmapper(sequence)
+    refiner = mapper._parts.refiner
+    x = torch.as_tensor(mapper.backmap(helix(3), relax=0, refine=0, seed=1).positions[0])
+    chi = torch.zeros(8, 3, 4)
+    chi[:, 1, axis] = torch.arange(8) * 0.7
+    turned = refiner.structures_of(x.expand(8, -1, -1), chi).numpy()
+    system = amber14(mapper.topology)
+    for k in reversed(range(system.getNumForces())):
+        if not isinstance(system.getForce(k), openmm.PeriodicTorsionForce):
+            system.removeForce(k)
+    exact = np.array([energy(system, frame) for frame in turned])
+    n = torch.arange(1, refiner.fourier.shape[2] + 1)
+    turns, factors = chi[:, 1, axis, None] * n, refiner.fourier[1, axis]
+    ours = (factors[:, 0] * torch.cos(turns) + factors[:, 1] * torch.sin(turns)).sum(1).numpy()
+    # templates are not quite at the angles of the built structure; an improper of Trp would be 9.2 off
+    np.testing.assert_allclose(ours - ours[0], exact - exact[0], atol=1.0)
+
+
+def test_near_cysteines_of_a_helix_are_not_bonded():
+    sequence = ProteinSequence.of("ACACCACAAAAC")
+    assert near_cysteines(sequence, helix(12)) == []
+
+
+def test_a_residue_before_proline_has_its_own_class():
+    library = cgf.FragmentLibrary.load()
+    more = replace(library, free_energy=library.free_energy | {"GLY-PRO": library.free_energy["GLY"]})
+    assert more.class_of("GLY", "PRO") == "GLY-PRO"
+    assert more.class_of("GLY", "ALA") == "GLY"
+    assert library.class_of("SER", "PRO") == "ALA"
+
+
+def test_a_density_is_given_for_what_has_one(mapper):
+    assert mapper.backmap(helix(20), relax=1, assemble="chain", seed=1).log_density is None
+    assert np.isfinite(mapper.backmap(helix(20), relax=0, assemble="chain", seed=1).log_density).all()
