@@ -37,13 +37,13 @@ class JoinedDensity:
 
     def __init__(self, flow: TrainedFlow, beads: FittedBeads) -> None:
         self.flow, self.beads = flow, beads
-        flow.beads.check(list(beads.model.topology.atoms()))
         wide = [name for name, group in zip(beads.model.labels, beads.model.groups or (), strict=False) if group[1:]]
         if wide:
             raise MismatchError(
                 f"withBeads: {wide[0]} is the centre of mass of several atoms, a bead of the flow is one atom: fit the "
                 "frames of BeadModel.fromTopology(flow.topology, flow.coordinates.bead_atoms)"
             )
+        flow.beads.check(list(beads.model.topology.atoms()))
         flow.beads.read(beads.positions, "withBeads")
         ours, theirs = flow.beads.constraints, beads.constraints
         pairs = sorted(ours)
