@@ -46,6 +46,10 @@ class ProteinBackmapper:
         disulfides: pairs of residues counted from 0; `"auto"` takes those of the Topology, or else cysteines that are
             near in the first trace, if four residues or more are between them.
 
+    Attributes:
+        topology: OpenMM Topology of all atoms; not there before the first trace where it decides on disulfides.
+        system: the System that energies are taken from; as above.
+
     Raises:
         InvalidInputError: for residues that cannot be built, by name.
         MismatchError: the System has another number of atoms than the protein.
