@@ -121,4 +121,4 @@ check:
 	"$$work/light/bin/pip" install --quiet -e ".[ml]" "pytest>=8,<10" "pytest-xdist>=3.6,<4" "pyyaml>=6,<7" "hypothesis>=6.100,<7"
 	"$$work/light/bin/pip" list | grep -iE "^(torch|openmm) "
 	"$$work/light/bin/python" $(EXAMPLES)/expanded_ensemble.py --picoseconds 2
-	PATH="$$work/light/bin:$$PATH" pytest $(LIGHT_TESTS)
+	PATH="$$work/light/bin:$$PATH" pytest -n 2 $(LIGHT_TESTS)
