@@ -77,11 +77,6 @@ class ProteinBuilder:
         """Atoms that are given, by the number of dimensions of what was given."""
         self._minimisers: dict[int, Minimiser] = {}
 
-    @property
-    def minimiser(self) -> Minimiser:
-        """The one that holds alpha carbons."""
-        return self.minimiser_of(3)
-
     def minimiser_of(self, dimensions: int) -> Minimiser:
         """One that holds what is given; made at its first use, for it takes a moment."""
         if dimensions not in self._minimisers:

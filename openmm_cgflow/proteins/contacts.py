@@ -16,7 +16,7 @@ from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.proteins.backbone import Backbone
 from openmm_cgflow.proteins.geometry import place_planes
 
-__all__ = ["Nonbonded", "PlanePairs", "pair_energies", "plane_pairs", "plane_sterics", "squared_distances"]
+__all__ = ["Nonbonded", "PlanePairs", "grouped", "pair_energies", "plane_pairs", "plane_sterics", "squared_distances"]
 
 _COULOMB = 138.935456 / 40.0  # kJ nm^2/mol: 1 / (4 pi eps_0) over 4 r, with r in Angstrom
 _SHRINK = 0.95
@@ -182,3 +182,9 @@ def squared_distances(first: Tensor, second: Tensor) -> Tensor:
     a, b = first - middle, second - middle
     made = a @ b.transpose(-1, -2)
     return made.mul_(-2).add_(a.square().sum(-1)[..., :, None]).add_(b.square().sum(-1)[..., None, :])
+
+
+def grouped(values: Tensor, n: int) -> list[Tensor]:
+    """Where each of the numbers below `n` is."""
+    order = torch.argsort(values, stable=True)
+    return list(order.split(torch.bincount(values, minlength=n).tolist()))

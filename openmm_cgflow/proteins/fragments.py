@@ -16,6 +16,7 @@ from openmm_cgflow.errors import ModelFileError
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.proteins.capped import Capped, Fragment, fragment_named
 from openmm_cgflow.proteins.fragment_flow import FragmentFlow
+from openmm_cgflow.proteins.geometry import dihedrals
 from openmm_cgflow.sampling import Samples
 from openmm_cgflow.storage import read_as, read_file, reading, system_to_xml, write_file
 from openmm_cgflow.trainable import Trainable
@@ -208,17 +209,10 @@ def _measured(capped: Capped, beads: dict[Atom, int], x: Tensor) -> tuple[Tensor
     """phi, psi (0 where a charged end has none) and N-CA-C, `(n,)` rad each."""
     n, ca, c = (x[:, beads[0, name]] for name in ("N", "CA", "C"))
     nothing = x.new_zeros(len(x))
-    phi = dihedral(x[:, beads[-1, "C"]], n, ca, c) if (-1, "C") in beads else nothing
-    psi = dihedral(n, ca, c, x[:, beads[1, "N"]]) if (1, "N") in beads else nothing
+    phi = dihedrals(x[:, beads[-1, "C"]], n, ca, c) if (-1, "C") in beads else nothing
+    psi = dihedrals(n, ca, c, x[:, beads[1, "N"]]) if (1, "N") in beads else nothing
     u, v = n - ca, c - ca
     return phi, psi, torch.atan2(torch.linalg.cross(u, v).norm(dim=1), (u * v).sum(1))
-
-
-def dihedral(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """Torsions `(n,)` rad of four points `(n, 3)`."""
-    u, v, w = b - a, c - b, d - c
-    first, second = torch.linalg.cross(u, v), torch.linalg.cross(v, w)
-    return torch.atan2(v.norm(dim=1) * (u * second).sum(1), (first * second).sum(1))
 
 
 def grid() -> Tensor:

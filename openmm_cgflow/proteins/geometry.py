@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["PLANE_ATOMS", "axes_of", "place_planes", "plane_shape", "residue_frames"]
+__all__ = ["PLANE_ATOMS", "axes_of", "dihedrals", "place_planes", "plane_shape", "residue_frames"]
 
 PLANE_ATOMS = ("C", "O", "N", "H")
 """Of a plane: the first two belong to the residue before it, the others to the one after it."""
@@ -134,3 +134,10 @@ def residue_frames(n: Tensor, ca: Tensor, c: Tensor, on_n: Tensor) -> Tensor:
     first = torch.nn.functional.normalize(torch.where(on_n[..., None], u, u + v), dim=-1)
     third = torch.nn.functional.normalize(torch.linalg.cross(u, v), dim=-1)
     return torch.stack([first, torch.linalg.cross(third, first), third], dim=-2)
+
+
+def dihedrals(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Torsions `(...)` rad of four points `(..., 3)`."""
+    u, v, w = b - a, c - b, d - c
+    first, second = torch.linalg.cross(u, v), torch.linalg.cross(v, w)
+    return torch.atan2(v.norm(dim=-1) * (u * second).sum(-1), (first * second).sum(-1))

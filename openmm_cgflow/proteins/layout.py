@@ -12,6 +12,7 @@ from openmm import app
 from torch import Tensor
 
 from openmm_cgflow.errors import InvalidInputError, MismatchError, ModelFileError
+from openmm_cgflow.proteins.geometry import dihedrals
 from openmm_cgflow.proteins.library import FragmentLibrary
 from openmm_cgflow.proteins.residues import CHI, PUBLIC_NAMES, hydrogens_of_n
 from openmm_cgflow.proteins.sequence import ProteinSequence
@@ -253,7 +254,7 @@ def _side_chain(variant: str, library: FragmentLibrary) -> SideChain:
         depth += torch.tensor([name in moved for name in names])
         points[k] = place[c]
         directions[k] = torch.nn.functional.normalize(place[c] - place[b], dim=0)
-        reference[k] = _dihedral(place[a], place[b], place[c], place[d])
+        reference[k] = dihedrals(place[a], place[b], place[c], place[d])
     return SideChain(names, local, depth, points, directions, reference, len(chis))
 
 
@@ -269,9 +270,3 @@ def _bonds_within(names: Sequence[str], place: dict[str, Any]) -> networkx.Graph
             if float((place[a] - place[b]).norm()) < limit:
                 graph.add_edge(a, b)
     return graph
-
-
-def _dihedral(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    u, v, w = b - a, c - b, d - c
-    first, second = torch.linalg.cross(u, v), torch.linalg.cross(v, w)
-    return torch.atan2(v.norm() * (u @ second), first @ second)

@@ -78,7 +78,6 @@ class ProteinBackmapper:
                 self.library.temperature, self.temperature,
             )  # fmt: skip
         self._system = system
-        self._asked = disulfides
         self._parts: ProteinBuilder | None = None
         if disulfides != "auto":
             self._parts = self._made([tuple(pair) for pair in disulfides])

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from openmm_cgflow.proteins.contacts import Nonbonded, pair_energies, squared_distances
+from openmm_cgflow.proteins.contacts import Nonbonded, grouped, pair_energies, squared_distances
 from openmm_cgflow.proteins.side_chains import KEPT, Candidates, SelfEnergies
 
 __all__ = ["Packed", "PairTables", "pack", "pair_tables"]
@@ -127,7 +127,7 @@ def pack(own: Tensor, tables: PairTables, kT: float, restarts: int, generator: t
         torch.softmax(-own / (4 * kT), -1).reshape(-1, kept), restarts, replacement=True, generator=generator
     )
     state = state.reshape(batch, n, restarts)
-    by_residue = _grouped(tables.residue, n)
+    by_residue = grouped(tables.residue, n)
     moving = [k for k in range(n) if bool((own[:, k] < _NOWHERE).sum(-1).gt(1).any())]
     temperatures = [_HOT * (_COLD / _HOT) ** (t / (_SWEEPS - 1)) for t in range(_SWEEPS)] + [0.0, 0.0]
     for temperature in temperatures:
@@ -153,8 +153,3 @@ def _field(state: Tensor, tables: PairTables, edges: Tensor, batch: int) -> Tens
     turned_round = (edges + len(tables.frame) // 2) % len(tables.frame)
     seen = tables.energy[turned_round[:, None], now]  # (edges, restarts, kept)
     return seen.new_zeros(batch, *seen.shape[1:]).index_add_(0, frame, seen)
-
-
-def _grouped(values: Tensor, n: int) -> list[Tensor]:
-    order = torch.argsort(values, stable=True)
-    return list(order.split(torch.bincount(values, minlength=n).tolist()))

@@ -20,10 +20,11 @@ from torch import Tensor
 from openmm_cgflow.proteins.assembly import Assembly
 from openmm_cgflow.proteins.backbone import Backbone
 from openmm_cgflow.proteins.contacts import STRONGEST, Nonbonded
+from openmm_cgflow.proteins.geometry import dihedrals
 from openmm_cgflow.proteins.layout import MOST_CHI, ProteinLayout, greasy_hydrogens
 from openmm_cgflow.proteins.library import FragmentLibrary
 from openmm_cgflow.proteins.plane_chain import interpolated
-from openmm_cgflow.proteins.side_chains import PeriodicTorsions, dihedrals, frames_of
+from openmm_cgflow.proteins.side_chains import PeriodicTorsions, frames_of
 from openmm_cgflow.units import KB
 
 __all__ = ["Refiner"]

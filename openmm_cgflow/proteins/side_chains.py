@@ -1,12 +1,10 @@
 """Side chains for a given backbone: candidates of each residue, and what each costs by itself.
 
-A `Proposer` gives candidates and their densities. `GridProposer` turns templates of minimised Ace-X-Nme through grids
-of their torsions; conditional flows of fragments can take its place.
+`GridProposer` turns templates of minimised Ace-X-Nme through grids of their torsions; conditional flows
+of fragments can take its place.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import networkx
 import numpy as np
@@ -16,7 +14,7 @@ from openmm import unit
 from torch import Tensor
 
 from openmm_cgflow.proteins.contacts import Nonbonded, pair_energies, squared_distances
-from openmm_cgflow.proteins.geometry import residue_frames
+from openmm_cgflow.proteins.geometry import dihedrals, residue_frames
 from openmm_cgflow.proteins.layout import (
     MOST_CHI,
     ProteinLayout,
@@ -27,7 +25,7 @@ from openmm_cgflow.proteins.layout import (
 )
 from openmm_cgflow.proteins.residues import grid_of
 
-__all__ = ["Candidates", "GridProposer", "PeriodicTorsions", "Proposer", "SelfEnergies", "dihedrals", "frames_of"]
+__all__ = ["Candidates", "GridProposer", "PeriodicTorsions", "SelfEnergies", "frames_of"]
 
 KEPT = 20
 """Candidates of a residue that go on to packing: those of the lowest energies with the backbone."""
@@ -40,23 +38,6 @@ _UNITED = 0.02  # nm that carbons gain in size by the hydrogens that are not see
 _ENTRIES = 400_000
 
 
-class Proposer(Protocol):
-    """Candidates of side chains, given the backbone."""
-
-    def propose(self, residue: int, backbone: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Candidates of one residue.
-
-        Arguments:
-            residue: its number.
-            backbone: `(batch, 3, 3)` nm, its N, CA and C.
-            k: how many at most.
-            generator: of everything random.
-
-        Returns:
-            positions `(batch, candidates, atoms, 3)` nm, and log-densities `(batch, candidates)`.
-        """
-
-
 def frames_of(layout: ProteinLayout, x: Tensor) -> Tensor:
     """Axes of all residues, `(batch, residues, 3, 3)`, of atoms `(batch, atoms, 3)`."""
     n, ca, c = (x[:, layout.of(name)] for name in ("N", "CA", "C"))
@@ -64,7 +45,7 @@ def frames_of(layout: ProteinLayout, x: Tensor) -> Tensor:
 
 
 class GridProposer:
-    """All combinations of a grid of torsions, with equal densities.
+    """All combinations of a grid of torsions.
 
     Arguments:
         layout: the protein.
@@ -79,14 +60,6 @@ class GridProposer:
                 chi = torch.as_tensor(grid_of(residue.variant), dtype=torch.float32)
                 self.chi[residue.variant] = chi
                 self.local[residue.variant] = turned(side, chi).float()
-
-    def propose(self, residue: int, backbone: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """All candidates of one residue, see `Proposer`; `k` is not heeded."""
-        local = self.local[self.layout.sequence.residues[residue].variant].to(backbone)
-        proline = self.layout.is_proline[residue].to(backbone.device)
-        axes = residue_frames(backbone[:, 0], backbone[:, 1], backbone[:, 2], proline)
-        placed = local @ axes[:, None] + backbone[:, 1, None, None]
-        return placed, placed.new_full(placed.shape[:2], -math.log(len(local)))
 
 
 @dataclass(frozen=True)
@@ -272,13 +245,6 @@ class PeriodicTorsions:
         inside = np.isin(self.rows, atoms).all(1)
         rows = [[place[a] for a in row] for row in self.rows[inside].tolist()]
         return torch.tensor(rows, dtype=torch.long).reshape(-1, 4), self.terms[torch.as_tensor(inside)]
-
-
-def dihedrals(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """Torsions `(...)` rad of four points `(..., 3)`."""
-    u, v, w = b - a, c - b, d - c
-    first, second = torch.linalg.cross(u, v), torch.linalg.cross(v, w)
-    return torch.atan2(v.norm(dim=-1) * (u * second).sum(-1), (first * second).sum(-1))
 
 
 def _by_variant(layout: ProteinLayout) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from openmm_cgflow.proteins.contacts import COARSE, PlanePairs
+from openmm_cgflow.proteins.contacts import COARSE, PlanePairs, grouped
 from openmm_cgflow.proteins.plane_chain import PlaneChain
 
 __all__ = ["DrawnPlanes", "draw_planes"]
@@ -52,7 +52,7 @@ def draw_planes(
     log_w = twisted.unary.new_zeros(batch, particles)
     log_evidence = twisted.unary.new_zeros(batch)
     ess = twisted.unary.new_ones(batch, n)
-    of_second = _grouped(pairs.second, n)
+    of_second = grouped(pairs.second, n)
     for p in range(n):
         before = history[:, :, p - 1] if p else None
         logits = twisted.step(p, before).expand(-1, particles, -1)
@@ -104,12 +104,6 @@ def _twisted(chain: PlaneChain, pairs: PlanePairs, log_pairs: Tensor) -> tuple[P
         unary = chain.unary + field.reshape(batch, n, COARSE).repeat_interleave(fine, -1)
         current = PlaneChain(chain.log_factors, chain.link, unary)
     return current, onto_second, onto_first
-
-
-def _grouped(values: Tensor, n: int) -> list[Tensor]:
-    """Where each of the numbers below `n` is."""
-    order = torch.argsort(values, stable=True)
-    return list(order.split(torch.bincount(values, minlength=n).tolist()))
 
 
 def _systematic(share: Tensor, generator: torch.Generator) -> Tensor:
