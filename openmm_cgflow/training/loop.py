@@ -74,6 +74,7 @@ class Loop:
     ) -> None:
         self.module, self.stages, self.stage, self.decay, self._probe = module, stages, stage, decay, probe
         self.average = copy.deepcopy(module)
+        self._pairs = [[*self.average.parameters()], [*module.parameters()]]  # finding them takes as long as a layer
         self.optimizer: torch.optim.Optimizer | None = None
         self.history: list[Metrics] = []
         self.seconds, self.evaluations = 0.0, 0
@@ -224,8 +225,7 @@ class Loop:
     @torch.no_grad()
     def update_average(self) -> None:
         """Let the average follow the parameters."""
-        follow = get_ema_multi_avg_fn(self.decay)
-        follow([*self.average.parameters()], [*self.module.parameters()], 0)
+        get_ema_multi_avg_fn(self.decay)(*self._pairs, 0)
 
     def state_dict(self, whole: bool = True) -> dict[str, Any]:
         """Tensors and what JSON can hold, nested.
