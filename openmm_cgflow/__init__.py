@@ -17,6 +17,7 @@ from openmm_cgflow.errors import (
 from openmm_cgflow.version import __version__
 
 if TYPE_CHECKING:
+    from openmm_cgflow.beads import BeadParticles
     from openmm_cgflow.coverage import Coverage
     from openmm_cgflow.force_field import CGForceField
     from openmm_cgflow.model import CGFlow
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdaptiveTempering",
+    "BeadParticles",
     "CGFlow",
     "CGFlowError",
     "CGForceField",
@@ -58,6 +60,7 @@ __all__ = [
 
 _HOMES = {
     "AdaptiveTempering": "training",
+    "BeadParticles": "beads",
     "CGFlow": "model",
     "CGForceField": "force_field",
     "Coverage": "coverage",

@@ -18,11 +18,15 @@ from openmm_cgflow.atom_matching import order_by_names, same_elements, symbol_of
 from openmm_cgflow.chemistry.molecule import bond_key
 from openmm_cgflow.chemistry.system_bonds import BondLength, atomic_numbers, bond_lengths, constraints_of
 from openmm_cgflow.coordinates import InternalCoordinates
+from openmm_cgflow.copies import copied_topology
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.structures import StructureReader, given_structures
-from openmm_cgflow.units import PositionsLike
+from openmm_cgflow.units import PositionsLike, in_nm
 
-__all__ = ["Beads"]
+__all__ = ["HEAVIEST", "BeadParticles", "Beads"]
+
+HEAVIEST = 1e6
+"""Dalton, of a bead."""
 
 _NO_ATOM = re.compile(r"BB\d*|BAS|S[CI]D?\d*|COM|CMS?|CEN|BEAD\d*", re.IGNORECASE)
 """Names of beads that stand for several atoms, as Martini, Rosetta and `BeadModel` have them."""
@@ -31,6 +35,48 @@ _ATOMS = (
     "The beads of a flow are atoms: for centres of mass, or beads of Martini, give positions of atoms instead "
     "(beads= of CGFlow chooses them), or fit a force field of such beads by CGForceField.fromFrames."
 )
+
+
+class BeadParticles:
+    """Beads as particles: all that a System of them has beside its force.
+
+    Arguments:
+        topology: of the beads; a copy is kept.
+        positions: a structure of them, `(beads, 3)`, Quantity or nm.
+        masses: dalton.
+        constraints: distances (nm) between beads, by the numbers of the two.
+
+    Attributes:
+        positions: nm.
+
+    Raises:
+        MismatchError: these are not of one number of beads.
+        InvalidInputError: for a mass that is not positive.
+
+    Example:
+        >>> topology = app.Topology()
+        >>> bead = topology.addAtom("CA", app.element.carbon, topology.addResidue("ALA", topology.addChain()))
+        >>> BeadParticles(topology, [[0.0, 0.0, 0.0]], [71.1]).masses
+        (71.1,)
+    """
+
+    def __init__(
+        self,
+        topology: app.Topology,
+        positions: PositionsLike,
+        masses: Sequence[float],
+        constraints: Mapping[tuple[int, int], float] = MappingProxyType({}),
+    ) -> None:
+        self.topology, self.positions, self.masses = copied_topology(topology), in_nm(positions), tuple(masses)
+        self.constraints = {bond_key(i, j): distance for (i, j), distance in constraints.items()}
+        n = self.topology.getNumAtoms()
+        if (len(self.masses), *self.positions.shape) != (n, n, 3):
+            raise MismatchError(
+                f"the topology has {n} beads, there are {len(self.masses)} masses, and the positions have shape "
+                f"{self.positions.shape}: give those of one molecule's beads."
+            )
+        if not all(0 < mass < HEAVIEST for mass in self.masses):
+            raise InvalidInputError(f"masses of beads are {self.masses}; give positive ones, in dalton")
 
 
 class Beads:
@@ -71,6 +117,11 @@ class Beads:
         return MappingProxyType(
             {bond_key(place[i], place[j]): distance for (i, j), distance in found if i in place and j in place}
         )
+
+    @property
+    def particles(self) -> BeadParticles:
+        """The beads without the molecule."""
+        return BeadParticles(self.topology, self.positions, self.masses, self.constraints)
 
     @property
     def topology(self) -> app.Topology:

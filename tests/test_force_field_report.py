@@ -104,11 +104,12 @@ def test_report_of_a_chain_is_of_walkers(tmp_path):
     coordinates = model.coordinates(x)
     student = BeadNetwork(coordinates, 2.494, StudentSettings(hidden=4, layers=1))
     student.calibrate(build_density(coordinates, FitSettings(), 0, 0).sample(200, seeded(0)).value.double())
-    chain = cgf.CGForceField(student, model.topology, x[0], model.masses, {}, 300.0, FITTED)
+    chain = cgf.CGForceField(student, cgf.BeadParticles(model.topology, x[0], model.masses), 300.0, FITTED)
     html = module.report_force_field(chain, tmp_path / "r").read_text()
     assert said(html, "torsions") == "by 6 walkers from one structure, 0.12 ps each in steps of 2 fs"
     assert html.count("<img") == 1
-    bound = cgf.CGForceField(student, model.topology, x[0], model.masses, {(0, 1): 0.38}, 300.0, FITTED)
+    beads = cgf.BeadParticles(model.topology, x[0], model.masses, {(0, 1): 0.38})
+    bound = cgf.CGForceField(student, beads, 300.0, FITTED)
     html = module.report_force_field(bound, tmp_path / "r").read_text()
     assert "walkers cannot keep" in said(html, "torsions")
     assert html.count("<img") == 0
@@ -122,16 +123,14 @@ def test_errors_of_walkers_are_those_of_independent_ones():
 
 
 def test_flows_that_are_no_match_are_refused(flow, force_field, tmp_path):
-    hotter = cgf.CGForceField(
-        force_field.student, force_field.topology, force_field.positions, force_field.masses, {}, 320.0, FITTED
-    )
+    hotter = cgf.CGForceField(force_field.student, force_field.beads, 320.0, FITTED)
     with pytest.raises(cgf.MismatchError, match="the force field is of 320 K, the flow of 300 K"):
         module.report_force_field(hotter, tmp_path, flow)
     model = BeadModel.fromSequence("GGGG")
     x = np.array([[0, 0, 0], [0.38, 0, 0], [0.38, 0.38, 0], [0.38, 0.38, 0.38]])
     coordinates = model.coordinates(x + np.random.default_rng(0).normal(0, 0.02, (30, 4, 3)))
     student = BeadNetwork(coordinates, 2.494, StudentSettings(hidden=4, layers=1))
-    other = cgf.CGForceField(student, model.topology, x, model.masses, {}, 300.0, FITTED)
+    other = cgf.CGForceField(student, cgf.BeadParticles(model.topology, x, model.masses), 300.0, FITTED)
     with pytest.raises(cgf.MismatchError, match="there are 4 beads, but the flow has 5"):
         module.report_force_field(other, tmp_path, flow)
     (tmp_path / "file").write_text("")

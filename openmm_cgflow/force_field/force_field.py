@@ -11,12 +11,12 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
-from openmm_cgflow.chemistry.molecule import bond_key
+from openmm_cgflow.beads import BeadParticles
 from openmm_cgflow.compute import Device
 from openmm_cgflow.coordinates import InternalCoordinates, chain_coordinates
 from openmm_cgflow.copies import copied_topology
 from openmm_cgflow.errors import InvalidInputError, MismatchError, UnsupportedForceError
-from openmm_cgflow.force_field.stored import HEAVIEST, Fitted, StoredForceField, positions_in, student_in
+from openmm_cgflow.force_field.stored import Fitted, StoredForceField, positions_in, student_in
 from openmm_cgflow.forcematching import (
     BatchedLangevin,
     BeadMapping,
@@ -64,22 +64,17 @@ class CGForceField:
 
     Arguments:
         student: the energy of bead positions.
-        topology: of the beads.
-        positions: a structure of the beads, `(beads, 3)`, Quantity or nm.
-        masses: of the beads, dalton.
-        constraints: distances (nm) between beads, by their numbers.
+        beads: as particles.
         temperature: at which it is valid, Quantity or K.
         fitted: how it was fitted.
 
     Attributes:
         student: the energy, a torch module of positions `(beads, 3)` or `(n, beads, 3)` in nm that gives kJ/mol.
-        masses: dalton.
-        constraints: nm.
+        beads: as particles.
         fitted: how it was fitted, and how well.
 
     Raises:
-        MismatchError: if topology, positions, masses and student are not of the same number of beads.
-        InvalidInputError: for a mass that is not positive.
+        MismatchError: if the student is of another number of beads.
 
     Source: Köhler et al., arXiv 2203.11167; `fromFlow` does it without a frame of a simulation.
 
@@ -92,29 +87,16 @@ class CGForceField:
     def __init__(
         self,
         student: Student,
-        topology: app.Topology,
-        positions: PositionsLike,
-        masses: Sequence[float],
-        constraints: Mapping[tuple[int, int], float],
+        beads: BeadParticles,
         temperature: unit.Quantity | float,
         fitted: Fitted,
     ) -> None:
-        self.student, self.masses, self.fitted = student, tuple(masses), fitted
-        self.constraints = {bond_key(i, j): distance for (i, j), distance in constraints.items()}
-        self._topology, self._positions, self._kelvin = (
-            copied_topology(topology),
-            in_nm(positions),
-            in_kelvin(temperature),
-        )
-        n = student.coordinates.n_atoms
-        found = (self._topology.getNumAtoms(), len(self.masses), *self._positions.shape)
-        if found != (n, n, n, 3):
+        self.student, self.beads, self.fitted = student, beads, fitted
+        self._kelvin = in_kelvin(temperature)
+        if student.coordinates.n_atoms != len(beads.masses):
             raise MismatchError(
-                f"the student is of {n} beads, but the topology has {found[0]}, there are {found[1]} masses, and the "
-                f"positions have shape {self._positions.shape}: give those of one molecule's beads."
+                f"the student is of {student.coordinates.n_atoms} beads, and there are {len(beads.masses)}"
             )
-        if not all(0 < mass < HEAVIEST for mass in self.masses):
-            raise InvalidInputError(f"masses of beads are {self.masses}; give positive ones, in dalton")
 
     @classmethod
     def fromFlow(cls, flow: TrainedFlow, settings: DistilSettings | None = None) -> Self:
@@ -135,10 +117,7 @@ class CGForceField:
         return cls.fromTeacher(
             flow.flow.bead_flow,
             flow.coordinates.bead_coordinates(),
-            flow.beads.topology,
-            flow.beads.positions,
-            flow.beads.masses,
-            flow.beads.constraints,
+            flow.beads.particles,
             flow.temperature,
             settings,
         )
@@ -148,10 +127,7 @@ class CGForceField:
         cls,
         teacher: Teacher,
         coordinates: InternalCoordinates,
-        topology: app.Topology,
-        positions: PositionsLike,
-        masses: Sequence[float],
-        constraints: Mapping[tuple[int, int], float],
+        beads: BeadParticles,
         temperature: unit.Quantity | float,
         settings: DistilSettings | None = None,
     ) -> Self:
@@ -160,10 +136,7 @@ class CGForceField:
         Arguments:
             teacher: a density of the beads' internal coordinates, see `forcematching.Teacher`.
             coordinates: of the beads alone, as `bead_coordinates()` gives them.
-            topology: of the beads.
-            positions: a structure of the beads, `(beads, 3)`, Quantity or nm.
-            masses: of the beads, dalton.
-            constraints: distances (nm) between beads, by their numbers.
+            beads: as particles.
             temperature: of the density, Quantity or K.
             settings: how the student is fitted.
 
@@ -173,8 +146,8 @@ class CGForceField:
             TrainingError: if the density is not finite.
         """
         settings = settings or DistilSettings()
-        found = distil(teacher, coordinates, KB * in_kelvin(temperature), settings, bead_types(topology))
-        return cls(found.student, topology, positions, masses, constraints, temperature, _fitted(found, settings))
+        found = distil(teacher, coordinates, KB * in_kelvin(temperature), settings, bead_types(beads.topology))
+        return cls(found.student, beads, temperature, _fitted(found, settings))
 
     @classmethod
     def fromFrames(
@@ -228,16 +201,7 @@ class CGForceField:
             if n == len(model.owners) != model.n_beads:
                 forces = aggregated_map(model)(forces)
         found = fit_beads(frames, model, forces, temperature, weights, fit, fixed, seed)
-        return cls.fromTeacher(
-            found.density,
-            found.coordinates,
-            model.topology,
-            found.positions,
-            model.masses,
-            found.constraints,
-            temperature,
-            settings,
-        )
+        return cls.fromTeacher(found.density, found.coordinates, found.particles, temperature, settings)
 
     @classmethod
     def fromFits(
@@ -269,15 +233,7 @@ class CGForceField:
         settings = settings or DistilSettings(student=SchNetSettings())
         chains = [Chain(fit.density, fit.coordinates, bead_types(fit.model.topology)) for fit in fits]
         return [
-            cls(
-                found.student,
-                fit.model.topology,
-                fit.positions,
-                fit.model.masses,
-                fit.constraints,
-                temperature,
-                _fitted(found, settings),
-            )
+            cls(found.student, fit.particles, temperature, _fitted(found, settings))
             for fit, found in zip(fits, distil_many(chains, KB * in_kelvin(temperature), settings), strict=True)
         ]
 
@@ -304,17 +260,27 @@ class CGForceField:
         residues = [label.split(":")[0] for label in model.labels]
         coordinates = chain_coordinates(model.names, residues, model.bonds, x)
         student = self.student.on(coordinates, bead_types(model.topology)).requires_grad_(False)
-        return type(self)(student, model.topology, x, model.masses, {}, self._kelvin, self.fitted)
+        return type(self)(student, BeadParticles(model.topology, x, model.masses), self._kelvin, self.fitted)
 
     @property
     def topology(self) -> app.Topology:
         """The beads: a copy at each call."""
-        return copied_topology(self._topology)
+        return copied_topology(self.beads.topology)
 
     @property
     def positions(self) -> unit.Quantity:
         """A structure of the beads, `(beads, 3)`; a copy."""
-        return self._positions.copy() * unit.nanometer
+        return self.beads.positions.copy() * unit.nanometer
+
+    @property
+    def masses(self) -> tuple[float, ...]:
+        """Of the beads, dalton."""
+        return self.beads.masses
+
+    @property
+    def constraints(self) -> Mapping[tuple[int, int], float]:
+        """Distances (nm) between beads, by their numbers."""
+        return self.beads.constraints
 
     @property
     def temperature(self) -> unit.Quantity:
@@ -347,15 +313,15 @@ class CGForceField:
         if backend == "nnpops":
             force = self._nnpops_force()
         else:
-            force = force_from_energy(self.student, self._positions, backend)
-        return system_of_beads(self.topology, self.masses, self.constraints, self.positions, force)
+            force = force_from_energy(self.student, self.beads.positions, backend)
+        return system_of_beads(self.beads, force)
 
     def _nnpops_force(self) -> openmm.Force:
         if not isinstance(self.student, ChainNetwork):
             raise UnsupportedForceError(
                 'the backend "nnpops" has the convolutions of a ChainNetwork, and this student has none; use "torch"'
             )
-        force: Any = make_torch_force(record(self.student, torch.as_tensor(self._positions)))
+        force: Any = make_torch_force(record(self.student, torch.as_tensor(self.beads.positions)))
         force.addGlobalParameter("cgflow_scale", 1.0)
         return force
 
@@ -424,7 +390,7 @@ class CGForceField:
             "temperature": self._kelvin,
             "kind": "mlp",
             "student": self.student.settings.as_dict(),
-            "topology": topology_to_json(self._topology),
+            "topology": topology_to_json(self.beads.topology),
             "masses": list(self.masses),
             "constraints": [[i, j, distance] for (i, j), distance in self.constraints.items()],
             "coordinates": self.student.coordinates.state(),
@@ -434,7 +400,7 @@ class CGForceField:
             known = {"types": list(self.student.network.types), "kinds": list(self.student.network.kinds)}
             header |= {"kind": "schnet", "knows": known}
         tensors = {f"student.{name}": t for name, t in self.student.state_dict().items()}
-        write_file(path, _KIND, tensors | {"positions": torch.as_tensor(self._positions)}, header)
+        write_file(path, _KIND, tensors | {"positions": torch.as_tensor(self.beads.positions)}, header)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -450,16 +416,14 @@ class CGForceField:
     def _of(cls, tensors: Mapping[str, Tensor], header: Any) -> Self:  # noqa: ANN401
         """What a file holds, checked."""
         stored = read_as(StoredForceField, header, "the description")
-        constraints = {(i, j): distance for i, j, distance in stored.constraints}
-        return cls(
-            student_in(stored, tensors),
+        student = student_in(stored, tensors)
+        beads = BeadParticles(
             topology_from_json(stored.topology),
             positions_in(tensors, len(stored.masses)),
             stored.masses,
-            constraints,
-            stored.temperature,
-            stored.fitted,
+            {(i, j): distance for i, j, distance in stored.constraints},
         )
+        return cls(student, beads, stored.temperature, stored.fitted)
 
 
 def _fitted(found: Distilled, settings: DistilSettings) -> Fitted:

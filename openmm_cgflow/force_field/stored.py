@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openmm_cgflow.beads import HEAVIEST
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import ModelFileError
 from openmm_cgflow.forcematching import (
@@ -22,9 +23,8 @@ from openmm_cgflow.forcematching import (
 from openmm_cgflow.storage import Allowance, StoredTopology, check_fit, fill, read_as, topology_from_json
 from openmm_cgflow.units import KB
 
-__all__ = ["HEAVIEST", "Fitted", "StoredForceField", "positions_in", "student_in"]
+__all__ = ["Fitted", "StoredForceField", "positions_in", "student_in"]
 
-HEAVIEST = 1e6  # dalton
 _HOTTEST, _FURTHEST = 1e6, 1e4  # K, nm
 
 

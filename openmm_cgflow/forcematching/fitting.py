@@ -11,6 +11,7 @@ import torch
 from openmm import unit
 from torch import Tensor
 
+from openmm_cgflow.beads import BeadParticles
 from openmm_cgflow.chemistry.molecule import bond_key
 from openmm_cgflow.compute import BATCH, seeded
 from openmm_cgflow.coordinates import InternalCoordinates
@@ -60,6 +61,11 @@ class FittedBeads:
     torsions: tuple[Fitted, ...]
     stiff: tuple[Fitted, ...] = ()
     seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def particles(self) -> BeadParticles:
+        """The beads, as a System or a force field has them."""
+        return BeadParticles(self.model.topology, self.positions, self.model.masses, self.constraints)
 
     @torch.no_grad()
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """A System of beads whose force is the free energy that the flow learned."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mdtraj
@@ -9,6 +8,8 @@ import openmm
 from openmm import app, unit
 from rich.progress import track
 
+from openmm_cgflow.beads import BeadParticles
+from openmm_cgflow.copies import copied_topology
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import TrainingError
 from openmm_cgflow.openmm_plugin.force import BeadBackend, create_bead_force
@@ -34,33 +35,23 @@ class CGSystem:
 
 def create_cg_system(flow: TrainedFlow, backend: BeadBackend | None = None) -> CGSystem:
     """The CG System of `CGFlow.createCGSystem`, which see."""
-    beads, force = flow.beads, create_bead_force(flow, backend)
-    return system_of_beads(beads.topology, beads.masses, beads.constraints, beads.positions, force)
+    return system_of_beads(flow.beads.particles, create_bead_force(flow, backend))
 
 
-def system_of_beads(
-    topology: app.Topology,
-    masses: Sequence[float],
-    constraints: Mapping[tuple[int, int], float],
-    positions: unit.Quantity,
-    force: openmm.Force,
-) -> CGSystem:
+def system_of_beads(beads: BeadParticles, force: openmm.Force) -> CGSystem:
     """A System of beads with one force.
 
     Arguments:
-        topology: of the beads.
-        masses: dalton.
-        constraints: distances, nm, by the numbers of the two beads.
-        positions: `(beads, 3)`.
+        beads: the particles.
         force: of all beads; the System takes it.
     """
     system = openmm.System()
-    for mass in masses:
+    for mass in beads.masses:
         system.addParticle(mass)
-    for (i, j), distance in constraints.items():
+    for (i, j), distance in beads.constraints.items():
         system.addConstraint(i, j, distance)
     system.addForce(force)
-    return CGSystem(topology, system, positions)
+    return CGSystem(copied_topology(beads.topology), system, beads.positions * unit.nanometer)
 
 
 def langevin_frames(

@@ -117,7 +117,8 @@ def test_both_make_force_fields(known, q, matched, likeliest, tmp_path):
         assert found.frames == 1000
         assert len(found.members) == 2
         said = Fitted(0.0, 0.0, found.frames, 400, 0, found.seconds)
-        force_field = cgf.CGForceField(found.student, known.model.topology, x, known.model.masses, {}, KELVIN, said)
+        beads = cgf.BeadParticles(known.model.topology, x, known.model.masses)
+        force_field = cgf.CGForceField(found.student, beads, KELVIN, said)
         force_field.save(tmp_path / "f.cgff")
         again = cgf.CGForceField.load(tmp_path / "f.cgff")
         assert float(again.student(torch.as_tensor(x))) == pytest.approx(float(found.student(torch.as_tensor(x))))

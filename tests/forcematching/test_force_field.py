@@ -1,6 +1,5 @@
 """The force field of a flow: Systems, files, and files that are not what they say."""
 
-import copy
 import math
 import random
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from fuzz.mutate import JSON_WORDS, damaged, put
 from molecules import MODELS, load
-from openmm import unit
+from openmm import app, unit
 
 import openmm_cgflow as cgf
 from openmm_cgflow import storage
@@ -102,8 +101,8 @@ def test_walkers_of_a_force_field(fitted):
     start = np.repeat(fitted.positions._value[None], 4, 0)
     walkers = fitted.createWalkers(start * unit.nanometer, device="cpu")
     assert walkers.run(10, every=5).shape == (2, 4, 5, 3)
-    bound = copy.copy(fitted)
-    bound.constraints = {(0, 1): 0.13}
+    beads = cgf.BeadParticles(fitted.topology, fitted.positions, fitted.masses, {(0, 1): 0.13})
+    bound = cgf.CGForceField(fitted.student, beads, fitted.temperature, fitted.fitted)
     assert bound.createCGSystem("python").system.getNumConstraints() == 1
     with pytest.raises(cgf.InvalidInputError, match="1 distances between beads are constrained"):
         bound.createWalkers(start)
@@ -136,9 +135,17 @@ def test_bad_input_is_named(flow, fitted):
         flow.createCGSystem(model="teacher")
     with pytest.raises(cgf.InvalidInputError, match="backend is 'tabulated'"):
         fitted.createCGSystem("tabulated")
-    parts = (fitted.topology, fitted.positions, fitted.masses[:4], {}, 300, fitted.fitted)
-    with pytest.raises(cgf.MismatchError, match=r"the student is of 5 beads, .* there are 4 masses"):
-        cgf.CGForceField(fitted.student, *parts)
+    parts = (fitted.topology, fitted.positions, fitted.masses)
+    with pytest.raises(cgf.MismatchError, match=r"the topology has 5 beads, there are 4 masses"):
+        cgf.BeadParticles(*parts[:2], parts[2][:4])
+    with pytest.raises(cgf.MismatchError, match=r"positions have shape \(4, 3\)"):
+        cgf.BeadParticles(parts[0], parts[1][:4], parts[2])
+    with pytest.raises(cgf.InvalidInputError, match="masses of beads"):
+        cgf.BeadParticles(*parts[:2], (1, 0, 1, 1, 1))
+    one = app.Topology()
+    one.addAtom("CA", app.element.carbon, one.addResidue("ALA", one.addChain()))
+    with pytest.raises(cgf.MismatchError, match="the student is of 5 beads, and there are 1"):
+        cgf.CGForceField(fitted.student, cgf.BeadParticles(one, np.zeros((1, 3)), (71.0,)), 300, fitted.fitted)
 
 
 def tensor(name, value):
@@ -229,11 +236,9 @@ def test_constrained_beads_keep_their_distances(tmp_path):
     force_field = cgf.CGForceField.fromFlow(flow, QUICK)
     assert len(force_field.constraints) == 4
     turned = {(j, i): distance for (i, j), distance in force_field.constraints.items()}
-    parts = force_field.topology, force_field.positions, force_field.masses, turned, 300, force_field.fitted
-    cgf.CGForceField(force_field.student, *parts).save(tmp_path / "c.cgff")
+    beads = cgf.BeadParticles(force_field.topology, force_field.positions, force_field.masses, turned)
+    cgf.CGForceField(force_field.student, beads, 300, force_field.fitted).save(tmp_path / "c.cgff")
     assert cgf.CGForceField.load(tmp_path / "c.cgff").constraints == force_field.constraints
-    with pytest.raises(cgf.InvalidInputError, match="masses of beads"):
-        cgf.CGForceField(force_field.student, *parts[:2], (1, 0, 1, 1, 1), {}, 300, force_field.fitted)
     cg = force_field.createCGSystem("python")
     context = context_of(cg, openmm.LangevinMiddleIntegrator(300, 1 / unit.picosecond, 0.002))
     context.getIntegrator().step(100)

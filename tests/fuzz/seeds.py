@@ -8,6 +8,7 @@ import openmm
 from openmm import app
 
 from openmm_cgflow import storage
+from openmm_cgflow.beads import BeadParticles
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.force_field import CGForceField, Fitted
@@ -89,7 +90,8 @@ def force_field(topology: app.Topology, system: openmm.System, positions: object
     beads, coordinates = TrainedFlow(molecule, 300.0, SMALL).beads, molecule.coordinates.bead_coordinates()
     student = BeadNetwork(coordinates, KB * 300.0, StudentSettings(hidden=4, layers=1))
     fitted = Fitted(0.1, 0.2, 1000, 10, 0, 1.0)
-    made = CGForceField(student, beads.topology, beads.positions, beads.masses, {(0, 1): 0.145}, 300.0, fitted)
+    particles = BeadParticles(beads.topology, beads.positions, beads.masses, {(0, 1): 0.145})
+    made = CGForceField(student, particles, 300.0, fitted)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "made.cgff"
         made.save(path)
