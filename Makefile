@@ -99,7 +99,7 @@ bench:
 
 # A fresh environment as the README says; then the light one: newest OpenMM, no openmm-torch. What mostly runs in one
 # thread goes side by side. In the light environment the tests of what depends on versions of torch and OpenMM run again.
-LIGHT_TESTS := tests/compute tests/contracts tests/forcematching tests/openmm_plugin tests/potentials tests/proteins tests/test_*.py
+LIGHT_TESTS := tests/backmapping tests/compute tests/contracts tests/force_field tests/forcematching tests/openmm_plugin tests/potentials tests/proteins tests/test_*.py
 check:
 	work=$$(mktemp -d); trap 'kill $$(jobs -p) 2> /dev/null || true; rm -rf "$$work"' EXIT
 	set -x

@@ -220,7 +220,7 @@ def report(
     from openmm_cgflow.analysis import report as write_report
 
     if model.suffix == FORCE_FIELD:
-        from openmm_cgflow.force_field_report import report_force_field
+        from openmm_cgflow.force_field.report import report_force_field
 
         teacher = None if beside is None else cgf.CGFlow.load(beside, device)
         force_field = cgf.CGForceField.load(model)

@@ -23,7 +23,7 @@ FLOORS = [
     {"slow_scan", "trained"},
     {"analysis", "audit", "forcematching", "openmm_plugin", "trainable"},
     {"backmapping", "force_field", "vector_flow"},
-    {"force_field_report", "model"},
+    {"model"},
     {"proteins"},
     {"ml_potential", "__init__"},
     {"cli"},

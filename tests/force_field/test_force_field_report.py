@@ -8,10 +8,10 @@ from molecules import MODELS
 from typer.testing import CliRunner
 
 import openmm_cgflow as cgf
-from openmm_cgflow import force_field_report as module
 from openmm_cgflow.cli import app
 from openmm_cgflow.compute import seeded
 from openmm_cgflow.force_field import Fitted
+from openmm_cgflow.force_field import report as module
 from openmm_cgflow.forcematching import BeadModel, BeadNetwork, DistilSettings, StudentSettings, judge_beads
 from openmm_cgflow.forcematching.fit_members import build_density
 from openmm_cgflow.forcematching.fit_settings import FitSettings

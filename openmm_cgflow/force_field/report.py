@@ -18,7 +18,7 @@ from openmm_cgflow.analysis.summary import duration, molecule, versions
 from openmm_cgflow.compute import seeded
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
-from openmm_cgflow.force_field import CGForceField
+from openmm_cgflow.force_field.force_field import CGForceField
 from openmm_cgflow.forcematching import BeadMarginal, judge_beads
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import KB, in_kelvin
