@@ -1,14 +1,16 @@
 """Energy and forces of a module recorded as one graph: as TorchScript, or as machine code, which is faster still."""
 
 import logging
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch._inductor
 from torch import Tensor, fx, nn
+from torch._inductor import aoti_compile_and_package, aoti_load_package
 from torch.fx.experimental.proxy_tensor import make_fx
 
 __all__ = ["EnergyAndForces", "Particles", "compile_forces", "compile_to_machine_code", "fold_constants"]
@@ -93,11 +95,18 @@ def compile_to_machine_code(module: nn.Module, positions: Tensor) -> EnergyAndFo
     recorded, example = _record(module, positions)
     for node in recorded.graph.nodes:
         node.meta.clear()  # of what was recorded, which the compiler takes for its own
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
-        # kernels that are called by machine code too, instead of by Python: two thirds of the time
-        compiled = torch._inductor.compile(recorded, list(example), options={"cpp_wrapper": True})
+        package = str(Path(folder) / "force.pt2")
+        program = torch.export.export(recorded, example)
+        # a library that is called as it is: what torch puts around compiled functions takes as long as the function
+        loader = aoti_load_package(aoti_compile_and_package(program, package_path=package)).loader
     _log.info("compiled the force in %.0f s", time.perf_counter() - start)
+
+    def compiled(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        energy, forces = loader.run([x, scale])
+        return energy, forces
+
     return compiled
 
 
