@@ -116,7 +116,7 @@ def test_a_run_that_did_nothing_leaves_nothing_and_writes_over_no_input(folder, 
     structure.write_text((folder / "ca.pdb").read_text())
     with pytest.raises(cgf.InvalidInputError, match="is a file that is read"):
         backmap_protein_file(structure, tmp_path / "x.dcd", relax=0)
-    with pytest.raises(cgf.InvalidInputError, match="there is no file .*missing"):
+    with pytest.raises(cgf.InvalidInputError, match=r"there is no file .*missing"):
         backmap_protein_file(structure, tmp_path / "y.dcd", relax=0, library=tmp_path / "missing")
     with pytest.raises(cgf.CGFlowError):  # found by the first piece: a PDB file is no library
         backmap_protein_file(structure, tmp_path / "y.dcd", relax=0, library=folder / "ca.pdb")
