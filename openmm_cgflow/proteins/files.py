@@ -29,6 +29,7 @@ from openmm_cgflow.proteins.result import write_pdb
 from openmm_cgflow.proteins.sequence import ProteinSequence
 from openmm_cgflow.proteins.trace import checked_trace, near_cysteines
 from openmm_cgflow.storage import locked
+from openmm_cgflow.text_files import check_encoding
 from openmm_cgflow.trajectory_files import WRITTEN, count_frames, read_pieces, save_arrays, write_frames
 from openmm_cgflow.version import __version__
 
@@ -188,6 +189,7 @@ def _labels(topology: app.Topology) -> list[str | None]:
 
 def _read_structure(path: Path) -> tuple[app.Topology, app.Topology]:
     """Topology of all atoms of a file, and of its alpha carbons."""
+    check_encoding(path)
     try:
         whole = app.PDBFile(str(path)).topology
     except Exception as error:  # OpenMM raises whatever it meets
