@@ -193,7 +193,7 @@ def audit(
         positive(name, value)
     flow = cgf.CGFlow.load(model, device)
     coverage = flow.audit(evaluations, seconds)
-    if save and coverage.audited:
+    if save and (coverage.audited or coverage.forms):
         flow.save(model)
     show([("model", str(model)), *coverage.rows(), ("evaluations", f"{coverage.evaluations:,}")])
 
