@@ -21,6 +21,7 @@ from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.copies import copied_topology
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.structures import StructureReader, given_structures
+from openmm_cgflow.text_files import check_encoding
 from openmm_cgflow.units import PositionsLike, in_nm
 
 __all__ = ["HEAVIEST", "BeadParticles", "Beads"]
@@ -231,6 +232,8 @@ class Beads:
     def _load(self, path: Path, what: str) -> mdtraj.Trajectory:
         if not path.exists():
             raise InvalidInputError(f"{what}: there is no file {path}.")
+        if path.is_file():
+            check_encoding(path)
         ours = mdtraj.Topology.from_openmm(self.topology)
         needs_topology = path.suffix.lower() in (".dcd", ".xtc", ".trr", ".nc", ".netcdf", ".mdcrd", ".crd", ".xyz")
         try:

@@ -52,7 +52,8 @@ class Coverage:
     Attributes:
         forms: what is missing, the heaviest first.
         kept: forms behind high barriers that are left out because the input's isomer is kept, the heaviest first.
-        why_not: why no audit was made; empty after one.
+        why_not: why no audit was made, or could not tell what is missing; empty after one that could. What the flow
+            gives by far the least is named all the same.
         evaluations: energies that it cost.
         walkers: dynamics that were run.
         picoseconds: of dynamics, all walkers together.
@@ -82,7 +83,7 @@ class Coverage:
     @property
     def verdict(self) -> str:
         """One sentence without a full stop."""
-        if not self.audited:
+        if not self.audited and not self.forms:
             return f"not audited: {self.why_not}"
         if not self.forms:
             low, high = self.temperatures
@@ -93,7 +94,8 @@ class Coverage:
         more = f"; and {len(self.forms) - _SHOWN} more" if len(self.forms) > _SHOWN else ""
         named = "; ".join(str(form) for form in self.forms[:_SHOWN])
         ways = "; ".join(dict.fromkeys(form.include for form in self.forms[:_SHOWN]))
-        return f"NOT covered: {named}{more}. To include: {ways}"
+        rest = f". Not audited otherwise: {self.why_not}" if self.why_not else ""
+        return f"NOT covered: {named}{more}. To include: {ways}{rest}"
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and text, for people."""

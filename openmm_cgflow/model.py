@@ -14,7 +14,7 @@ from openmm_cgflow.audit import LEAST
 from openmm_cgflow.audit import audit as run_audit
 from openmm_cgflow.backmapping import Backmapped, JoinedDensity, backmap
 from openmm_cgflow.chemistry import kept_isomers, perceive
-from openmm_cgflow.compute import Device
+from openmm_cgflow.compute import Compute, Device
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.counts import many, seed_number
 from openmm_cgflow.coverage import Coverage
@@ -88,7 +88,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         bonds: Bonds = "topology",
         device: Device | None = None,
     ) -> None:
-        kelvin, seed = in_kelvin(temperature), seed_number(seed)
+        kelvin, seed, device = in_kelvin(temperature), seed_number(seed), Compute.on(device).device
         topology, system, x, reference = admit(topology, system, positions, kelvin, bonds)
         perceived, potential = perceive(topology, system, x, reference), None
         if isinstance(slow, str) and slow == "auto":

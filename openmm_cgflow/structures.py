@@ -265,9 +265,9 @@ def _cause(ratio: np.ndarray, given: Given) -> str:
         )
     if (ratio > _SPLIT).any() and given.box is None:
         return (
-            "if the molecule is split by a periodic box, give an mdtraj Trajectory with its box, or make it whole "
-            "first (trajectory.make_molecules_whole(), gmx trjconv -pbc whole); else its atoms are in another order "
-            "than those of the Topology"
+            "if the molecule is split by a periodic box, give it with its box (a CRYST1 line of a PDB file, a .gro or "
+            ".rst7, an mdtraj Trajectory), or make it whole first (gmx trjconv -pbc whole, "
+            "trajectory.make_molecules_whole()); else its atoms are in another order than those of the Topology"
         )
     return (
         "its atoms are in another order than those of the Topology, this is another molecule, a bond of the Topology "

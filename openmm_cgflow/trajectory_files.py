@@ -10,12 +10,15 @@ import numpy as np
 from mdtraj.utils import in_units_of
 
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
+from openmm_cgflow.text_files import check_encoding
 
 __all__ = [
     "WRITTEN",
     "count_frames",
     "frame_range",
+    "read_array",
     "read_pieces",
+    "read_topology",
     "save_arrays",
     "save_trajectory",
     "whole_file",
@@ -78,11 +81,13 @@ def read_pieces(
         stop: before which one to end; the last one is the file's by default.
 
     Raises:
-        InvalidInputError: for a file that cannot be read, by name.
+        InvalidInputError: for a file that cannot be read, or is text in another encoding than UTF-8, by name.
     """
     options = {"top": topology} if path.suffix.lower() in _NO_TOPOLOGY else {}
     waiting: list[mdtraj.Trajectory] = []
     seen = 0
+    if path.is_file():
+        check_encoding(path)
     try:  # not mdtraj's own skip and stride, which some formats take for something else, or not at all
         for block in mdtraj.iterload(str(path), chunk=chunk, **options):
             number = np.arange(seen, seen + len(block))
@@ -102,6 +107,35 @@ def read_pieces(
         raise InvalidInputError(
             f"{path} cannot be read as a trajectory of {topology.n_atoms} particles: {error}"
         ) from error
+
+
+def read_topology(path: Path) -> mdtraj.Topology:
+    """The Topology of a file.
+
+    Raises:
+        InvalidInputError: it has none, or cannot be read.
+    """
+    check_encoding(path)
+    try:
+        return mdtraj.load_topology(str(path))
+    except Exception as error:  # mdtraj's readers raise whatever they meet
+        raise InvalidInputError(f"{path} cannot be read as a topology ({type(error).__name__}: {error})") from error
+
+
+def read_array(path: Path) -> np.ndarray:
+    """What `numpy.save` wrote; a pickle is not read.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    try:
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InvalidInputError(f"{path} cannot be read as an array, .npy: {error}") from error
+    if not isinstance(found, np.ndarray):
+        raise InvalidInputError(f"{path} holds several arrays; give one, .npy")
+    return found
 
 
 def write_frames(path: Path, topology: mdtraj.Topology, pieces: Iterable[tuple[np.ndarray, np.ndarray]]) -> int:

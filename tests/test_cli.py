@@ -378,6 +378,11 @@ def test_no_input_is_written_over(tmp_path):
     result = run("backmap", tmp_path / "model.cgflow", beads, "-o", beads)
     assert "would be written over" in " ".join(result.output.split())
     assert beads.read_bytes() == b"beads"
+    model = tmp_path / "samples.npz"
+    model.write_bytes(b"model")
+    result = run("sample", model, "-o", tmp_path / "samples.dcd")  # the weights go beside it
+    assert "would be written over" in " ".join(result.output.split())
+    assert model.read_bytes() == b"model"
 
 
 def test_simulate_says_how_much_of_it_is_outside_the_trained_region(tmp_path):

@@ -38,6 +38,7 @@ _ABOVE = 6.0  # kT: forms that are so much higher than the lowest weigh too litt
 _LIGHTEST = 0.01  # of the ensemble, that a form must weigh
 _MOST_FORMS = 12  # that are weighed
 _MISSED, _SPREADS = 4.0, 2.5  # what a missing minimum's log-weight exceeds the others' by: in all, and in spreads
+_CERTAIN = 15.0  # the same, where the flow is too poor for a finer comparison
 _UNTRAINED = 10.0  # log-weight at the flow's own minima above which it has not learned them
 _TOUCHING = 0.11  # nm: atoms that are not bonded nor share a neighbour and are nearer have fallen into one another
 _CONFIGURATION = 100.0  # kJ/mol: forms behind a higher barrier are other compounds
@@ -83,9 +84,6 @@ def audit(flow: TrainedFlow, evaluations: int, over: Callable[[], bool] = lambda
         surface = Surface(flow.potential, flow.system, parallel, evaluations, over)
         auditor = _Auditor(flow, surface, parallel, evaluations, over)
         auditor.explore()
-        if not auditor.rounds:
-            spent = flow.potential.evaluations - before
-            return Coverage(why_not="it was ended, or its budget was, before it had seen anything", evaluations=spent)
         return auditor.coverage(before)
 
 
@@ -103,7 +101,7 @@ class _Auditor:
         self.relabel = Relabel(self.molecule, flow.coordinates)
         self.walkers = int(np.clip(evaluations // 800, 8, _MOST_WALKERS))
         self.samples = flow.sample(max(500, 4 * self.walkers), seed=flow.seed)
-        self.reference = flow.compute.tensor(x.astype(np.float32))[None]
+        self.reference = _Minima(x[None], np.full(1, np.inf))
         self.rounds = 0
         self.steps = 0
         self.found = _Minima(np.empty((0, *x.shape)), np.empty(0))
@@ -111,7 +109,9 @@ class _Auditor:
     def explore(self) -> None:
         """Quench samples of the flow and the forms of stiff torsions; then walk while that can be paid."""
         x = self.flow.compute.tensor(self.samples.positions[self._chosen()])
-        self.reference = quench(self.surface, self.reference, _LONG_DESCENT)[0]
+        start = self.flow.compute.tensor(self.reference.x.astype(np.float32))
+        minimum, energy = quench(self.surface, start, _LONG_DESCENT)
+        self.reference = _Minima(minimum.double().cpu().numpy(), energy.double().cpu().numpy())
         self.known = self._descend(x)  # one for each sample
         forms = [form.positions for axis in self.perceived.axes for form in axis.others]
         forms += flipped_forms(self.molecule, self.flow.system)
@@ -151,7 +151,7 @@ class _Auditor:
         for i in range(self.molecule.n_atoms):
             near[i, [j for j, far in enumerate(self.molecule.distances_from(i)) if far <= 2]] = False
         first, second = np.nonzero(np.triu(near, 1))
-        reference = self.reference[0].double().cpu().numpy()
+        reference = self.reference.x[0]
         fine = np.isfinite(minima.energy) & (
             np.linalg.norm(minima.x[:, first] - minima.x[:, second], axis=2) > _TOUCHING
         ).all(1)
@@ -168,24 +168,24 @@ class _Auditor:
         return minima[np.array(chosen, dtype=int)]
 
     def coverage(self, before: int) -> Coverage:
-        """What is missing, with all that the audit cost since `before`."""
+        """What is missing, with all that the audit cost since `before`.
+
+        Where the flow is too poor to tell, what it gives by far the least is named all the same.
+        """
         known, weights = self._log_weights(self.known)
-        if not np.isfinite(weights).any() or np.isfinite(self.samples.log_weights).sum() < _LEAST_SAMPLES:
-            spent = self.flow.potential.evaluations - before
-            return Coverage(
-                why_not="no sample leads to a minimum of the flow's own form: train longer", evaluations=spent
+        why_not = self._too_poor(weights)
+        least, limit = self._limits(weights, _CERTAIN if why_not else _MISSED)
+        forms, kept, minima = self._compared(known, weights, limit)
+        doubtful = self._compared(known, weights, least)[0] if limit > least and not forms and not why_not else []
+        if doubtful:
+            why_not = (
+                f"the flow's weights spread so far (ESS {100 * self.samples.ess:.1f} %) that these cannot be told "
+                f"from missing ones: {'; '.join(map(str, doubtful))}: train longer"
             )
-        short = float(np.median(weights[np.isfinite(weights)]))
-        if short > _UNTRAINED:
-            return Coverage(
-                why_not=f"the flow gives the minima next to its own samples e^{short:.0f} times too little, so what is "
-                "missing cannot be told: train longer",
-                evaluations=self.flow.potential.evaluations - before,
-            )
-        forms, kept, minima = self._compared(known, weights)
         return Coverage(
             forms=forms,
             kept=kept,
+            why_not=why_not,
             evaluations=self.flow.potential.evaluations - before,
             walkers=self.walkers,
             picoseconds=0.003 * self.steps,
@@ -193,10 +193,36 @@ class _Auditor:
             minima=minima,
         )
 
-    def _compared(self, known_x: np.ndarray, known_weights: np.ndarray) -> tuple[list[Form], list[Form], int]:
-        limit, own = self._limit(known_weights), _Minima(known_x, self.known.energy)
+    def _too_poor(self, weights: np.ndarray) -> str:
+        """Why what is missing cannot be told, of the log-weights at the flow's own minima; empty where it can."""
+        if not self.rounds:
+            return "it was ended, or its budget was, before it had seen anything"
+        fine = np.isfinite(weights)
+        if not fine.any() or np.isfinite(self.samples.log_weights).sum() < _LEAST_SAMPLES:
+            return "no sample leads to a minimum of the flow's own form: train longer"
+        short = float(np.median(weights[fine]))
+        if short > _UNTRAINED:
+            return (
+                f"the flow gives the minima next to its own samples e^{short:.0f} times too little, so what is missing "
+                "cannot be told: train longer"
+            )
+        effective = self.samples.ess * self.samples.n
+        if effective < _LEAST_SAMPLES:
+            return (
+                f"{self.samples.n:,} samples of the flow are worth {effective:.1f} (ESS "
+                f"{100 * self.samples.ess:.1f} %), so what is missing cannot be told: train longer"
+            )
+        return ""
+
+    def _compared(
+        self, known_x: np.ndarray, known_weights: np.ndarray, limit: float
+    ) -> tuple[list[Form], list[Form], int]:
+        """What is missing if log-weights from `limit` on say so, what is kept out, and how many minima are given."""
+        own = _Minima(known_x, self.known.energy)
         known = self._distinct(own[known_weights < limit])
         found = self._distinct(self.found.with_(own[known_weights >= limit]))
+        if not len(known):
+            known = self.reference
         known, missing = self._parted(found, known, limit)
         if len(missing):  # an unfinished descent leaves one minimum at several energies
             lowest = known[np.array([known.energy.argmin()])]
@@ -215,7 +241,7 @@ class _Auditor:
             k
             for k in np.flatnonzero(~reached)
             if not self.fingerprint.among(self.fingerprint(x[[k]])[0], found.energy[k], prints, known.energy)
-        ][:_MOST_FORMS]
+        ][: _MOST_FORMS if self.rounds else 1]
         return known, _Minima(x, found.energy)[np.array(missing, dtype=int)]
 
     def _relaxed(self, minima: _Minima) -> _Minima:
@@ -224,24 +250,31 @@ class _Auditor:
         x, energies = zip(*(driven.minimised(structure) for structure in minima.x), strict=True)
         return self._sound(_Minima(np.stack(x), np.array(energies)))
 
-    def _limit(self, weights: np.ndarray) -> float:
-        """The log-weight at a minimum above which the flow gives too little there; `weights` are of its own minima.
+    def _limits(self, weights: np.ndarray, least: float) -> tuple[float, float]:
+        """The log-weights at a minimum from which the flow may give too little there, and from which it does.
 
         Where the density is far too low even a sample that led there does not count: it came from a tail. The spread is
         that of the larger weights: samples of bad structures, whose weights are tiny, say nothing of what is missing.
+
+        Arguments:
+            weights: log-weights at the flow's own minima; where none is finite, that at the input's counts.
+            least: by which a missing one exceeds them.
         """
-        logs = self.samples.log_weights[np.isfinite(self.samples.log_weights)]
-        middle, high = np.quantile(logs, [0.5, 0.84])
-        return float(np.median(weights[np.isfinite(weights)])) + max(_MISSED, _SPREADS * (high - middle))
+        if not np.isfinite(weights).any():
+            weights = self._log_weights(self.reference)[1]
+        fine, logs = (values[np.isfinite(values)] for values in (weights, self.samples.log_weights))
+        middle, high = np.quantile(logs, [0.5, 0.84]) if len(logs) else (0.0, 0.0)
+        own = float(np.median(fine)) if len(fine) else np.inf
+        return own + least, own + max(least, _SPREADS * (high - middle))
 
     def _log_weights(self, minima: _Minima) -> tuple[np.ndarray, np.ndarray]:
         """The minima with their atoms relabelled into the domain, and `-u - log q - log Z` there."""
-        x = self.relabel(minima.x)
+        x, log_z = self.relabel(minima.x), self.samples.logZ if np.isfinite(self.samples.logZ) else 0.0
         if not len(x):
             return x, np.empty(0)
         q, _ = self.flow.coordinates.to_internal(self.flow.compute.tensor(x))
         x_exact = self.flow.coordinates.to_cartesian(q)[0].cpu().numpy()  # constrained bonds as long as they are
-        return x, -minima.energy / self.kT - self.flow.logDensity(x_exact) - self.samples.logZ
+        return x, -minima.energy / self.kT - self.flow.logDensity(x_exact) - log_z
 
     def _weighed(self, minima: _Minima, known: _Minima) -> tuple[list[Form], list[Form]]:
         """Forms that are missing, and those that are kept out because the input's isomer is kept."""
@@ -249,10 +282,8 @@ class _Auditor:
             return [], []
         coordinates, potential = self.flow.coordinates, self.flow.potential
         logs = np.array([log_partition(potential, coordinates, x, self.kT, self.parallel) for x in minima.x])
-        own = max(
-            float(self.samples.logZ),
-            log_partition(potential, coordinates, known.x[known.energy.argmin()], self.kT, self.parallel),
-        )
+        own = log_partition(potential, coordinates, known.x[known.energy.argmin()], self.kT, self.parallel)
+        own = np.fmax(own, self.samples.logZ)  # which is NaN without a finite sample
         everything = np.logaddexp.reduce([own, *logs])
         turning = coordinates.turning(self.perceived.axes)
         differences = Differences(self.perceived, turning, list(self.flow.slow_names), known.x)

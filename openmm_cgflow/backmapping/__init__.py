@@ -8,7 +8,15 @@ density that was fitted to frames, and atoms of a flow. `all_pieces` is how long
 from openmm_cgflow.backmapping.backmap import backmap
 from openmm_cgflow.backmapping.joined import JoinedDensity
 from openmm_cgflow.backmapping.long_files import BackmappedFile, backmap_file
-from openmm_cgflow.backmapping.pieces import AHEAD, Done, all_pieces, one_thread, progress_bar
+from openmm_cgflow.backmapping.pieces import (
+    AHEAD,
+    Done,
+    all_pieces,
+    kept_pieces,
+    one_thread,
+    outputs_beside,
+    progress_bar,
+)
 from openmm_cgflow.backmapping.placer import FlowPlacer, Placer
 from openmm_cgflow.backmapping.result import Backmapped
 
@@ -23,6 +31,8 @@ __all__ = [
     "all_pieces",
     "backmap",
     "backmap_file",
+    "kept_pieces",
     "one_thread",
+    "outputs_beside",
     "progress_bar",
 ]

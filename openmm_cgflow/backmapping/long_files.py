@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-import logging
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 
 from openmm_cgflow.analysis.structure_checks import StructureChecks
 from openmm_cgflow.backmapping.backmap import place_atoms
-from openmm_cgflow.backmapping.pieces import AHEAD, all_pieces, one_thread, progress_bar
+from openmm_cgflow.backmapping.pieces import AHEAD, all_pieces, kept_pieces, one_thread, outputs_beside, progress_bar
 from openmm_cgflow.backmapping.pieces import Done as _Done
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.storage import locked
@@ -34,8 +32,6 @@ from openmm_cgflow.trajectory_files import (
 )
 
 __all__ = ["BackmappedFile", "backmap_file"]
-
-_log = logging.getLogger("openmm_cgflow")
 
 
 @dataclass(frozen=True)
@@ -116,8 +112,6 @@ def backmap_file(
         raise InvalidInputError(f"{output}: structures are written as {', '.join(WRITTEN)}; choose one of these")
     if not beads.is_file():
         raise InvalidInputError(f"backmap_file: there is no file {beads}")
-    if output.resolve() == beads.resolve():
-        raise InvalidInputError(f"backmap_file: the output {output} is the file of the beads; give another one")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
         raise InvalidInputError(f"backmap_file: seed is {seed!r}; give a whole number of 0 or more, or none")
     first, last = frames
@@ -126,23 +120,29 @@ def backmap_file(
     model = None if isinstance(flow, TrainedFlow) else Path(flow)
     if model is None and (workers > 1 or scheduler is not None):
         raise InvalidInputError("backmap_file: several workers each read the model: give the path of its file")
+    outputs = outputs_beside(output, [beads] if model is None else [beads, model])
     own = flow if isinstance(flow, TrainedFlow) else TrainedFlow.load(flow)
     parts = output.with_name(output.name + ".parts")
     with locked(output):
-        task = _Task(n, resample, relax, seed)
         weights = _weights(own)
-        task = _begin(parts, task, _identity(weights, beads, stride, frames, chunk))
+        identity = _identity(weights, beads, stride, frames, chunk)
+        described = {"identity": identity, "n": n, "resample": resample, "relax": relax}
         where = own if model is None else _ModelFile(str(model.resolve()), weights)
         topology = mdtraj.Topology.from_openmm(own.beads.topology)
         pieces = read_pieces(beads, topology, chunk, stride, *frames)
         total = count_frames(beads, stride, *frames)
         if total == 0:
             raise InvalidInputError(f"backmap_file: there are no frames in {beads} from {frames[0]} on")
-        with progress_bar(progress, total) as advance, _doing(own, where, workers, scheduler) as (submit, ahead):
+        with (
+            kept_pieces(parts, described, seed) as drawn,
+            progress_bar(progress, total) as advance,
+            _doing(own, where, workers, scheduler) as (submit, ahead),
+        ):
+            task = _Task(n, resample, relax, drawn)
             found = all_pieces(pieces, parts, lambda piece, number: submit(piece, number, task), ahead, advance)
-        if not found:
-            raise InvalidInputError(f"backmap_file: there are no frames in {beads}")
-        return _join(own, found, parts, output)
+            if not found:
+                raise InvalidInputError(f"backmap_file: there are no frames in {beads}")
+        return _join(own, found, parts, outputs)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class _Task:
     n: int
     resample: bool
     relax: bool | int
-    seed: int | None
+    seed: int
 
 
 class _ModelFile(NamedTuple):
@@ -178,7 +178,7 @@ def _loaded(model: _ModelFile) -> TrainedFlow:
 def _do(flow: TrainedFlow | _ModelFile, piece: mdtraj.Trajectory, number: int, task: _Task) -> dict[str, np.ndarray]:
     """What is kept of one piece: structures around its frames, and their numbers. Also what a worker runs."""
     own = flow if isinstance(flow, TrainedFlow) else _loaded(flow)
-    seed = int(np.random.SeedSequence([task.seed or 0, number]).generate_state(1)[0])
+    seed = int(np.random.SeedSequence([task.seed, number]).generate_state(1)[0])
     try:
         result, _ = place_atoms(own, own.beads.read(piece, "backmap"), task.n, task.relax, seed)
         if task.resample and result.failed.any():
@@ -209,32 +209,6 @@ def _identity(weights: str, beads: Path, stride: int, frames: tuple[int, int | N
     return sha.hexdigest()
 
 
-def _begin(parts: Path, task: _Task, identity: str) -> _Task:
-    """The folder of pieces, new or of this very run; a run that goes on has the seed that it began with.
-
-    Raises:
-        InvalidInputError: the folder cannot be made, or is of another run.
-    """
-    described = parts / "run.json"
-    try:
-        parts.mkdir(exist_ok=True)
-        if not described.exists():
-            task = task if task.seed is not None else _Task(task.n, task.resample, task.relax, secrets.randbits(32))
-            described.write_text(json.dumps({"identity": identity, **asdict(task)}), encoding="utf-8")
-            return task
-        before = json.loads(described.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"cannot use {parts}: {error}; remove it, or choose another output") from error
-    asked = {"identity": identity, **asdict(task)}
-    if before != asked | ({"seed": before.get("seed")} if task.seed is None else {}):
-        raise InvalidInputError(
-            f"{parts} holds pieces of a run with another model, file or options: remove it to begin anew, or give the "
-            "same ones to go on"
-        )
-    _log.info("backmapping goes on with the pieces in %s", parts)
-    return _Task(**{field.name: before[field.name] for field in fields(_Task)})
-
-
 Submit = Callable[[mdtraj.Trajectory, int, _Task], Any]
 
 
@@ -261,7 +235,7 @@ def _doing(
         yield lambda piece, number, task: _Done(_do(flow, piece, number, task)), 1
 
 
-def _join(flow: TrainedFlow, found: list[Path], parts: Path, output: Path) -> BackmappedFile:
+def _join(flow: TrainedFlow, found: list[Path], parts: Path, outputs: tuple[Path, Path, Path | None]) -> BackmappedFile:
     """One file of structures and one of numbers; then the pieces are removed."""
     columns: dict[str, list[np.ndarray]] = {}
 
@@ -274,17 +248,16 @@ def _join(flow: TrainedFlow, found: list[Path], parts: Path, output: Path) -> Ba
             yield x.reshape(-1, *x.shape[2:]), time
 
     topology = mdtraj.Topology.from_openmm(flow.topology)
-    structures = write_frames(output, topology, positions())
+    structure_file, number_file, topology_file = outputs
+    structures = write_frames(structure_file, topology, positions())
     arrays = {name: np.concatenate(column) for name, column in columns.items()}
     arrays["temperature"] = np.array(flow.temperature._value)
-    numbers = output.with_suffix(".npz")
-    written = [output, numbers]
-    save_arrays(numbers, arrays)
-    if output.suffix.lower() != ".pdb":
-        written.append(output.with_suffix(".topology.pdb"))
-        save_trajectory(mdtraj.Trajectory(flow.positions._value, topology), written[-1])
+    save_arrays(number_file, arrays)
+    if topology_file is not None:
+        save_trajectory(mdtraj.Trajectory(flow.positions._value, topology), topology_file)
     shutil.rmtree(parts)
     checks = StructureChecks(*(arrays[f"check_{field.name}"] for field in fields(StructureChecks)))
     outside, failed = arrays["outside"], arrays["failed"]
     ess = float(arrays["ess"][~failed].mean()) if not failed.all() else float("nan")
-    return BackmappedFile(tuple(written), len(outside), structures, int(outside.sum()), int(failed.sum()), ess, checks)
+    written = tuple(path for path in outputs if path is not None)
+    return BackmappedFile(written, len(outside), structures, int(outside.sum()), int(failed.sum()), ess, checks)

@@ -1,7 +1,11 @@
 """Work on long files piece by piece: what is done is kept in a folder, and is not done again."""
 
+import json
+import logging
+import secrets
+import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +16,12 @@ import mdtraj
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 
-__all__ = ["AHEAD", "Done", "all_pieces", "one_thread", "progress_bar"]
+__all__ = ["AHEAD", "Done", "all_pieces", "kept_pieces", "one_thread", "outputs_beside", "progress_bar"]
 
+_log = logging.getLogger("openmm_cgflow")
 AHEAD = 2
 """Pieces that wait for each worker."""
 
@@ -38,6 +44,67 @@ class Done:
     def result(self) -> dict[str, np.ndarray]:
         """It."""
         return self.value
+
+
+def outputs_beside(output: Path, inputs: Sequence[Path]) -> tuple[Path, Path, Path | None]:
+    """The files that a run writes: structures, numbers, and a Topology where the format has none.
+
+    Raises:
+        InvalidInputError: one of them is a file that is read, or two are one.
+    """
+    topology = None if output.suffix.lower() == ".pdb" else output.with_suffix(".topology.pdb")
+    files = output, output.with_suffix(".npz"), topology
+    read = [path.resolve() for path in inputs]
+    for path in files:
+        if path is not None and path.resolve() in read:
+            raise InvalidInputError(f"{path} would be written, and is a file that is read: choose another output")
+    return files
+
+
+@contextmanager
+def kept_pieces(parts: Path, described: dict[str, Any], seed: int | None) -> Iterator[int]:
+    """The folder of a run's pieces, new or of this very run; gives the seed, a new one if there is none.
+
+    A run that fails before a piece was made leaves no folder.
+
+    Arguments:
+        parts: the folder.
+        described: what makes the run what it is, as what JSON can hold.
+        seed: that was asked for; by default that of the run that goes on.
+
+    Raises:
+        InvalidInputError: the folder cannot be made, or holds something else.
+    """
+    path = parts / "run.json"
+    try:
+        there = parts.exists() and any(parts.iterdir())
+        before = json.loads(path.read_text(encoding="utf-8")) if there else {}
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"cannot use {parts}: {error}; remove it, or choose another output") from error
+    if there:
+        if not isinstance(before, dict) or before != described | {"seed": before.get("seed") if seed is None else seed}:
+            raise InvalidInputError(
+                f"{parts} holds pieces of a run with another model, file or options: remove it to begin anew, or give "
+                "the same ones to go on"
+            )
+        _log.info("backmapping goes on with the pieces in %s", parts)
+    seed = seed_number(before.get("seed") if there else secrets.randbits(32) if seed is None else seed)
+    try:
+        if not there:
+            _describe(path, described | {"seed": seed})
+        yield seed
+    except BaseException:
+        if not any(parts.glob("*.npz")):
+            shutil.rmtree(parts, ignore_errors=True)
+        raise
+
+
+def _describe(path: Path, described: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(described), encoding="utf-8")
+    except OSError as error:
+        raise InvalidInputError(f"cannot use {path.parent}: {error}; choose another output") from error
 
 
 def one_thread() -> None:

@@ -188,14 +188,12 @@ def _of_frames(
     settings: "DistilSettings",
 ) -> tuple["cgf.CGForceField", list[tuple[str, str]]]:
     """A force field of frames, and what there is to say of them."""
-    import mdtraj
-    import numpy as np
-
     from openmm_cgflow.forcematching import BeadModel
+    from openmm_cgflow.trajectory_files import read_array, read_topology
 
-    model = BeadModel.fromTopology(mdtraj.load_topology(str(top)), beads)
+    model = BeadModel.fromTopology(read_topology(top), beads)
     frames = model.read(trajectory, str(top), stride)
-    pushes = None if forces is None else np.load(forces, allow_pickle=False)[::stride]
+    pushes = None if forces is None else read_array(forces)[::stride]
     force_field = cgf.CGForceField.fromFrames(
         model, frames, forces=pushes, temperature=temperature, settings=settings, seed=settings.seed
     )

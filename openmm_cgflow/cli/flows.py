@@ -172,6 +172,7 @@ def sample(
     positive("-n", n)
     if output.suffix not in FORMATS:
         raise InvalidInputError(f"{output}: samples are written as {', '.join(FORMATS)}; choose one of these suffixes")
+    no_input([*{output, output.with_suffix(".npz"), output.with_suffix(".topology.pdb")}], (model,))
     writable_folder(output.parent)
     flow = cgf.CGFlow.load(model, device)
     samples = flow.sample(n, seed=seed)
@@ -193,7 +194,7 @@ def audit(
         positive(name, value)
     flow = cgf.CGFlow.load(model, device)
     coverage = flow.audit(evaluations, seconds)
-    if save and coverage.audited:
+    if save and (coverage.audited or coverage.forms):
         flow.save(model)
     show([("model", str(model)), *coverage.rows(), ("evaluations", f"{coverage.evaluations:,}")])
 

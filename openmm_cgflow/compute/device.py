@@ -33,7 +33,7 @@ class Compute:
         """A device by its name; by default the GPU where there is one, else the CPU.
 
         Raises:
-            InvalidInputError: there is no such device.
+            InvalidInputError: there is no such device, or it cannot compute in double precision.
 
         Example:
             >>> Compute.on("cpu").device
@@ -42,10 +42,13 @@ class Compute:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            return cls(torch.empty(0, device=device).device)  # with its index
-        # torch's errors for a build without CUDA, a kind of device without tensors, an unknown name, and no name at all
-        except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
-            reason = str(error).split("\n", maxsplit=1)[0]
+            one = torch.ones(1, dtype=torch.float64, device=device)
+            (one + one).item()  # what a device without values, such as "meta", cannot do
+            return cls(one.device)  # with its index
+        # torch's errors for a build without CUDA, a kind of device without tensors or without double precision, one of
+        # another package, an unknown name, and no name at all
+        except (AssertionError, ImportError, NotImplementedError, RuntimeError, TypeError) as error:
+            reason = str(error).split("\n", maxsplit=1)[0].split(". ", maxsplit=1)[0]
             raise InvalidInputError(
                 f'device is {str(device)!r}, which cannot be used here ({reason}); give "cpu", or "cuda" where there '
                 "is a GPU and a torch built for it"

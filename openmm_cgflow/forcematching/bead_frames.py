@@ -14,6 +14,7 @@ from openmm_cgflow.atom_matching import atom_label, order_by_names, same_element
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.forcematching.mapping import as_mdtraj
 from openmm_cgflow.structures import given_structures, made_whole
+from openmm_cgflow.text_files import check_encoding
 
 __all__ = ["FrameReader"]
 
@@ -47,6 +48,8 @@ class FrameReader:
             path = Path(file)
             if not path.exists():
                 raise InvalidInputError(f"there is no file {path}; give the path of a trajectory")
+            if path.is_file():
+                check_encoding(path)
             yield from self._iterload(path, top, stride, chunk)
 
     def _iterload(self, path: Path, top: Any, stride: int, chunk: int) -> Iterator[mdtraj.Trajectory]:  # noqa: ANN401

@@ -27,8 +27,8 @@ def from_amber(kinds: Kinds, solvent: object, constraints: object) -> System:
     prmtop = read(path, lambda: app.AmberPrmtopFile(str(path)))
     refuse_water(prmtop.topology)
     _refuse_others(path, prmtop, solvent)
-    prmtop.topology.setPeriodicBoxVectors(None)
     x = read_structure(kinds["positions"][0], prmtop.topology)
+    prmtop.topology.setPeriodicBoxVectors(None)
     options = {"nonbondedMethod": app.NoCutoff, "implicitSolvent": solvent}
     system = read(path, lambda: prmtop.createSystem(**options))
     second = _by_parmed(path, solvent)

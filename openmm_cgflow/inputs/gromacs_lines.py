@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.text_files import check_encoding
 
 __all__ = ["Line", "read_lines"]
 
@@ -130,6 +131,7 @@ class _Preprocessor:
 
 def _joined(path: Path) -> Iterator[tuple[int, str]]:
     """Lines with what they continue, without comments and blank lines."""
+    check_encoding(path, marked=True)
     kept = ""
     for number, raw in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
         text = kept + raw.split(";")[0].strip()

@@ -13,6 +13,7 @@ import openmm
 from openmm import app, unit
 
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
+from openmm_cgflow.text_files import check_encoding
 
 __all__ = ["COMBINATIONS", "Kinds", "System", "kind_of", "read", "refuse_water", "sorted_by_kind"]
 
@@ -35,6 +36,8 @@ SUFFIXES = {
     **dict.fromkeys((".cif", ".pdbx", ".mmcif"), "cif"),
     ".xml": "xml",
 }
+MARKED = ("pdb", "top", "gro", "xml")
+"""Kinds whose readers know the byte order mark of UTF-8, or have nothing but a title where it is."""
 POSITION_KINDS = {
     "prmtop": ("inpcrd", "crd", "pdb", "cif"),
     "top": ("gro", "pdb", "cif"),
@@ -59,7 +62,10 @@ def sorted_by_kind(files: Sequence[str | Path]) -> Kinds:
     for path in map(Path, files):
         if not path.is_file():
             raise InvalidInputError(f"{path}: there is no such file")
-        kinds[kind_of(path)].append(path)
+        check_encoding(path, marked=True)
+        kind = kind_of(path)
+        check_encoding(path, marked=kind in MARKED)
+        kinds[kind].append(path)
     mains = [k for k in POSITION_KINDS if kinds[k]]
     if len(mains) > 1 or any(len(kinds[k]) > 1 for k in mains):
         raise InvalidInputError(f"{_names(kinds, mains)} each describe a whole molecule: {COMBINATIONS}")

@@ -5,12 +5,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import openmm
-from openmm import app
+from openmm import app, unit
 
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.inputs.parts import Kinds, System, refuse_water
 from openmm_cgflow.inputs.pdb_file import read_pdb
+from openmm_cgflow.inputs.structure import whole
 
 __all__ = ["from_pdb"]
 
@@ -39,6 +41,7 @@ def from_pdb(kinds: Kinds, forcefield: Sequence[str], implicit_solvent: str | No
     pdb = read_pdb(path)
     topology = pdb.topology
     refuse_water(topology)
+    x = whole(path, topology, np.array(pdb.positions.value_in_unit(unit.nanometer)), None)
     topology.setPeriodicBoxVectors(None)
     xmls = list(forcefield)
     if implicit_solvent is not None and implicit_solvent.lower() != "none":
@@ -50,7 +53,7 @@ def from_pdb(kinds: Kinds, forcefield: Sequence[str], implicit_solvent: str | No
         raise InvalidInputError(
             f"{' '.join(xmls)} together hold {len(born)} implicit solvents: leave --implicit-solvent out"
         )
-    return topology, system, pdb.positions
+    return topology, system, x * unit.nanometer
 
 
 def _force_field(xmls: Sequence[str]) -> app.ForceField:

@@ -1,12 +1,16 @@
 """A serialized System and a PDB file."""
 
+import numpy as np
+
 from openmm_cgflow.chemistry.checks import without_ensemble
 from openmm_cgflow.errors import InvalidInputError, ModelFileError
 from openmm_cgflow.inputs.parts import Kinds, System, read, refuse_water
 from openmm_cgflow.inputs.pdb_file import read_pdb
+from openmm_cgflow.inputs.structure import whole
 from openmm_cgflow.storage import system_from_xml
 
 import openmm  # isort: skip
+from openmm import unit
 
 __all__ = ["from_xml"]
 
@@ -37,5 +41,6 @@ def from_xml(kinds: Kinds, asked: str | None) -> System:
         raise InvalidInputError(f"{path} holds a {type(system).__name__}, not a System")
     pdb = read_pdb(where)
     refuse_water(pdb.topology)
+    x = whole(where, pdb.topology, np.array(pdb.positions.value_in_unit(unit.nanometer)), None)
     pdb.topology.setPeriodicBoxVectors(None)
-    return pdb.topology, without_ensemble(system), pdb.positions
+    return pdb.topology, without_ensemble(system), x * unit.nanometer

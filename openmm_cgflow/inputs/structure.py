@@ -1,16 +1,22 @@
-"""Positions from a file, and whether its atoms are those of the topology, in the same order."""
+"""Positions from a file, whole, and whether its atoms are those of the topology, in the same order."""
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from openmm import app, unit
 
+from openmm_cgflow.chemistry.system_bonds import covalent_length
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.inputs.parts import kind_of, read
 from openmm_cgflow.inputs.pdb_file import read_pdb
+from openmm_cgflow.structures import distances, made_whole
 
-__all__ = ["read_structure"]
+__all__ = ["read_structure", "whole"]
+
+_log = logging.getLogger("openmm_cgflow")
+_SPLIT = 2.0  # times the covalent length: longer bonds are between periodic images, or of another molecule
 
 
 class _Structure(NamedTuple):
@@ -20,19 +26,21 @@ class _Structure(NamedTuple):
         positions: `(atoms, 3)`, nm.
         names: of the atoms; None where the file has none.
         elements: symbols; None where the file does not tell.
+        box: `(3, 3)` nm, rows are the box vectors; None where the file has none.
     """
 
     positions: np.ndarray
     names: list[str] | None = None
     elements: list[str | None] | None = None
+    box: np.ndarray | None = None
 
 
 def read_structure(path: Path, topology: app.Topology) -> np.ndarray:
-    """Positions of a file for the atoms of a topology, `(atoms, 3)` in nm.
+    """Positions of a file for the atoms of a topology, `(atoms, 3)` in nm, made whole where the box is known.
 
     Arguments:
         path: PDB, mmCIF, AMBER, GROMACS or CHARMM coordinates.
-        topology: of the molecule, from another file.
+        topology: of the molecule, from another file, whose box is taken where the structure has none.
 
     Raises:
         InvalidInputError: a file that cannot be read, or whose names or elements show other atoms or another order.
@@ -53,7 +61,31 @@ def read_structure(path: Path, topology: app.Topology) -> np.ndarray:
             f"{f'; {len(wrong)} atoms in all' if len(wrong) > 3 else ''}. Write the structure with its atoms in the "
             "order of the topology file, or use the coordinate file that was made with it"
         )
-    return structure.positions
+    return whole(path, topology, structure.positions, structure.box)
+
+
+def whole(path: Path, topology: app.Topology, x: np.ndarray, box: np.ndarray | None) -> np.ndarray:
+    """A structure put together across its periodic box, if it has one and is split by it; else as it is.
+
+    Arguments:
+        path: of the structure, for the log.
+        topology: its bonds, and the box if there is no other.
+        x: `(atoms, 3)`, nm.
+        box: `(3, 3)`, nm, or None.
+    """
+    box = _box(topology.getPeriodicBoxVectors()) if box is None else box
+    bonds = list(topology.bonds())
+    if box is None or not bonds or not np.isfinite(x).all() or abs(np.linalg.det(box)) < 1e-6:
+        return x
+    pairs = np.array([(first.index, second.index) for first, second in bonds])
+    longest = np.array([_SPLIT * covalent_length(*(_number(atom) for atom in bond[:2])) for bond in bonds])
+    if (distances(x[None], pairs)[0] <= longest).all():
+        return x
+    joined = made_whole(x[None], pairs, box)[0]
+    if (distances(joined[None], pairs)[0] > longest).any():
+        return x
+    _log.info("%s: the molecule was split by its periodic box; it is made whole", path)
+    return joined
 
 
 def _read(path: Path) -> _Structure:
@@ -61,14 +93,17 @@ def _read(path: Path) -> _Structure:
     if kind in ("pdb", "cif"):
         pdb = read_pdb(path)
         atoms = list(pdb.topology.atoms())
-        return _Structure(_nm(pdb.positions), [a.name for a in atoms], [_symbol(a) for a in atoms])
+        box = _box(pdb.topology.getPeriodicBoxVectors())
+        return _Structure(_nm(pdb.positions), [a.name for a in atoms], [_symbol(a) for a in atoms], box)
     if kind == "gro":
         gro = read(path, lambda: _gro(path))
-        return _Structure(0.1 * np.asarray(gro.coordinates, dtype=np.float64), [atom.name for atom in gro.atoms])
+        x = 0.1 * np.asarray(gro.coordinates, dtype=np.float64)
+        return _Structure(x, [atom.name for atom in gro.atoms], box=_box(gro.box_vectors))
     if kind == "crd" and _is_charmm(path):
         crd = read(path, lambda: app.CharmmCrdFile(str(path)))
         return _Structure(_nm(crd.positions), crd.attype)  # OpenMM calls the column of names so
-    return _Structure(_nm(read(path, lambda: app.AmberInpcrdFile(str(path)).positions)))
+    amber = read(path, lambda: app.AmberInpcrdFile(str(path)))
+    return _Structure(_nm(amber.positions), box=_box(amber.boxVectors))
 
 
 def _gro(path: Path) -> Any:  # noqa: ANN401  (parmed has no types)
@@ -86,6 +121,14 @@ def _is_charmm(path: Path) -> bool:
 
 def _nm(positions: unit.Quantity) -> np.ndarray:
     return np.array(positions.value_in_unit(unit.nanometer), dtype=np.float64).reshape(-1, 3)
+
+
+def _box(vectors: unit.Quantity | None) -> np.ndarray | None:
+    return None if vectors is None else np.array(vectors.value_in_unit(unit.nanometer), dtype=np.float64)
+
+
+def _number(atom: app.topology.Atom) -> int:
+    return 0 if atom.element is None else atom.element.atomic_number
 
 
 def _symbol(atom: app.topology.Atom) -> str | None:

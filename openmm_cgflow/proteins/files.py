@@ -3,13 +3,12 @@
 import hashlib
 import json
 import logging
-import secrets
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from openmm import app
 
 from openmm_cgflow.analysis.structure_checks import StructureChecks
-from openmm_cgflow.backmapping import AHEAD, Done, all_pieces, one_thread, progress_bar
+from openmm_cgflow.backmapping import AHEAD, Done, all_pieces, kept_pieces, one_thread, outputs_beside, progress_bar
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.proteins.library import FragmentLibrary
@@ -30,6 +29,7 @@ from openmm_cgflow.proteins.result import write_pdb
 from openmm_cgflow.proteins.sequence import ProteinSequence
 from openmm_cgflow.proteins.trace import checked_trace, near_cysteines
 from openmm_cgflow.storage import locked
+from openmm_cgflow.text_files import check_encoding
 from openmm_cgflow.trajectory_files import WRITTEN, count_frames, read_pieces, save_arrays, write_frames
 from openmm_cgflow.version import __version__
 
@@ -123,11 +123,12 @@ def backmap_protein_file(
             raise InvalidInputError(f"{name} is {value!r}; give a whole number of {least} or more")
     if output.suffix.lower() not in WRITTEN:
         raise InvalidInputError(f"{output}: structures are written as {', '.join(WRITTEN)}; choose one of these")
-    for path in (structure, frames_of):
+    seed = None if seed is None else seed_number(seed)
+    read = [structure, frames_of, *([] if library is None else [Path(library)])]
+    for path in read:
         if not path.is_file():
             raise InvalidInputError(f"there is no file {path}")
-        if path.resolve() == output.resolve():
-            raise InvalidInputError(f"the output {output} is a file that is read; give another one")
+    outputs = outputs_beside(output, read)
     whole, alpha = _read_structure(structure)
     sequence = ProteinSequence.of(alpha)
     beads = _Beads(frames_of, whole, alpha)
@@ -140,15 +141,15 @@ def backmap_protein_file(
         names = sequence.residues[a].label, sequence.residues[b].label
         _log.warning("%s and %s are near in the first frame: a disulfide is built", *names)
     parts = output.with_name(output.name + ".parts")
+    task = _Task(sequence, pairs, None if library is None else str(Path(library).resolve()), n, relax, 0)
     with locked(output):
-        task = _Task(
-            sequence, pairs, str(Path(library).resolve()) if library is not None else None, n, relax, _seed(parts, seed)
-        )
-        _begin(parts, task, (structure, frames_of), stride, frames)
         total = count_frames(frames_of, stride, *frames)
-        with progress_bar(progress, total) as advance, _doing(task, workers) as (submit, ahead):
-            found = all_pieces(pieces, parts, submit, ahead, advance)
-        return _join(task, found, parts, output)
+        described = _described(task, (structure, frames_of), stride, frames)
+        with kept_pieces(parts, described, seed) as drawn:
+            task = replace(task, seed=drawn)
+            with progress_bar(progress, total) as advance, _doing(task, workers) as (submit, ahead):
+                found = all_pieces(pieces, parts, submit, ahead, advance)
+        return _join(task, found, parts, outputs)
 
 
 class _Beads:
@@ -188,6 +189,7 @@ def _labels(topology: app.Topology) -> list[str | None]:
 
 def _read_structure(path: Path) -> tuple[app.Topology, app.Topology]:
     """Topology of all atoms of a file, and of its alpha carbons."""
+    check_encoding(path)
     try:
         whole = app.PDBFile(str(path)).topology
     except Exception as error:  # OpenMM raises whatever it meets
@@ -216,41 +218,12 @@ def _read_structure(path: Path) -> tuple[app.Topology, app.Topology]:
     return whole, alpha
 
 
-def _seed(parts: Path, seed: int | None) -> int:
-    """The seed that is given, or that a run began with, or a new one."""
-    if seed is not None:
-        return seed_number(seed)
-    try:
-        return int(json.loads((parts / "run.json").read_text(encoding="utf-8"))["seed"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return secrets.randbits(32)
-
-
-def _begin(parts: Path, task: _Task, files: tuple[Path, Path], stride: int, frames: tuple[int, int | None]) -> None:
-    """The folder of pieces, new or of this very run.
-
-    Raises:
-        InvalidInputError: the folder cannot be made, or is of another run.
-    """
+def _described(task: _Task, files: tuple[Path, Path], stride: int, frames: tuple[int, int | None]) -> dict[str, Any]:
+    """By which a run knows its pieces again."""
     read = [*files, *([] if task.library is None else [Path(task.library)])]
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in read]
-    described = json.dumps([asdict(task), stats, stride, frames, __version__])
-    identity = {"identity": hashlib.sha256(described.encode()).hexdigest(), "seed": task.seed}
-    path = parts / "run.json"
-    try:
-        parts.mkdir(exist_ok=True)
-        if not path.exists():
-            path.write_text(json.dumps(identity), encoding="utf-8")
-            return
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"cannot use {parts}: {error}; remove it, or choose another output") from error
-    if before != identity:
-        raise InvalidInputError(
-            f"{parts} holds pieces of a run with another file or options: remove it to begin anew, or give the same "
-            "ones to go on"
-        )
-    _log.info("backmapping goes on with the pieces in %s", parts)
+    described = json.dumps([asdict(replace(task, seed=0)), stats, stride, frames, __version__])
+    return {"identity": hashlib.sha256(described.encode()).hexdigest()}
 
 
 @lru_cache(maxsize=1)
@@ -282,7 +255,9 @@ def _doing(task: _Task, workers: int) -> Iterator[tuple[Callable[[mdtraj.Traject
         pool.shutdown(cancel_futures=True)
 
 
-def _join(task: _Task, found: list[Path], parts: Path, output: Path) -> BackmappedProteinFile:
+def _join(
+    task: _Task, found: list[Path], parts: Path, outputs: tuple[Path, Path, Path | None]
+) -> BackmappedProteinFile:
     """One file of structures and one of numbers; then the pieces are removed."""
     columns: dict[str, list[np.ndarray]] = {}
     one: list[np.ndarray] = []
@@ -298,18 +273,18 @@ def _join(task: _Task, found: list[Path], parts: Path, output: Path) -> Backmapp
             yield x.reshape(-1, *x.shape[2:]), time
 
     topology = _mapper(task.sequence, task.disulfides, task.library).topology
-    written = [output, output.with_suffix(".npz")]
-    if output.suffix.lower() == ".pdb":
-        structures = write_pdb(output, topology, (frame for x, _ in positions() for frame in x))
+    structure_file, number_file, topology_file = outputs
+    if topology_file is None:
+        structures = write_pdb(structure_file, topology, (frame for x, _ in positions() for frame in x))
     else:
-        structures = write_frames(output, mdtraj.Topology.from_openmm(topology), positions())
-        written.append(output.with_suffix(".topology.pdb"))
-        write_pdb(written[-1], topology, one)
+        structures = write_frames(structure_file, mdtraj.Topology.from_openmm(topology), positions())
+        write_pdb(topology_file, topology, one)
     arrays = {name: np.concatenate(column) for name, column in columns.items()}
-    save_arrays(written[1], arrays)
+    save_arrays(number_file, arrays)
     shutil.rmtree(parts)
     checks = StructureChecks(*(arrays[f"check_{field.name}"] for field in fields(StructureChecks)))
     frames = len(arrays["energies"])
+    written = tuple(path for path in outputs if path is not None)
     return BackmappedProteinFile(
-        tuple(written), frames, len(task.sequence), structures, arrays["energies"].reshape(-1), checks
+        written, frames, len(task.sequence), structures, arrays["energies"].reshape(-1), checks
     )

@@ -12,7 +12,7 @@ import openmm_cgflow
 ROOT = Path(openmm_cgflow.__file__).parent
 FLOORS = [
     {"errors", "version"},
-    {"counts"},
+    {"counts", "text_files"},
     {"compute", "trajectory_files", "units"},
     {"potentials"},
     {"chemistry", "storage"},

@@ -124,12 +124,18 @@ def test_audit_finds_the_other_forms_of_a_ring_of_ten():
 # -- and nothing else
 
 
-def test_audit_names_the_other_chair_of_a_ring_of_six(monkeypatch):
+@pytest.fixture(scope="module")
+def one_chair() -> cgf.CGFlow:
+    """Cyclohexanol with a stiff ring, as it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(perception, "ring_flip", lambda *_: set())
+        return quickly(cgf.CGFlow(*load("cyclohexanol")))
+
+
+def test_audit_names_the_other_chair_of_a_ring_of_six(one_chair):
     """Cyclohexanol, GAFF2: the hydroxyl is axial in one chair, equatorial in the other, 0.4 kJ/mol higher; half of the
     ensemble was missing, "covered", for no dynamics of some ps turns a chair over."""
-    monkeypatch.setattr(perception, "ring_flip", lambda *_: set())
-    flow = quickly(cgf.CGFlow(*load("cyclohexanol")))
-    coverage = flow.audit(8_000)
+    coverage = one_chair.audit(8_000)
     lowest = min(coverage.forms, key=lambda form: form.energy)
     assert lowest.what == "flip of the ring of 6 atoms"
     assert min(abs(lowest.energy - energy) for energy in (0.45, 1.51)) < 0.1  # by where the hydrogen points
@@ -143,6 +149,44 @@ def test_audit_says_nothing_on_a_flow_that_has_it_all(vacuum):
     assert {form.what for form in coverage.kept} <= {"ACE1:omega", "ALA2:omega"}
     assert coverage.verdict.startswith("covered: ")
     assert trust(0.2, 1000, covered=True) == "the weights can be trusted"
+
+
+@pytest.mark.parametrize("poor", ["density", "samples", "time"])
+def test_audit_names_what_it_found_where_the_flow_is_too_poor_to_tell(one_chair, monkeypatch, poor):
+    """A short training of a ring was "not audited", without a word of the chair that it cannot give."""
+    flow = one_chair
+    if poor == "density":
+        density = flow.logDensity
+        monkeypatch.setattr(flow, "logDensity", lambda x: density(x) - 15.0)
+    elif poor == "samples":
+        monkeypatch.setattr(run, "_LEAST_SAMPLES", 10**6)
+    else:
+        monkeypatch.setattr(Surface, "affords", lambda *_: False)
+    coverage = flow.audit(8_000)
+    assert not coverage.audited
+    assert not coverage.covered
+    assert {form.what for form in coverage.forms} == {"flip of the ring of 6 atoms"}
+    assert 0.05 < max(form.weight for form in coverage.forms) < 0.6
+    assert coverage.verdict.startswith("NOT covered: flip of the ring of 6 atoms")
+    assert "Not audited otherwise: " in coverage.verdict
+    rows = dict(summary(flow, flow.sample(200, seed=0)))
+    assert "some forms are missing" in rows["Pareto k-hat"] or "not to be trusted" in rows["Pareto k-hat"]
+
+
+def test_audit_of_weights_that_spread_too_far_does_not_say_covered(vacuum, monkeypatch):
+    """At an ESS of some percent a form may be e^8 times too seldom without standing out: that is no coverage."""
+    density, phi = vacuum.logDensity, vacuum.slow_names.index("ALA2:phi")
+
+    def without_one(x):  # of the two lowest minima, at phi -74 and -147: the one with fewer samples
+        return density(x) - 6.0 * (np.degrees(vacuum.slowVariables(x)[:, phi]) > -120)
+
+    monkeypatch.setattr(vacuum, "logDensity", without_one)
+    assert [form.what[:23] for form in vacuum.audit(8_000).forms] == ["torsions at ALA2:phi -7"]
+    monkeypatch.setattr(run, "_SPREADS", 1000.0)
+    coverage = vacuum.audit(8_000)
+    assert not coverage.covered
+    assert not coverage.forms
+    assert "cannot be told from missing ones: torsions at ALA2:phi -7" in coverage.verdict
 
 
 @pytest.mark.slow

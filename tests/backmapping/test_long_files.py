@@ -125,6 +125,42 @@ def test_an_interrupted_run_goes_on(flow, beads, tmp_path, monkeypatch):
     assert output.exists()
 
 
+def test_a_run_that_did_nothing_leaves_nothing(flow, beads, tmp_path):
+    """A folder of no pieces stayed behind, with which the next run, of the right file, was refused."""
+    wrong = tmp_path / "wrong.xtc"
+    wrong.write_bytes(b"nothing")
+    with pytest.raises(cgf.InvalidInputError, match="cannot be read"):
+        backmap_file(flow, wrong, tmp_path / "atoms.dcd")
+    topology = mdtraj.Topology.from_openmm(flow.topology)
+    mdtraj.Trajectory(flow.positions._value, topology).save(str(wrong))  # all atoms, where beads are wanted
+    with pytest.raises(cgf.CGFlowError):
+        backmap_file(flow, wrong, tmp_path / "atoms.dcd")
+    assert list(tmp_path.iterdir()) == [wrong]
+    backmap_file(flow, beads, tmp_path / "atoms.dcd", frames=(0, 1))
+
+
+def test_a_folder_of_others_is_left_alone(flow, beads, tmp_path):
+    theirs = tmp_path / "atoms.dcd.parts" / "notes.txt"
+    theirs.parent.mkdir()
+    theirs.write_text("mine")
+    with pytest.raises(cgf.InvalidInputError, match=r"cannot use .*atoms\.dcd\.parts"):
+        backmap_file(flow, beads, tmp_path / "atoms.dcd")
+    assert theirs.read_text() == "mine"
+
+
+def test_a_file_beside_the_output_that_is_read_is_not_written_over(flow, tmp_path):
+    """What `simulate` writes, `beads.topology.pdb`, would be written over by `backmap -o beads.dcd`."""
+    beads = tmp_path / "beads.topology.pdb"
+    topology = mdtraj.Topology.from_openmm(flow.beads.topology)
+    mdtraj.Trajectory(flow.positions._value[flow.beads.atoms], topology).save(str(beads))
+    before = beads.read_bytes()
+    with pytest.raises(cgf.InvalidInputError, match="would be written, and is a file that is read"):
+        backmap_file(flow, beads, tmp_path / "beads.dcd")
+    with pytest.raises(cgf.InvalidInputError, match="would be written, and is a file that is read"):
+        backmap_file(flow, beads, beads)
+    assert beads.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -143,11 +179,6 @@ def test_what_cannot_be_is_refused(flow, beads, tmp_path, monkeypatch, change, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(cgf.InvalidInputError, match=message):
         backmap_file(**({"flow": flow, "beads": beads, "output": "atoms.xtc"} | change))
-
-
-def test_the_beads_are_not_overwritten(flow, beads):
-    with pytest.raises(cgf.InvalidInputError, match="the file of the beads"):
-        backmap_file(flow, beads, beads)
 
 
 def test_a_model_that_was_saved_anew_is_read_anew(beads, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fake_cuda import OnCuda
+from molecules import load
 from typer.testing import CliRunner
 
 import openmm_cgflow as cgf
@@ -15,6 +16,7 @@ from openmm_cgflow.compute import Compute, Graphs, Parallel, choose, seeded
 from openmm_cgflow.openmm_plugin.bead_free_energy import BeadFreeEnergy
 from openmm_cgflow.openmm_plugin.structure_density import StructureDensity
 from openmm_cgflow.potentials import DoubleWell
+from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.training import AdaptiveTempering, Budget, Reporter, Trainer, TrainSettings
 
 MODEL = Path(__file__).resolve().parents[2] / "examples" / "models" / "alanine_dipeptide.cgflow"
@@ -166,17 +168,31 @@ def test_device_molecule_is_refined_and_saved(flow, device, tmp_path):
     assert close(flow.sample(5, seed=0).positions, again.sample(5, seed=0).positions, 1e-4)
 
 
-@pytest.mark.parametrize("name", ["nonsense", "cuda:99", 3.5])
-def test_device_that_is_not_there_is_named(name):
-    with pytest.raises(cgf.InvalidInputError, match=r"device is .* give \"cpu\""):
+@pytest.mark.parametrize("name", ["nonsense", "cuda:99", 3.5, "meta", torch.device("meta"), "privateuseone"])
+def test_device_that_is_not_there_or_cannot_compute_is_named(name):
+    with pytest.raises(cgf.InvalidInputError, match=r"device is .* give \"cpu\"") as error:
         Compute.on(name)
+    assert len(str(error.value)) < 400
+
+
+def test_device_that_cannot_compute_is_refused_at_every_door():
+    """Tensors of "meta" have no values: a flow was made of them, and ended in torch's errors."""
+    for door in (
+        lambda: cgf.CGFlow(*load("butane"), device="meta"),
+        lambda: cgf.VectorFlow(DoubleWell(), slow=[0], device="meta"),
+        lambda: cgf.CGFlow.load(MODEL, device="meta"),
+        lambda: TrainedFlow.load(MODEL, device="meta"),
+    ):
+        with pytest.raises(cgf.InvalidInputError, match="device is 'meta', which cannot be used here"):
+            door()
 
 
 def test_device_option_of_the_command_line(tmp_path):
     command = ["sample", str(MODEL), "-o", str(tmp_path / "s.npz"), "-n", "4", "--seed", "0", "--device"]
-    wrong = CliRunner().invoke(app, [*command, "nonsense"])
-    assert wrong.exit_code == 2
-    assert "device is 'nonsense'" in wrong.output
+    for name in ("nonsense", "meta"):
+        wrong = CliRunner().invoke(app, [*command, name])
+        assert wrong.exit_code == 2
+        assert f"device is '{name}'" in wrong.output
     assert CliRunner().invoke(app, [*command, "cpu"]).exit_code == 0
     assert np.load(tmp_path / "s.npz")["positions"].shape[0] == 4
 

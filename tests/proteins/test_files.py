@@ -95,7 +95,7 @@ def test_a_run_that_was_ended_goes_on(folder, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         backmap_protein_file(*arguments, relax=0, seed=7)
     assert done == [0]
-    with pytest.raises(cgf.InvalidInputError, match="pieces of a run with another file or options"):
+    with pytest.raises(cgf.InvalidInputError, match="pieces of a run with another model, file or options"):
         backmap_protein_file(*arguments, relax=1, seed=7)
 
     def lives(task, x, time, number):
@@ -109,6 +109,18 @@ def test_a_run_that_was_ended_goes_on(folder, tmp_path, monkeypatch):
     with np.load(output.with_suffix(".npz")) as one, np.load(whole.written[1]) as other:
         np.testing.assert_array_equal(one["energies"], other["energies"])
     assert not output.with_name("atoms.dcd.parts").exists()
+
+
+def test_a_run_that_did_nothing_leaves_nothing_and_writes_over_no_input(folder, tmp_path):
+    structure = tmp_path / "x.topology.pdb"
+    structure.write_text((folder / "ca.pdb").read_text())
+    with pytest.raises(cgf.InvalidInputError, match="is a file that is read"):
+        backmap_protein_file(structure, tmp_path / "x.dcd", relax=0)
+    with pytest.raises(cgf.InvalidInputError, match=r"there is no file .*missing"):
+        backmap_protein_file(structure, tmp_path / "y.dcd", relax=0, library=tmp_path / "missing")
+    with pytest.raises(cgf.CGFlowError):  # found by the first piece: a PDB file is no library
+        backmap_protein_file(structure, tmp_path / "y.dcd", relax=0, library=folder / "ca.pdb")
+    assert list(tmp_path.iterdir()) == [structure]
 
 
 def test_waters_are_left_out_and_named(folder, tmp_path, caplog):
