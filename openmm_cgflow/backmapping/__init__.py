@@ -9,11 +9,10 @@ from openmm_cgflow.backmapping.backmap import backmap
 from openmm_cgflow.backmapping.joined import JoinedDensity
 from openmm_cgflow.backmapping.long_files import BackmappedFile, backmap_file
 from openmm_cgflow.backmapping.pieces import (
-    AHEAD,
-    Done,
+    Joined,
     all_pieces,
+    in_processes,
     kept_pieces,
-    one_thread,
     outputs_beside,
     progress_bar,
 )
@@ -21,18 +20,17 @@ from openmm_cgflow.backmapping.placer import FlowPlacer, Placer
 from openmm_cgflow.backmapping.result import Backmapped
 
 __all__ = [
-    "AHEAD",
     "Backmapped",
     "BackmappedFile",
-    "Done",
     "FlowPlacer",
+    "Joined",
     "JoinedDensity",
     "Placer",
     "all_pieces",
     "backmap",
     "backmap_file",
+    "in_processes",
     "kept_pieces",
-    "one_thread",
     "outputs_beside",
     "progress_bar",
 ]

@@ -4,11 +4,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import lru_cache
-from multiprocessing import get_context
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +15,15 @@ import numpy as np
 
 from openmm_cgflow.analysis.structure_checks import StructureChecks
 from openmm_cgflow.backmapping.backmap import place_atoms
-from openmm_cgflow.backmapping.pieces import AHEAD, all_pieces, kept_pieces, one_thread, outputs_beside, progress_bar
-from openmm_cgflow.backmapping.pieces import Done as _Done
+from openmm_cgflow.backmapping.pieces import (
+    AHEAD,
+    Joined,
+    all_pieces,
+    in_processes,
+    kept_pieces,
+    outputs_beside,
+    progress_bar,
+)
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.storage import locked
 from openmm_cgflow.trained import TrainedFlow
@@ -209,49 +214,30 @@ def _identity(weights: str, beads: Path, stride: int, frames: tuple[int, int | N
     return sha.hexdigest()
 
 
-Submit = Callable[[mdtraj.Trajectory, int, _Task], Any]
-
-
 @contextmanager
 def _doing(
     flow: TrainedFlow, where: TrainedFlow | _ModelFile, workers: int, scheduler: str | None
-) -> Iterator[tuple[Submit, int]]:
-    """A function that has a piece done and returns what has a `result()`, and how many may wait for that."""
-    if scheduler is not None:
-        try:
-            from distributed import Client
-        except ImportError as error:
-            raise InvalidInputError('a scheduler needs dask: pip install "openmm_cgflow[dask]"') from error
-        with Client(scheduler) as client:
-            ahead = AHEAD * max(1, len(client.ncores()))
-            yield lambda piece, number, task: client.submit(_do, where, piece, number, task, pure=False), ahead
-    elif workers > 1:
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=one_thread)
-        try:
-            yield lambda piece, number, task: pool.submit(_do, where, piece, number, task), AHEAD * workers
-        finally:
-            pool.shutdown(cancel_futures=True)
-    else:
-        yield lambda piece, number, task: _Done(_do(flow, piece, number, task)), 1
+) -> Iterator[tuple[Callable[..., Any], int]]:
+    """As `in_processes`, or on a cluster."""
+    if scheduler is None:
+        with in_processes(partial(_do, flow if workers == 1 else where), workers) as doing:
+            yield doing
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise InvalidInputError('a scheduler needs dask: pip install "openmm_cgflow[dask]"') from error
+    with Client(scheduler) as client:
+        ahead = AHEAD * max(1, len(client.ncores()))
+        yield lambda piece, number, task: client.submit(_do, where, piece, number, task, pure=False), ahead
 
 
 def _join(flow: TrainedFlow, found: list[Path], parts: Path, outputs: tuple[Path, Path, Path | None]) -> BackmappedFile:
     """One file of structures and one of numbers; then the pieces are removed."""
-    columns: dict[str, list[np.ndarray]] = {}
-
-    def positions() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for path in found:
-            with np.load(path) as data:
-                for name in data.keys() - {"positions", "time"}:
-                    columns.setdefault(name, []).append(data[name])
-                x, time = data["positions"], data["time"]
-            yield x.reshape(-1, *x.shape[2:]), time
-
-    topology = mdtraj.Topology.from_openmm(flow.topology)
+    joined, topology = Joined(found), mdtraj.Topology.from_openmm(flow.topology)
     structure_file, number_file, topology_file = outputs
-    structures = write_frames(structure_file, topology, positions())
-    arrays = {name: np.concatenate(column) for name, column in columns.items()}
-    arrays["temperature"] = np.array(flow.temperature._value)
+    structures = write_frames(structure_file, topology, joined.structures())
+    arrays = joined.numbers() | {"temperature": np.array(flow.temperature._value)}
     save_arrays(number_file, arrays)
     if topology_file is not None:
         save_trajectory(mdtraj.Trajectory(flow.positions._value, topology), topology_file)

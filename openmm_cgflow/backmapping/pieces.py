@@ -6,9 +6,10 @@ import secrets
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
+from openmm_cgflow.trajectory_files import whole_file
 
-__all__ = ["AHEAD", "Done", "all_pieces", "kept_pieces", "one_thread", "outputs_beside", "progress_bar"]
+__all__ = ["AHEAD", "Joined", "all_pieces", "in_processes", "kept_pieces", "outputs_beside", "progress_bar"]
 
 _log = logging.getLogger("openmm_cgflow")
 AHEAD = 2
@@ -36,7 +38,7 @@ def progress_bar(progress: bool, total: int | None) -> Iterator[Callable[[int], 
 
 
 @dataclass(frozen=True)
-class Done:
+class _Done:
     """What was done at once, as a future that is done."""
 
     value: dict[str, np.ndarray]
@@ -107,11 +109,55 @@ def _describe(path: Path, described: dict[str, Any]) -> None:
         raise InvalidInputError(f"cannot use {path.parent}: {error}; choose another output") from error
 
 
-def one_thread() -> None:
+@contextmanager
+def in_processes(do: Callable[..., dict[str, np.ndarray]], workers: int) -> Iterator[tuple[Callable[..., Any], int]]:
+    """A function that has a piece done and returns what has a `result()`, and how many may wait for that.
+
+    Arguments:
+        do: does a piece; at the top level of a module, for more than one worker.
+        workers: processes, of one thread each; 1 for this one.
+    """
+    if workers == 1:
+        yield lambda *piece: _Done(do(*piece)), 1
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread)
+    try:
+        yield lambda *piece: pool.submit(do, *piece), AHEAD * workers
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _one_thread() -> None:
     """What a process of a pool begins with."""
     import torch
 
     torch.set_num_threads(1)
+
+
+class Joined:
+    """What was kept of all pieces: structures, and beside them numbers, which are known after these.
+
+    Arguments:
+        found: files of the pieces, in order.
+    """
+
+    def __init__(self, found: list[Path]) -> None:
+        self.found = found
+        self._columns: dict[str, list[np.ndarray]] = {}
+
+    def structures(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Positions `(structures, atoms, 3)` in nm and times `(structures,)`, piece by piece."""
+        self._columns.clear()
+        for path in self.found:
+            with np.load(path) as data:
+                for name in data.keys() - {"positions", "time"}:
+                    self._columns.setdefault(name, []).append(data[name])
+                x, time = data["positions"], data["time"]
+            yield x.reshape(-1, *x.shape[2:]), time
+
+    def numbers(self) -> dict[str, np.ndarray]:
+        """All else, by name, of the pieces that `structures` has given."""
+        return {name: np.concatenate(column) for name, column in self._columns.items()}
 
 
 def all_pieces(
@@ -138,7 +184,7 @@ def all_pieces(
 
     def take() -> None:
         path, frames, future = waiting.popleft()
-        _write_piece(path, future.result())
+        _keep(path, future.result())
         advance(frames)
 
     try:
@@ -156,7 +202,7 @@ def all_pieces(
     except BrokenExecutor as error:
         for path, _, future in waiting:
             if future.done() and not future.cancelled() and future.exception() is None:
-                _write_piece(path, future.result())
+                _keep(path, future.result())
         raise CGFlowError(
             f"a process that put atoms around beads has died ({error}), perhaps for want of memory: the same call goes "
             "on where it was; give it fewer workers"
@@ -164,12 +210,6 @@ def all_pieces(
     return found
 
 
-def _write_piece(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Whole, or not at all."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        temporary.replace(path)
-    except OSError as error:
-        raise InvalidInputError(f"cannot write {path}: {error}; what is done so far is kept") from error
+def _keep(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # not compressed: it is read but once

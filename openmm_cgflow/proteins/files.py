@@ -5,12 +5,9 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
-from multiprocessing import get_context
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ import numpy as np
 from openmm import app
 
 from openmm_cgflow.analysis.structure_checks import StructureChecks
-from openmm_cgflow.backmapping import AHEAD, Done, all_pieces, kept_pieces, one_thread, outputs_beside, progress_bar
+from openmm_cgflow.backmapping import Joined, all_pieces, in_processes, kept_pieces, outputs_beside, progress_bar
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.proteins.library import FragmentLibrary
@@ -147,7 +144,7 @@ def backmap_protein_file(
         described = _described(task, (structure, frames_of), stride, frames)
         with kept_pieces(parts, described, seed) as drawn:
             task = replace(task, seed=drawn)
-            with progress_bar(progress, total) as advance, _doing(task, workers) as (submit, ahead):
+            with progress_bar(progress, total) as advance, in_processes(partial(_do, task), workers) as (submit, ahead):
                 found = all_pieces(pieces, parts, submit, ahead, advance)
         return _join(task, found, parts, outputs)
 
@@ -232,54 +229,30 @@ def _mapper(sequence: ProteinSequence, disulfides: tuple[tuple[int, int], ...], 
     return ProteinBackmapper(sequence, FragmentLibrary.load(library), disulfides=disulfides)
 
 
-def _do(task: _Task, x: np.ndarray, time: np.ndarray, number: int) -> dict[str, np.ndarray]:
+def _do(task: _Task, piece: mdtraj.Trajectory, number: int) -> dict[str, np.ndarray]:
     """What is kept of one piece. Also what a worker runs."""
+    x = piece.xyz
     seed = int(np.random.SeedSequence([task.seed, number]).generate_state(1)[0])
     try:
         result = _mapper(task.sequence, task.disulfides, task.library).backmap(x, task.n, task.relax, seed)
     except CGFlowError as error:
         raise type(error)(f"in piece {number} of the file, of {len(x)} frames counted from 0: {error}") from error
-    return result.numbers() | {"positions": result.positions, "time": np.repeat(time, task.n)}
-
-
-@contextmanager
-def _doing(task: _Task, workers: int) -> Iterator[tuple[Callable[[mdtraj.Trajectory, int], Any], int]]:
-    """A function that has a piece done and returns what has a `result()`, and how many may wait for that."""
-    if workers == 1:
-        yield lambda piece, number: Done(_do(task, piece.xyz, piece.time, number)), 1
-        return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=one_thread)
-    try:
-        yield lambda piece, number: pool.submit(_do, task, piece.xyz, piece.time, number), AHEAD * workers
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return result.numbers() | {"positions": result.positions, "time": np.repeat(piece.time, task.n)}
 
 
 def _join(
     task: _Task, found: list[Path], parts: Path, outputs: tuple[Path, Path, Path | None]
 ) -> BackmappedProteinFile:
     """One file of structures and one of numbers; then the pieces are removed."""
-    columns: dict[str, list[np.ndarray]] = {}
-    one: list[np.ndarray] = []
-
-    def positions() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for path in found:
-            with np.load(path) as data:
-                for name in data.keys() - {"positions", "time"}:
-                    columns.setdefault(name, []).append(data[name])
-                x, time = data["positions"], data["time"]
-            if not one:
-                one.append(x[0, 0])
-            yield x.reshape(-1, *x.shape[2:]), time
-
-    topology = _mapper(task.sequence, task.disulfides, task.library).topology
+    joined, topology = Joined(found), _mapper(task.sequence, task.disulfides, task.library).topology
     structure_file, number_file, topology_file = outputs
     if topology_file is None:
-        structures = write_pdb(structure_file, topology, (frame for x, _ in positions() for frame in x))
+        structures = write_pdb(structure_file, topology, (frame for x, _ in joined.structures() for frame in x))
     else:
-        structures = write_frames(structure_file, mdtraj.Topology.from_openmm(topology), positions())
-        write_pdb(topology_file, topology, one)
-    arrays = {name: np.concatenate(column) for name, column in columns.items()}
+        first, _ = next(joined.structures())
+        write_pdb(topology_file, topology, first[:1])
+        structures = write_frames(structure_file, mdtraj.Topology.from_openmm(topology), joined.structures())
+    arrays = joined.numbers()
     save_arrays(number_file, arrays)
     shutil.rmtree(parts)
     checks = StructureChecks(*(arrays[f"check_{field.name}"] for field in fields(StructureChecks)))

@@ -200,7 +200,7 @@ def test_a_process_that_dies_is_told_and_the_run_goes_on(beads, tmp_path, monkey
         raise BrokenProcessPool("gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(long_files._Done, "result", dies)
+        patched.setattr("openmm_cgflow.backmapping.pieces._Done.result", dies)
         with pytest.raises(cgf.CGFlowError, match="goes on"):
             backmap_file(MODEL, beads, output, seed=0, chunk=8)
     assert backmap_file(MODEL, beads, output, seed=0, chunk=8).frames == FRAMES

@@ -85,11 +85,11 @@ def test_a_run_that_was_ended_goes_on(folder, tmp_path, monkeypatch):
     output, done, do = tmp_path / "atoms.dcd", [], files._do
     arguments = (folder / "ca.pdb", output, folder / "ca.xtc")
 
-    def dies(task, x, time, number):
+    def dies(task, piece, number):
         if number == 1:
             raise KeyboardInterrupt
         done.append(number)
-        return do(task, x, time, number)
+        return do(task, piece, number)
 
     monkeypatch.setattr(files, "_do", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -98,9 +98,9 @@ def test_a_run_that_was_ended_goes_on(folder, tmp_path, monkeypatch):
     with pytest.raises(cgf.InvalidInputError, match="pieces of a run with another model, file or options"):
         backmap_protein_file(*arguments, relax=1, seed=7)
 
-    def lives(task, x, time, number):
+    def lives(task, piece, number):
         done.append(number)
-        return do(task, x, time, number)
+        return do(task, piece, number)
 
     monkeypatch.setattr(files, "_do", lives)
     backmap_protein_file(*arguments, relax=0)  # the seed is that of the run that was begun
