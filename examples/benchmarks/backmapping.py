@@ -142,7 +142,7 @@ def main() -> None:
     options = parser.parse_args()
     flow = cgf.CGFlow.load(MODEL)
     figures = speed(flow, 2000 if options.quick else 20_000)
-    figures |= energies(flow, 64 if options.quick else 512, 4 if options.quick else 10)
+    figures |= energies(flow, 32 if options.quick else 512, 4 if options.quick else 10)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     raise SystemExit(0 if figures["agree"] else 1)
