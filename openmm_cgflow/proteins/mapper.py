@@ -13,20 +13,23 @@ from openmm_cgflow.compute import seeded
 from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.proteins.backbone import CIS_BELOW
+from openmm_cgflow.proteins.bead_minimiser import BeadMinimiser
+from openmm_cgflow.proteins.beads import ATOMS, TOLERANCE, BeadKind, beads_in, checked_beads, checked_kind, rough_trace
 from openmm_cgflow.proteins.builder import Assemble, ProteinBuilder
 from openmm_cgflow.proteins.force_field import amber14
 from openmm_cgflow.proteins.layout import ProteinLayout, with_disulfides
 from openmm_cgflow.proteins.library import FragmentLibrary
 from openmm_cgflow.proteins.result import BackmappedProtein
 from openmm_cgflow.proteins.sequence import ProteinSequence
-from openmm_cgflow.proteins.trace import checked_trace, near_cysteines, warn_of_near
-from openmm_cgflow.units import PositionsLike, in_kelvin
+from openmm_cgflow.proteins.trace import near_cysteines, warn_of_near
+from openmm_cgflow.units import PositionsLike, in_kelvin, in_nm
 
 __all__ = ["ProteinBackmapper"]
 
 _log = logging.getLogger("openmm_cgflow")
 _SAME = 0.01  # K
 _AMBER14 = ["amber14-all.xml"]
+_BY_ATOMS: dict[int, BeadKind] = {3: "n-ca-c", 4: "backbone"}
 _RESIDUES = 1600  # that are worked on at a time, over all frames
 
 
@@ -67,10 +70,13 @@ class ProteinBackmapper:
         system: openmm.System | None = None,
         temperature: float | None = None,
         disulfides: Literal["auto"] | Sequence[tuple[int, int]] = "auto",
+        beads: Literal["auto"] | BeadKind = "auto",
     ) -> None:
+        checked_kind(beads)
         self.library = library if library is not None else FragmentLibrary.load()
         self.given = ProteinSequence.of(protein)
         self.all_atoms = _all_atom_topology(protein)
+        self.beads, self._order = beads_in(protein, self.given, beads, self.all_atoms is not None)
         self.temperature = self.library.temperature if temperature is None else in_kelvin(temperature)
         if abs(self.temperature - self.library.temperature) > _SAME:
             _log.warning(
@@ -100,10 +106,10 @@ class ProteinBackmapper:
             )
         return ProteinBuilder(layout, system, self.library, self.temperature, torch.device("cpu"))
 
-    def _of_trace(self, trace: np.ndarray) -> ProteinBuilder:
-        """Tables of the protein; cysteines that are near in the first trace are bonded, if that was left open."""
+    def _of_beads(self, beads: np.ndarray, kind: BeadKind) -> ProteinBuilder:
+        """Tables of the protein; cysteines that are near in the first frame are bonded, if that was left open."""
         if self._parts is None:
-            pairs = near_cysteines(self.given, trace[0])
+            pairs = near_cysteines(self.given, rough_trace(beads, self.given, kind)[0])
             for a, b in pairs:
                 names = self.given.residues[a].label, self.given.residues[b].label
                 _log.warning("%s and %s are near: a disulfide is built; disulfides=[] leaves it out", *names)
@@ -166,35 +172,49 @@ class ProteinBackmapper:
             whole_number(value, f"backmap: {name}", least)
         if assemble not in ("packed", "chain"):
             raise InvalidInputError(f'assemble is {assemble!r}; give "packed" or "chain"')
-        beads = checked_trace(trace, self.given)
-        whole = beads.ndim == 4
-        if not whole:
+        x = in_nm(trace)
+        kind = _BY_ATOMS.get(x.shape[2], self.beads) if x.ndim == 4 else self.beads
+        if self._order is not None and x.ndim < 4 and x.shape[-2] == len(self._order):
+            x = x[..., self._order, :]
+        beads = checked_beads(x, self.given, kind)
+        if assemble == "chain" and kind not in ATOMS:
+            raise InvalidInputError(f'the density of structures around beads of kind {kind!r} is not known: give '
+                                    'assemble="packed"')  # fmt: skip
+        if kind == "ca":
             warn_of_near(beads, self.given, CIS_BELOW)
-        parts = self._of_trace(beads[:, :, 1] if whole else beads)
+        parts = self._of_beads(beads, kind)
         generator = seeded(seed)
         rows = np.repeat(np.arange(len(beads)), n)
         pieces = [
             parts.draw_given(beads[piece], generator, assemble, refine)
-            if whole
-            else parts.draw(beads[piece], generator, assemble, particles, refine)
+            if beads.ndim == 4
+            else parts.draw(beads[piece], generator, assemble, particles, refine, kind)
             for piece in np.array_split(rows, max(1, -(-len(rows) * len(self.given) // _RESIDUES)))
         ]
         x, log_evidence, log_density, ess = (torch.cat(column).cpu().numpy() for column in zip(*pieces, strict=True))
-        held = parts.held[beads.ndim]
-        x[:, held] = beads[rows].reshape(len(rows), -1, 3).astype(np.float32)
-        minimiser = parts.minimiser_of(beads.ndim)
-        x, energies = minimiser.minimised(x, relax) if relax else (x, minimiser.energies(x))
+        minimiser = parts.minimiser_of(kind)
+        if kind in ATOMS:
+            x[:, minimiser.held] = beads[rows].reshape(len(rows), -1, 3).astype(np.float32)
+        if relax and isinstance(minimiser, BeadMinimiser):
+            x, energies = minimiser.minimised_on(x, relax, beads[rows])
+        else:
+            x, energies = minimiser.minimised(x, relax) if relax else (x, minimiser.energies(x))
+        error = parts.bead_error(kind, x, beads[rows])
+        if relax and (error > TOLERANCE).any():
+            _log.warning("in %d of %d structures beads are more than %g nm off, up to %.3f nm: see bead_error",
+                         (error > TOLERANCE).sum(), len(error), TOLERANCE, error.max())  # fmt: skip
         shape = (len(beads), n)
         return BackmappedProtein(
             positions=x.reshape(*shape, *x.shape[1:]),
             energies=energies.reshape(shape),
-            log_evidence=log_evidence.reshape(shape) if assemble == "packed" and not whole else None,
+            log_evidence=log_evidence.reshape(shape) if assemble == "packed" and beads.ndim == 3 else None,
             log_density=log_density.reshape(shape) if assemble == "chain" and not relax else None,
             ess=ess.reshape(*shape, -1),
             relaxed=bool(relax),
             temperature=self.temperature,
             topology=parts.layout.topology,
             bond_lengths=parts.bond_lengths,
+            bead_error=error.reshape(shape),
         )
 
 
