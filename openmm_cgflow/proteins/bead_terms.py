@@ -26,7 +26,7 @@ __all__ = ["BeadTerms", "TiedBeads"]
 
 _ENTRIES = 4_000_000
 _OXT = 0.125 / 0.1335  # where the second oxygen is between C and N of the ghost's plane
-_SIDE_SPREAD = 0.04  # nm, of beads with atoms of side chains, whose candidates are a grid
+_SIDE_SPREAD = 0.025  # nm, of beads with atoms of side chains, whose candidates are a grid
 _SPREADS = (0.10, 0.07, 0.05, 0.035, 0.025, 0.02)  # nm, of beads, round by round
 _STARTS = 4
 """Traces that are begun for each structure."""

@@ -76,6 +76,7 @@ class ProteinBuilder:
         self.refiner = Refiner(layout, self.assembly, self.nonbonded, self.self_energies.torsions, library)
         self.bond_lengths = expected_lengths(layout.topology, system)
         self._minimisers: dict[BeadKind, Minimiser] = {}
+        self._mappings: dict[BeadKind, BeadMapping] = {}
         self._terms: dict[BeadKind, BeadTerms] = {}
 
     def held(self, kind: BeadKind) -> list[int]:
@@ -89,22 +90,33 @@ class ProteinBuilder:
             self._minimisers[kind] = (
                 Minimiser(self.system, self.held(kind), threads)
                 if kind in ATOMS
-                else BeadMinimiser(self.system, self.terms_of(kind).mapping, threads)
+                else BeadMinimiser(self.system, self.mapping_of(kind), threads)
             )
         return self._minimisers[kind]
+
+    def mapping_of(self, kind: BeadKind) -> BeadMapping:
+        """What beads stand for."""
+        if kind not in self._mappings:
+            self._mappings[kind] = BeadMapping.of(self.layout, kind)
+        return self._mappings[kind]
 
     def terms_of(self, kind: BeadKind) -> BeadTerms:
         """What beads that are no atoms say; made at its first use."""
         if kind not in self._terms:
-            mapping = BeadMapping.of(self.layout, kind)
             self._terms[kind] = BeadTerms(
-                self.layout, mapping, self.assembly, self.self_energies, self.proposer, self.library, self.kT
+                self.layout,
+                self.mapping_of(kind),
+                self.assembly,
+                self.self_energies,
+                self.proposer,
+                self.library,
+                self.kT,
             )
         return self._terms[kind]
 
     def bead_error(self, kind: BeadKind, x: np.ndarray, beads: np.ndarray) -> np.ndarray:
         """How far the worst bead of each structure `(n, atoms, 3)` is from where it shall be, `(n,)` nm."""
-        made = BeadMapping.of(self.layout, kind).beads_of(torch.as_tensor(x, dtype=torch.float64)).numpy()
+        made = self.mapping_of(kind).beads_of(torch.as_tensor(x, dtype=torch.float64)).numpy()
         return np.linalg.norm(made - beads.reshape(made.shape), axis=2).max(1)
 
     def draw_given(self, beads: np.ndarray, generator: torch.Generator, assemble: Assemble, refine: int) -> Built:

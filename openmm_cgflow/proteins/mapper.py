@@ -1,4 +1,4 @@
-"""The facade: alpha carbons go in, all-atom structures come out."""
+"""The facade: alpha carbons or other beads go in, all-atom structures come out."""
 
 import logging
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ _RESIDUES = 1600  # that are worked on at a time, over all frames
 
 
 class ProteinBackmapper:
-    """Puts atoms around the alpha carbons of a protein, by energies alone.
+    """Puts atoms around the alpha carbons, or other beads, of a protein, by energies alone.
 
     Each peptide plane turns about its virtual bond; the chain of planes is drawn exactly or with the energies between
     planes (sequential Monte Carlo); side chains are candidates among which the protein's own energies choose.
@@ -48,8 +48,12 @@ class ProteinBackmapper:
         temperature: K; that of the library by default.
         disulfides: pairs of residues counted from 0; `"auto"` takes those of the Topology, or else cysteines that are
             near in the first trace, if four residues or more are between them.
+        beads: `"ca"`; `"n-ca-c"`, `"backbone"` (N, CA, C, O): atoms, which are kept; `"martini2"`, `"martini3"` (BB,
+            SC1, ...), `"com"` (of whole residues): centres of mass, as martinize2 has them. `"auto"`: what the names in
+            a Topology of beads tell, or else alpha carbons.
 
     Attributes:
+        beads: their kind.
         topology: OpenMM Topology of all atoms; not there before the first trace where it decides on disulfides.
         system: the System that energies are taken from; as above.
 
@@ -116,6 +120,27 @@ class ProteinBackmapper:
             self._parts = self._made(pairs)
         return self._parts
 
+    def beadsOf(self, positions: PositionsLike) -> np.ndarray:
+        """Beads of this kind of all-atom structures.
+
+        Arguments:
+            positions: `(atoms, 3)` or `(frames, atoms, 3)`, Quantity or nm, in the order of `topology`.
+
+        Returns:
+            `(frames, beads, 3)` nm, residue by residue.
+        """
+        x = in_nm(positions)
+        x = x[None] if x.ndim == 2 else x
+        n = self.topology.getNumAtoms()
+        if x.ndim != 3 or x.shape[1:] != (n, 3):
+            raise MismatchError(f"positions have the shape {x.shape}; give (frames, {n}, 3), of all atoms")
+        return self._known().mapping_of(self.beads).beads_of(torch.as_tensor(x)).numpy()
+
+    def _known(self) -> ProteinBuilder:
+        if self._parts is None:
+            raise InvalidInputError("which cysteines are bonded is seen from the first trace: call backmap first")
+        return self._parts
+
     @property
     def topology(self) -> app.Topology:
         """OpenMM Topology of all atoms; while disulfides are open until a trace is seen, there is none.
@@ -123,16 +148,12 @@ class ProteinBackmapper:
         Raises:
             InvalidInputError: a trace must be seen first.
         """
-        if self._parts is None:
-            raise InvalidInputError("which cysteines are bonded is seen from the first trace: call backmap first")
-        return self._parts.layout.topology
+        return self._known().layout.topology
 
     @property
     def system(self) -> openmm.System:
         """The System that energies are taken from."""
-        if self._parts is None:
-            raise InvalidInputError("which cysteines are bonded is seen from the first trace: call backmap first")
-        return self._parts.system
+        return self._known().system
 
     def backmap(
         self,
@@ -144,13 +165,15 @@ class ProteinBackmapper:
         particles: int = 32,
         refine: int = 24,
     ) -> BackmappedProtein:
-        """Structures around alpha carbons.
+        """Structures around beads.
 
         Arguments:
-            trace: alpha carbons `(residues, 3)` or `(frames, residues, 3)`, Quantity or nm, or whatever holds
-                positions; or N, CA and C of each residue, `(frames, residues, 3, 3)`, which are then kept.
+            trace: beads `(beads, 3)` or `(frames, beads, 3)`, Quantity or nm, or whatever holds positions: alpha
+                carbons, or those of the kind `beads`, residue by residue, or as the Topology has them. `(frames,
+                residues, 3, 3)` is N, CA and C of each residue whatever the kind; `(frames, residues, 4, 3)` has O too.
             n: structures for each frame.
-            relax: iterations of minimisation with the alpha carbons held; 0 for none.
+            relax: iterations of minimisation with the beads held; 0 for none, which leaves centres of mass some
+                hundredths of a nm off.
             seed: of everything random; a new one by default.
             assemble: `"packed"`: energies between planes and between side chains choose; `"chain"`: the chain of planes
                 and independent side chains, the density of which is known.
@@ -158,10 +181,11 @@ class ProteinBackmapper:
             refine: steps of descent in the turns of planes and side chains together, after packing.
 
         Returns:
-            the structures, with alpha carbons where they are given.
+            the structures, with beads where they are given, and by how much they are not (`bead_error`).
 
         Raises:
-            InvalidInputError: for a trace that cannot be one, by residue, with the way out.
+            InvalidInputError: for beads that cannot be, by residue, with the way out.
+            MismatchError: another number of beads than this kind has.
         """
         for name, value, least in (
             ("n", n, 1),
