@@ -110,7 +110,8 @@ def test_means_of_atoms_are_kept_and_tell_more_than_alpha_carbons(known, kind):
     assert made.bead_error.max() < TOLERANCE
     mapping = BeadMapping.of(cgf.ProteinBackmapper(SEQUENCE)._parts.layout, kind)
     again = mapping.beads_of(torch.as_tensor(made.positions[0])).numpy()
-    np.testing.assert_array_equal(cgf.ProteinBackmapper(SEQUENCE, beads=kind).beadsOf(made.positions[0]), again)
+    found = cgf.ProteinBackmapper(SEQUENCE, beads=kind, disulfides=[]).beadsOf(made.positions[0])
+    np.testing.assert_allclose(found, again, atol=1e-6)
     np.testing.assert_allclose(again, np.broadcast_to(beads, again.shape), atol=TOLERANCE)
     assert not made.checks.wrong_chirality.any()
     assert not made.checks.wrong_peptides.any()
