@@ -1,9 +1,9 @@
-"""Atoms of any protein around its alpha carbons, from energies alone.
+"""Atoms of any protein around its alpha carbons or other beads, from energies alone.
 
-`ProteinBackmapper` reads a sequence or a Topology, and puts atoms around traces of alpha carbons: a chain of peptide
-planes, then side chains. What it knows of residues is in a `FragmentLibrary`, which was made from energies of capped
-residues; `FragmentFlows`, beside it, are densities of side chains given the backbone. `BackmappedProtein` is what it
-gives; `backmap_protein_file` does so for files of any length.
+`ProteinBackmapper` reads a sequence or a Topology, and puts atoms around traces of alpha carbons, or around beads such
+as Martini's: a chain of peptide planes, then side chains. What it knows of residues is in a `FragmentLibrary`, made
+from energies of capped residues; `FragmentFlows`, beside it, are densities of side chains given the backbone.
+`BackmappedProtein` is what it gives; `backmap_protein_file` does so for files of any length.
 """
 
 from openmm_cgflow.proteins.files import BackmappedProteinFile, backmap_protein_file

@@ -55,8 +55,8 @@ class Assembly:
         return self._amines(x)
 
     def given(self, backbone: Tensor) -> Tensor:
-        """Backbones of given N, CA and C `(batch, residues, 3, 3)`: `(batch, atoms, 3)` nm, O and H in their planes."""
-        n, ca, c = backbone.unbind(2)
+        """Backbones `(batch, atoms, 3)` nm of given N, CA, C (and O) `(batch, residues, 3 or 4, 3)`."""
+        n, ca, c, *oxygens = backbone.unbind(2)
         x = backbone.new_zeros(len(backbone), self.layout.n_atoms, 3)
         for name, place in (("N", n), ("CA", ca), ("C", c)):
             x = x.index_copy(1, self.layout.of(name).to(x.device), place)
@@ -73,6 +73,10 @@ class Assembly:
             turns = torch.tensor([math.radians(150.0), math.radians(-30.0)]).to(x)
             where = torch.tensor([self.layout.index[k]["O"], self.layout.index[k]["OXT"]], device=x.device)
             x = x.index_copy(1, where, beyond(n[:, k], ca[:, k], c[:, k], _C_O, _CARBOXYL, turns))
+        for o in oxygens:
+            x = x.index_copy(1, self.layout.of("O").to(x.device), o)
+            ends = (ca[:, self.last] - c[:, self.last], o[:, self.last] - c[:, self.last])
+            x = x.index_copy(1, self.oxt.to(x.device), c[:, self.last] - _C_O * _halfway(*ends))
         return self._amines(x)
 
     def _amines(self, x: Tensor) -> Tensor:

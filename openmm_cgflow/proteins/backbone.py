@@ -121,6 +121,17 @@ class Backbone:
         beside = points[:, planes.end].roll(-1, 1) - start  # any vector that turns with the trace
         return cls(planes, trace, start, end, axes_of(start, end, beside), plane_shape(length, cis), cis)
 
+    def moved(self, trace: Tensor) -> "Backbone":
+        """The same planes on a trace that is near; ghosts go with their termini, and what is cis stays so."""
+        n, shift = trace.shape[1], trace - self.trace
+        real = [
+            torch.where(here < n, here, other)
+            for here, other in ((self.planes.start, self.planes.end), (self.planes.end, self.planes.start))
+        ]
+        start, end = self.starts + shift[:, real[0]], self.ends + shift[:, real[1]]
+        shape = plane_shape((end - start).norm(dim=-1), self.cis)
+        return Backbone(self.planes, trace, start, end, axes_of(start, end, end.roll(-1, 1) - start), shape, self.cis)
+
     def atoms(self, gamma: Tensor) -> Tensor:
         """C, O, N and H of all planes at `gamma (batch, planes)`: `(batch, planes, 4, 3)` nm."""
         return place_planes(self.starts, self.axes, self.shape, gamma)

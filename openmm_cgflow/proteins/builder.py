@@ -10,6 +10,9 @@ from torch import Tensor
 
 from openmm_cgflow.proteins.assembly import Assembly
 from openmm_cgflow.proteins.backbone import Backbone, Planes
+from openmm_cgflow.proteins.bead_minimiser import BeadMinimiser
+from openmm_cgflow.proteins.bead_terms import BeadTerms, TiedBeads
+from openmm_cgflow.proteins.beads import ATOMS, BeadKind, BeadMapping
 from openmm_cgflow.proteins.contacts import COARSE, Nonbonded, plane_pairs, plane_sterics
 from openmm_cgflow.proteins.force_field import Minimiser, expected_lengths
 from openmm_cgflow.proteins.layout import MOST_CHI, ProteinLayout
@@ -26,6 +29,7 @@ __all__ = ["Assemble", "Built", "ProteinBuilder"]
 Assemble = Literal["packed", "chain"]
 
 _RESTARTS = 3
+_LONGER = 3  # times the steps of descent where alpha carbons move as well
 _AGAIN = 2  # times that a structure with two atoms in one place is drawn anew
 _HARD = 150.0  # kJ/mol of a pair of atoms, above which they are in one place
 
@@ -70,29 +74,61 @@ class ProteinBuilder:
         self.proposer = GridProposer(layout)
         self.self_energies = SelfEnergies(layout, system, self.nonbonded)
         self.refiner = Refiner(layout, self.assembly, self.nonbonded, self.self_energies.torsions, library)
-        self.ca = layout.of("CA").numpy()
         self.bond_lengths = expected_lengths(layout.topology, system)
-        backbone = torch.stack([layout.of(name) for name in ("N", "CA", "C")], 1)
-        self.held = {3: self.ca.tolist(), 4: backbone.flatten().tolist()}
-        """Atoms that are given, by the number of dimensions of what was given."""
-        self._minimisers: dict[int, Minimiser] = {}
+        self._minimisers: dict[BeadKind, Minimiser] = {}
+        self._mappings: dict[BeadKind, BeadMapping] = {}
+        self._terms: dict[BeadKind, BeadTerms] = {}
 
-    def minimiser_of(self, dimensions: int) -> Minimiser:
+    def held(self, kind: BeadKind) -> list[int]:
+        """Atoms that are given, residue by residue."""
+        return torch.stack([self.layout.of(name) for name in ATOMS[kind]], 1).flatten().tolist()
+
+    def minimiser_of(self, kind: BeadKind) -> Minimiser:
         """One that holds what is given; made at its first use, for it takes a moment."""
-        if dimensions not in self._minimisers:
-            self._minimisers[dimensions] = Minimiser(self.system, self.held[dimensions], torch.get_num_threads())
-        return self._minimisers[dimensions]
+        if kind not in self._minimisers:
+            threads = torch.get_num_threads()
+            self._minimisers[kind] = (
+                Minimiser(self.system, self.held(kind), threads)
+                if kind in ATOMS
+                else BeadMinimiser(self.system, self.mapping_of(kind), threads)
+            )
+        return self._minimisers[kind]
+
+    def mapping_of(self, kind: BeadKind) -> BeadMapping:
+        """What beads stand for."""
+        if kind not in self._mappings:
+            self._mappings[kind] = BeadMapping.of(self.layout, kind)
+        return self._mappings[kind]
+
+    def terms_of(self, kind: BeadKind) -> BeadTerms:
+        """What beads that are no atoms say; made at its first use."""
+        if kind not in self._terms:
+            self._terms[kind] = BeadTerms(
+                self.layout,
+                self.mapping_of(kind),
+                self.assembly,
+                self.self_energies,
+                self.proposer,
+                self.library,
+                self.kT,
+            )
+        return self._terms[kind]
+
+    def bead_error(self, kind: BeadKind, x: np.ndarray, beads: np.ndarray) -> np.ndarray:
+        """How far the worst bead of each structure `(n, atoms, 3)` is from where it shall be, `(n,)` nm."""
+        made = self.mapping_of(kind).beads_of(torch.as_tensor(x, dtype=torch.float64)).numpy()
+        return np.linalg.norm(made - beads.reshape(made.shape), axis=2).max(1)
 
     def draw_given(self, beads: np.ndarray, generator: torch.Generator, assemble: Assemble, refine: int) -> Built:
-        """Side chains, O and H around given N, CA and C.
+        """Side chains, H and O around given N, CA, C (and O).
 
         Arguments:
-            beads: `(batch, residues, 3, 3)` nm.
+            beads: `(batch, residues, 3 or 4, 3)` nm.
             generator: of everything random.
             assemble: `"packed"`, or `"chain"` for side chains that do not see one another.
             refine: steps of descent.
         """
-        centre = beads.mean((1, 2), keepdims=True)
+        centre = beads[:, :, :3].mean((1, 2), keepdims=True)
         given = torch.as_tensor(beads - centre, dtype=torch.float32, device=self.device)
         back = torch.as_tensor(centre[:, 0], dtype=torch.float32, device=self.device)
         x = self.assembly.given(given)
@@ -116,40 +152,52 @@ class ProteinBuilder:
         return state, log_p.gather(2, state[..., None]).sum((1, 2))
 
     def draw(
-        self, beads: np.ndarray, generator: torch.Generator, assemble: Assemble, particles: int, refine: int
+        self,
+        beads: np.ndarray,
+        generator: torch.Generator,
+        assemble: Assemble,
+        particles: int,
+        refine: int,
+        kind: BeadKind = "ca",
     ) -> Built:
-        """One structure around each of some traces.
+        """One structure around each of some traces, or of some sets of beads that are no atoms.
 
         Arguments:
-            beads: `(batch, residues, 3)` nm.
+            beads: `(batch, residues, 3)` nm; `(batch, beads, 3)` of other kinds.
             generator: of everything random.
             assemble: `"packed"` or `"chain"`, see `ProteinBackmapper.backmap`.
             particles: of sequential Monte Carlo.
             refine: steps of descent.
+            kind: of the beads.
         """
         centre = beads.mean(1, keepdims=True)
         trace = torch.as_tensor(beads - centre, dtype=torch.float32, device=self.device)
         back = torch.as_tensor(centre, dtype=torch.float32, device=self.device)
+        tied = None
+        if kind not in ATOMS:
+            tied = TiedBeads(self.terms_of(kind), trace)
+            trace = tied.terms.trace(trace, generator)
         if assemble == "chain":
             built = self._chain(trace, generator)
             return built._replace(x=built.x + back)
-        built = self._packed(trace, generator, particles, refine)
+        built = self._packed(trace, generator, particles, refine, tied)
         score, worst = self.refiner.judged(built.x)
         for _ in range(_AGAIN):
             hard = (worst > _HARD).nonzero().flatten()
             if not len(hard):
                 break
-            again = self._packed(trace[hard], generator, particles, refine)
+            again = self._packed(trace[hard], generator, particles, refine, tied and tied[hard])
             new_score, new_worst = self.refiner.judged(again.x)
             better = (new_worst < worst[hard]).nonzero().flatten()
             for old, new in zip((*built, score, worst), (*again, new_score, new_worst), strict=True):
                 old[hard[better]] = new[better]
         return built._replace(x=built.x + back)
 
-    def _planes(self, trace: Tensor) -> tuple[Backbone, PlaneChain]:
+    def _planes(self, trace: Tensor, tied: TiedBeads | None = None) -> tuple[Backbone, PlaneChain]:
         backbone = Backbone.of(self.planes, trace)
         sterics = plane_sterics(backbone, _coarse(trace)).repeat_interleave(BINS // COARSE, -1)
         factors = local_factors(backbone, self.layout.sequence, self.library)
+        factors = factors + tied.log_factors(backbone) if tied else factors
         return backbone, PlaneChain(factors, self.planes.link, -sterics / self.kT)
 
     def _turns(self, bins: Tensor, generator: torch.Generator) -> Tensor:
@@ -168,23 +216,28 @@ class ProteinBuilder:
         x = self.refiner.structures_of(x, _chosen(candidates, state))
         return Built(x, chain.log_z, log_density, x.new_ones(len(x), len(self.layout.sequence)))
 
-    def _packed(self, trace: Tensor, generator: torch.Generator, particles: int, refine: int) -> Built:
+    def _packed(
+        self, trace: Tensor, generator: torch.Generator, particles: int, refine: int, tied: TiedBeads | None
+    ) -> Built:
         """Planes that see one another, side chains that are packed, and both refined together."""
-        backbone, chain = self._planes(trace)
+        backbone, chain = self._planes(trace, tied)
         pairs = plane_pairs(backbone, self.assembly.indices, self.nonbonded, _coarse(trace))
         bins, log_evidence, ess = draw_planes(chain, pairs, self.kT, particles, generator)
         turns = self._turns(bins, generator)
         x = self.assembly.backbone(backbone, turns)
-        candidates = self._candidates(x)
+        candidates = self._candidates(x, tied)
         tables = pair_tables(candidates, self.self_energies, self.nonbonded)
         chi = _chosen(candidates, pack(candidates.energy, tables, self.kT, _RESTARTS, generator).state)
-        if refine:
+        if refine and tied:
+            backbone, turns, chi = self.refiner.refined_with_trace(backbone, turns, chi, _LONGER * refine, tied)
+        elif refine:
             turns, chi = self.refiner.refined(backbone, turns, chi, refine)
         x = self.refiner.structures(backbone, turns, chi)
         return Built(x, log_evidence, torch.full_like(log_evidence, torch.nan), ess[:, self.planes.after])
 
-    def _candidates(self, x: Tensor) -> Candidates:
-        return self.self_energies.choose(x, self.proposer.chi, self.proposer.local, self.kT)
+    def _candidates(self, x: Tensor, tied: TiedBeads | None = None) -> Candidates:
+        more = tied.of_candidates if tied else None
+        return self.self_energies.choose(x, self.proposer.chi, self.proposer.local, self.kT, more)
 
 
 def _coarse(like: Tensor) -> Tensor:

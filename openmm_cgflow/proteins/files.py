@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mdtraj
 import numpy as np
@@ -19,12 +19,21 @@ from openmm_cgflow.analysis.structure_checks import StructureChecks
 from openmm_cgflow.backmapping import Joined, all_pieces, in_processes, kept_pieces, outputs_beside, progress_bar
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
+from openmm_cgflow.proteins.beads import (
+    ATOMS,
+    BeadKind,
+    bead_order,
+    checked_beads,
+    checked_kind,
+    kind_of_names,
+    rough_trace,
+)
 from openmm_cgflow.proteins.library import FragmentLibrary
 from openmm_cgflow.proteins.mapper import ProteinBackmapper
 from openmm_cgflow.proteins.residues import CHI, ONE_LETTER, OTHER_NAMES, REFUSED
 from openmm_cgflow.proteins.result import write_pdb
 from openmm_cgflow.proteins.sequence import ProteinSequence
-from openmm_cgflow.proteins.trace import checked_trace, near_cysteines
+from openmm_cgflow.proteins.trace import near_cysteines
 from openmm_cgflow.storage import locked
 from openmm_cgflow.text_files import check_encoding
 from openmm_cgflow.trajectory_files import WRITTEN, count_frames, read_pieces, save_arrays, write_frames
@@ -49,6 +58,7 @@ class BackmappedProteinFile:
         structures: that were written.
         energies: `(structures,)` kJ/mol.
         checks: of all structures.
+        bead_error: `(structures,)` nm, how far the worst bead of each is off.
     """
 
     written: tuple[Path, ...]
@@ -57,6 +67,7 @@ class BackmappedProteinFile:
     structures: int
     energies: np.ndarray
     checks: StructureChecks
+    bead_error: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,7 @@ class _Task:
     n: int
     relax: int
     seed: int
+    beads: BeadKind
 
 
 def backmap_protein_file(
@@ -84,19 +96,20 @@ def backmap_protein_file(
     library: str | Path | None = None,
     disulfides: bool = True,
     progress: bool = False,
+    beads: Literal["auto"] | BeadKind = "auto",
 ) -> BackmappedProteinFile:
-    """Put atoms around the alpha carbons of a file, however long, in bounded memory.
+    """Put atoms around the alpha carbons or other beads of a file, however long, in bounded memory.
 
     Pieces of the file are kept beside the output, in a folder that ends in `.parts`; a run that was ended goes on there
     with the same arguments. One seed gives one result for any number of workers, but for rounding where structures are
     relaxed.
 
     Arguments:
-        structure: a PDB file with the alpha carbons, or with more, of which these are taken.
+        structure: a PDB file with the beads, or with more, of which these are taken.
         output: `.dcd`, `.xtc`, `.trr`, `.nc` or `.pdb`; numbers go into an `.npz` file beside it.
-        trajectory: frames of the atoms of `structure`, or of its alpha carbons alone; those of `structure` by default.
+        trajectory: frames of the atoms of `structure`, or of its beads alone; those of `structure` by default.
         n: structures for each frame.
-        relax: iterations of minimisation with the alpha carbons held; 0 for none.
+        relax: iterations of minimisation with the beads held; 0 for none.
         seed: of everything random; a new one by default.
         stride: take every so many frames.
         frames: the first one, and before which one to end.
@@ -104,6 +117,7 @@ def backmap_protein_file(
         library: file of a `FragmentLibrary`; the shipped one by default.
         disulfides: whether cysteines that are near in the first frame are bonded.
         progress: show a bar with the time that is left.
+        beads: their kind, see `ProteinBackmapper`; `"auto"` takes what the names of the protein's atoms tell.
 
     Raises:
         InvalidInputError: for files that cannot be read or written, residues that cannot be built, wrong traces, by
@@ -125,20 +139,22 @@ def backmap_protein_file(
     for path in read:
         if not path.is_file():
             raise InvalidInputError(f"there is no file {path}")
+    checked_kind(beads)
     outputs = outputs_beside(output, read)
-    whole, alpha = _read_structure(structure)
-    sequence = ProteinSequence.of(alpha)
-    beads = _Beads(frames_of, whole, alpha)
-    pieces = beads.pieces(max(1, _PIECE // (len(sequence) * n)), stride, *frames)
-    first = next(beads.pieces(1, 1, *frames), None)
+    whole, kept, chosen, kind = _read_structure(structure, beads)
+    sequence = ProteinSequence.of(kept)
+    source = _Beads(frames_of, whole, kept, chosen, kind)
+    pieces = source.pieces(max(1, _PIECE // (len(sequence) * n)), stride, *frames)
+    first = next(source.pieces(1, 1, *frames), None)
     if first is None:
         raise InvalidInputError(f"there are no frames in {frames_of} from {frames[0]} on")
-    pairs = tuple(near_cysteines(sequence, checked_trace(first, sequence)[0])) if disulfides else ()
+    rough = rough_trace(checked_beads(first, sequence, kind), sequence, kind)[0]
+    pairs = tuple(near_cysteines(sequence, rough)) if disulfides else ()
     for a, b in pairs:
         names = sequence.residues[a].label, sequence.residues[b].label
         _log.warning("%s and %s are near in the first frame: a disulfide is built", *names)
     parts = output.with_name(output.name + ".parts")
-    task = _Task(sequence, pairs, None if library is None else str(Path(library).resolve()), n, relax, 0)
+    task = _Task(sequence, pairs, None if library is None else str(Path(library).resolve()), n, relax, 0, kind)
     with locked(output):
         total = count_frames(frames_of, stride, *frames)
         described = _described(task, (structure, frames_of), stride, frames)
@@ -150,69 +166,89 @@ def backmap_protein_file(
 
 
 class _Beads:
-    """Alpha carbons of a file of frames."""
+    """Beads of a file of frames."""
 
-    def __init__(self, path: Path, whole: app.Topology, alpha: app.Topology) -> None:
-        self.path = path
-        self.whole, self.alpha = (mdtraj.Topology.from_openmm(t) for t in (whole, alpha))
-        self.chosen = [k for k, name in enumerate(_labels(whole)) if name is not None]
+    def __init__(self, path: Path, whole: app.Topology, kept: app.Topology, chosen: list[int], kind: BeadKind) -> None:
+        self.path, self.chosen, self.kind = path, chosen, kind
+        self.whole, self.kept = (mdtraj.Topology.from_openmm(t) for t in (whole, kept))
+        self.ranks = np.argsort(np.argsort(chosen)).tolist()
 
     def pieces(self, chunk: int, stride: int, start: int, stop: int | None) -> Iterator[mdtraj.Trajectory]:
-        """Frames of alpha carbons."""
+        """Frames of beads."""
         try:
             first = next(read_pieces(self.path, self.whole, 1), None)
             top = self.whole
         except InvalidInputError:
-            first = next(read_pieces(self.path, self.alpha, 1), None)
-            top = self.alpha
+            first = next(read_pieces(self.path, self.kept, 1), None)
+            top = self.kept
         if first is None:
             return
         for piece in read_pieces(self.path, top, chunk, stride, start, stop):
-            if piece.n_atoms == self.alpha.n_atoms:
-                yield piece
+            if piece.n_atoms == self.kept.n_atoms:
+                yield self._ordered(piece)
             elif piece.n_atoms == self.whole.n_atoms:
-                yield piece.atom_slice(self.chosen)
+                yield self._ordered(piece.atom_slice(sorted(self.chosen)))
+            elif self.kind != "ca":
+                yield piece  # is refused by its number of beads
             else:
                 carbons = piece.topology.select("name CA")
                 yield piece.atom_slice(carbons) if len(carbons) else piece
 
-
-def _labels(topology: app.Topology) -> list[str | None]:
-    """The residue's name of each atom that is an alpha carbon of a protein, None for others."""
-    return [
-        atom.residue.name if atom.name == "CA" and atom.residue.name in _KNOWN else None for atom in topology.atoms()
-    ]
+    def _ordered(self, piece: mdtraj.Trajectory) -> mdtraj.Trajectory:
+        """Beads in the order of their kind, which that of the file need not be."""
+        piece.xyz = piece.xyz[:, self.ranks]
+        return piece
 
 
-def _read_structure(path: Path) -> tuple[app.Topology, app.Topology]:
-    """Topology of all atoms of a file, and of its alpha carbons."""
+def _read_structure(
+    path: Path, beads: Literal["auto"] | BeadKind
+) -> tuple[app.Topology, app.Topology, list[int], BeadKind]:
+    """Topology of all atoms of a file, that of its beads, where these are among the atoms, and their kind."""
     check_encoding(path)
     try:
         whole = app.PDBFile(str(path)).topology
     except Exception as error:  # OpenMM raises whatever it meets
         raise InvalidInputError(f"{path} cannot be read as a PDB file ({type(error).__name__}: {error})") from error
-    labels = _labels(whole)
-    alpha, left = app.Topology(), Counter[str]()
-    for chain in whole.chains():
-        made = None
-        for residue in chain.residues():
-            atoms = [atom for atom in residue.atoms() if labels[atom.index] is not None]
-            names = [atom.name for atom in residue.atoms()]
-            if not atoms and ("CA" in names) and residue.name not in ("CA", "CAL"):
-                atoms = [atom for atom in residue.atoms() if atom.name == "CA"]  # is refused by its name
-            if not atoms:
-                left[residue.name] += 1
-                continue
-            made = made or alpha.addChain(chain.id)
-            added = alpha.addResidue(residue.name, made, residue.id)
-            alpha.addAtom("CA", app.element.carbon, added)
+    protein = [residue for residue in whole.residues() if _is_protein(residue, beads)]
+    left = Counter(residue.name for residue in whole.residues() if not _is_protein(residue, beads))
     if left:
         _log.warning(
-            "left out, for they have no alpha carbon: %s", ", ".join(f"{n} {name}" for name, n in left.items())
+            "left out, for they have no %s: %s",
+            "alpha carbon" if beads in ("auto", "ca") else "beads of a protein",
+            ", ".join(f"{n} {name}" for name, n in left.items()),
         )
-    if not alpha.getNumAtoms():
-        raise InvalidInputError(f"{path} has no atoms named CA of amino acids: give a file of alpha carbons")
-    return whole, alpha
+    if not protein:
+        raise InvalidInputError(
+            f"{path} has no atoms named CA of amino acids: give a file of alpha carbons, or of other beads and their "
+            "kind (beads=, --beads)"
+        )
+    names = [(residue.name, [atom.name for atom in residue.atoms()]) for residue in protein]
+    kind = kind_of_names(names) if beads == "auto" else beads
+    kept, made, chosen = app.Topology(), {}, []
+    for residue in protein:
+        chain = residue.chain
+        if chain.index not in made:
+            made[chain.index] = kept.addChain(chain.id)
+        added = kept.addResidue(residue.name, made[chain.index], residue.id)
+        index = {atom.name: atom.index for atom in residue.atoms()}
+        if kind in ATOMS:
+            index = {name: index[name] for name in ATOMS[kind] if name in index}
+        for name, atom in index.items():
+            kept.addAtom(name, app.element.carbon, added)
+            chosen.append(atom)
+    if kind == "ca":
+        return whole, kept, chosen, kind
+    sequence = ProteinSequence.of(kept)
+    residues = [{atom.name: chosen[atom.index] for atom in residue.atoms()} for residue in kept.residues()]
+    return whole, kept, bead_order(residues, sequence, kind).tolist(), kind
+
+
+def _is_protein(residue: Any, beads: Literal["auto"] | BeadKind) -> bool:  # noqa: ANN401
+    """Whether a residue has beads of a protein; those that have and are not known are refused by name later."""
+    names = {atom.name for atom in residue.atoms()}
+    if residue.name in _KNOWN:
+        return bool({"CA", "BB", "COM"} & names) or beads == "com"
+    return ("CA" in names and residue.name not in ("CA", "CAL")) or "BB" in names
 
 
 def _described(task: _Task, files: tuple[Path, Path], stride: int, frames: tuple[int, int | None]) -> dict[str, Any]:
@@ -224,9 +260,11 @@ def _described(task: _Task, files: tuple[Path, Path], stride: int, frames: tuple
 
 
 @lru_cache(maxsize=1)
-def _mapper(sequence: ProteinSequence, disulfides: tuple[tuple[int, int], ...], library: str | None) -> Any:  # noqa: ANN401
+def _mapper(
+    sequence: ProteinSequence, disulfides: tuple[tuple[int, int], ...], library: str | None, beads: BeadKind
+) -> Any:  # noqa: ANN401
     """The mapper of a task, once in each process."""
-    return ProteinBackmapper(sequence, FragmentLibrary.load(library), disulfides=disulfides)
+    return ProteinBackmapper(sequence, FragmentLibrary.load(library), disulfides=disulfides, beads=beads)
 
 
 def _do(task: _Task, piece: mdtraj.Trajectory, number: int) -> dict[str, np.ndarray]:
@@ -234,7 +272,7 @@ def _do(task: _Task, piece: mdtraj.Trajectory, number: int) -> dict[str, np.ndar
     x = piece.xyz
     seed = int(np.random.SeedSequence([task.seed, number]).generate_state(1)[0])
     try:
-        result = _mapper(task.sequence, task.disulfides, task.library).backmap(x, task.n, task.relax, seed)
+        result = _mapper(task.sequence, task.disulfides, task.library, task.beads).backmap(x, task.n, task.relax, seed)
     except CGFlowError as error:
         raise type(error)(f"in piece {number} of the file, of {len(x)} frames counted from 0: {error}") from error
     return result.numbers() | {"positions": result.positions, "time": np.repeat(piece.time, task.n)}
@@ -244,7 +282,7 @@ def _join(
     task: _Task, found: list[Path], parts: Path, outputs: tuple[Path, Path, Path | None]
 ) -> BackmappedProteinFile:
     """One file of structures and one of numbers; then the pieces are removed."""
-    joined, topology = Joined(found), _mapper(task.sequence, task.disulfides, task.library).topology
+    joined, topology = Joined(found), _mapper(task.sequence, task.disulfides, task.library, task.beads).topology
     structure_file, number_file, topology_file = outputs
     if topology_file is None:
         structures = write_pdb(structure_file, topology, (frame for x, _ in joined.structures() for frame in x))
@@ -259,5 +297,11 @@ def _join(
     frames = len(arrays["energies"])
     written = tuple(path for path in outputs if path is not None)
     return BackmappedProteinFile(
-        written, frames, len(task.sequence), structures, arrays["energies"].reshape(-1), checks
+        written,
+        frames,
+        len(task.sequence),
+        structures,
+        arrays["energies"].reshape(-1),
+        checks,
+        arrays["bead_error"].reshape(-1),
     )

@@ -1,4 +1,4 @@
-"""The facade: alpha carbons go in, all-atom structures come out."""
+"""The facade: alpha carbons or other beads go in, all-atom structures come out."""
 
 import logging
 from collections.abc import Sequence
@@ -13,25 +13,28 @@ from openmm_cgflow.compute import seeded
 from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.proteins.backbone import CIS_BELOW
+from openmm_cgflow.proteins.bead_minimiser import BeadMinimiser
+from openmm_cgflow.proteins.beads import ATOMS, TOLERANCE, BeadKind, beads_in, checked_beads, checked_kind, rough_trace
 from openmm_cgflow.proteins.builder import Assemble, ProteinBuilder
 from openmm_cgflow.proteins.force_field import amber14
 from openmm_cgflow.proteins.layout import ProteinLayout, with_disulfides
 from openmm_cgflow.proteins.library import FragmentLibrary
 from openmm_cgflow.proteins.result import BackmappedProtein
 from openmm_cgflow.proteins.sequence import ProteinSequence
-from openmm_cgflow.proteins.trace import checked_trace, near_cysteines, warn_of_near
-from openmm_cgflow.units import PositionsLike, in_kelvin
+from openmm_cgflow.proteins.trace import near_cysteines, warn_of_near
+from openmm_cgflow.units import PositionsLike, in_kelvin, in_nm
 
 __all__ = ["ProteinBackmapper"]
 
 _log = logging.getLogger("openmm_cgflow")
 _SAME = 0.01  # K
 _AMBER14 = ["amber14-all.xml"]
+_BY_ATOMS: dict[int, BeadKind] = {3: "n-ca-c", 4: "backbone"}
 _RESIDUES = 1600  # that are worked on at a time, over all frames
 
 
 class ProteinBackmapper:
-    """Puts atoms around the alpha carbons of a protein, by energies alone.
+    """Puts atoms around the alpha carbons, or other beads, of a protein, by energies alone.
 
     Each peptide plane turns about its virtual bond; the chain of planes is drawn exactly or with the energies between
     planes (sequential Monte Carlo); side chains are candidates among which the protein's own energies choose.
@@ -45,8 +48,12 @@ class ProteinBackmapper:
         temperature: K; that of the library by default.
         disulfides: pairs of residues counted from 0; `"auto"` takes those of the Topology, or else cysteines that are
             near in the first trace, if four residues or more are between them.
+        beads: `"ca"`; `"n-ca-c"`, `"backbone"` (N, CA, C, O): atoms, which are kept; `"martini2"`, `"martini3"` (BB,
+            SC1, ...), `"com"` (of whole residues): centres of mass, as martinize2 has them. `"auto"`: what the names in
+            a Topology of beads tell, or else alpha carbons.
 
     Attributes:
+        beads: their kind.
         topology: OpenMM Topology of all atoms; not there before the first trace where it decides on disulfides.
         system: the System that energies are taken from; as above.
 
@@ -67,10 +74,13 @@ class ProteinBackmapper:
         system: openmm.System | None = None,
         temperature: float | None = None,
         disulfides: Literal["auto"] | Sequence[tuple[int, int]] = "auto",
+        beads: Literal["auto"] | BeadKind = "auto",
     ) -> None:
+        checked_kind(beads)
         self.library = library if library is not None else FragmentLibrary.load()
         self.given = ProteinSequence.of(protein)
         self.all_atoms = _all_atom_topology(protein)
+        self.beads, self._order = beads_in(protein, self.given, beads, self.all_atoms is not None)
         self.temperature = self.library.temperature if temperature is None else in_kelvin(temperature)
         if abs(self.temperature - self.library.temperature) > _SAME:
             _log.warning(
@@ -100,14 +110,35 @@ class ProteinBackmapper:
             )
         return ProteinBuilder(layout, system, self.library, self.temperature, torch.device("cpu"))
 
-    def _of_trace(self, trace: np.ndarray) -> ProteinBuilder:
-        """Tables of the protein; cysteines that are near in the first trace are bonded, if that was left open."""
+    def _of_beads(self, beads: np.ndarray, kind: BeadKind) -> ProteinBuilder:
+        """Tables of the protein; cysteines that are near in the first frame are bonded, if that was left open."""
         if self._parts is None:
-            pairs = near_cysteines(self.given, trace[0])
+            pairs = near_cysteines(self.given, rough_trace(beads, self.given, kind)[0])
             for a, b in pairs:
                 names = self.given.residues[a].label, self.given.residues[b].label
                 _log.warning("%s and %s are near: a disulfide is built; disulfides=[] leaves it out", *names)
             self._parts = self._made(pairs)
+        return self._parts
+
+    def beadsOf(self, positions: PositionsLike) -> np.ndarray:
+        """Beads of this kind of all-atom structures.
+
+        Arguments:
+            positions: `(atoms, 3)` or `(frames, atoms, 3)`, Quantity or nm, in the order of `topology`.
+
+        Returns:
+            `(frames, beads, 3)` nm, residue by residue.
+        """
+        x = in_nm(positions)
+        x = x[None] if x.ndim == 2 else x
+        n = self.topology.getNumAtoms()
+        if x.ndim != 3 or x.shape[1:] != (n, 3):
+            raise MismatchError(f"positions have the shape {x.shape}; give (frames, {n}, 3), of all atoms")
+        return self._known().mapping_of(self.beads).beads_of(torch.as_tensor(x)).numpy()
+
+    def _known(self) -> ProteinBuilder:
+        if self._parts is None:
+            raise InvalidInputError("which cysteines are bonded is seen from the first trace: call backmap first")
         return self._parts
 
     @property
@@ -117,16 +148,12 @@ class ProteinBackmapper:
         Raises:
             InvalidInputError: a trace must be seen first.
         """
-        if self._parts is None:
-            raise InvalidInputError("which cysteines are bonded is seen from the first trace: call backmap first")
-        return self._parts.layout.topology
+        return self._known().layout.topology
 
     @property
     def system(self) -> openmm.System:
         """The System that energies are taken from."""
-        if self._parts is None:
-            raise InvalidInputError("which cysteines are bonded is seen from the first trace: call backmap first")
-        return self._parts.system
+        return self._known().system
 
     def backmap(
         self,
@@ -138,13 +165,15 @@ class ProteinBackmapper:
         particles: int = 32,
         refine: int = 24,
     ) -> BackmappedProtein:
-        """Structures around alpha carbons.
+        """Structures around beads.
 
         Arguments:
-            trace: alpha carbons `(residues, 3)` or `(frames, residues, 3)`, Quantity or nm, or whatever holds
-                positions; or N, CA and C of each residue, `(frames, residues, 3, 3)`, which are then kept.
+            trace: beads `(beads, 3)` or `(frames, beads, 3)`, Quantity or nm, or whatever holds positions: alpha
+                carbons, or those of the kind `beads`, residue by residue, or as the Topology has them. `(frames,
+                residues, 3, 3)` is N, CA and C of each residue whatever the kind; `(frames, residues, 4, 3)` has O too.
             n: structures for each frame.
-            relax: iterations of minimisation with the alpha carbons held; 0 for none.
+            relax: iterations of minimisation with the beads held; 0 for none, which leaves centres of mass some
+                hundredths of a nm off.
             seed: of everything random; a new one by default.
             assemble: `"packed"`: energies between planes and between side chains choose; `"chain"`: the chain of planes
                 and independent side chains, the density of which is known.
@@ -152,10 +181,11 @@ class ProteinBackmapper:
             refine: steps of descent in the turns of planes and side chains together, after packing.
 
         Returns:
-            the structures, with alpha carbons where they are given.
+            the structures, with beads where they are given, and by how much they are not (`bead_error`).
 
         Raises:
-            InvalidInputError: for a trace that cannot be one, by residue, with the way out.
+            InvalidInputError: for beads that cannot be, by residue, with the way out.
+            MismatchError: another number of beads than this kind has.
         """
         for name, value, least in (
             ("n", n, 1),
@@ -166,35 +196,49 @@ class ProteinBackmapper:
             whole_number(value, f"backmap: {name}", least)
         if assemble not in ("packed", "chain"):
             raise InvalidInputError(f'assemble is {assemble!r}; give "packed" or "chain"')
-        beads = checked_trace(trace, self.given)
-        whole = beads.ndim == 4
-        if not whole:
+        x = in_nm(trace)
+        kind = _BY_ATOMS.get(x.shape[2], self.beads) if x.ndim == 4 else self.beads
+        if self._order is not None and x.ndim < 4 and x.shape[-2] == len(self._order):
+            x = x[..., self._order, :]
+        beads = checked_beads(x, self.given, kind)
+        if assemble == "chain" and kind not in ATOMS:
+            raise InvalidInputError(f'the density of structures around beads of kind {kind!r} is not known: give '
+                                    'assemble="packed"')  # fmt: skip
+        if kind == "ca":
             warn_of_near(beads, self.given, CIS_BELOW)
-        parts = self._of_trace(beads[:, :, 1] if whole else beads)
+        parts = self._of_beads(beads, kind)
         generator = seeded(seed)
         rows = np.repeat(np.arange(len(beads)), n)
         pieces = [
             parts.draw_given(beads[piece], generator, assemble, refine)
-            if whole
-            else parts.draw(beads[piece], generator, assemble, particles, refine)
+            if beads.ndim == 4
+            else parts.draw(beads[piece], generator, assemble, particles, refine, kind)
             for piece in np.array_split(rows, max(1, -(-len(rows) * len(self.given) // _RESIDUES)))
         ]
         x, log_evidence, log_density, ess = (torch.cat(column).cpu().numpy() for column in zip(*pieces, strict=True))
-        held = parts.held[beads.ndim]
-        x[:, held] = beads[rows].reshape(len(rows), -1, 3).astype(np.float32)
-        minimiser = parts.minimiser_of(beads.ndim)
-        x, energies = minimiser.minimised(x, relax) if relax else (x, minimiser.energies(x))
+        minimiser = parts.minimiser_of(kind)
+        if kind in ATOMS:
+            x[:, minimiser.held] = beads[rows].reshape(len(rows), -1, 3).astype(np.float32)
+        if relax and isinstance(minimiser, BeadMinimiser):
+            x, energies = minimiser.minimised_on(x, relax, beads[rows])
+        else:
+            x, energies = minimiser.minimised(x, relax) if relax else (x, minimiser.energies(x))
+        error = parts.bead_error(kind, x, beads[rows])
+        if relax and (error > TOLERANCE).any():
+            _log.warning("in %d of %d structures beads are more than %g nm off, up to %.3f nm: see bead_error",
+                         (error > TOLERANCE).sum(), len(error), TOLERANCE, error.max())  # fmt: skip
         shape = (len(beads), n)
         return BackmappedProtein(
             positions=x.reshape(*shape, *x.shape[1:]),
             energies=energies.reshape(shape),
-            log_evidence=log_evidence.reshape(shape) if assemble == "packed" and not whole else None,
+            log_evidence=log_evidence.reshape(shape) if assemble == "packed" and beads.ndim == 3 else None,
             log_density=log_density.reshape(shape) if assemble == "chain" and not relax else None,
             ess=ess.reshape(*shape, -1),
             relaxed=bool(relax),
             temperature=self.temperature,
             topology=parts.layout.topology,
             bond_lengths=parts.bond_lengths,
+            bead_error=error.reshape(shape),
         )
 
 

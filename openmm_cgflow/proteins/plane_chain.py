@@ -29,13 +29,13 @@ _ENTRIES = 200_000
 _TINY = 1e-30
 
 
-def grid(like: Tensor) -> Tensor:
-    """The middles of the bins, `(72,)` rad."""
-    return (torch.arange(BINS, dtype=like.dtype, device=like.device) + 0.5) * (2 * math.pi / BINS) - math.pi
+def grid(like: Tensor, bins: int = BINS) -> Tensor:
+    """The middles of the bins, `(bins,)` rad."""
+    return (torch.arange(bins, dtype=like.dtype, device=like.device) + 0.5) * (2 * math.pi / bins) - math.pi
 
 
-def local_factors(backbone: Backbone, sequence: ProteinSequence, library: FragmentLibrary) -> Tensor:
-    """`log f` of each residue, `(batch, residues, 72, 72)`: by the bins of the planes before and after it."""
+def local_factors(backbone: Backbone, sequence: ProteinSequence, library: FragmentLibrary, bins: int = BINS) -> Tensor:
+    """`log f` of each residue, `(batch, residues, bins, bins)`: by the bins of the planes before and after it."""
     trace = backbone.trace
     batch, n = trace.shape[:2]
     classes = sorted(library.free_energy)
@@ -46,9 +46,9 @@ def local_factors(backbone: Backbone, sequence: ProteinSequence, library: Fragme
         [classes.index(library.class_of(r.variant, sequence.following(k))) for k, r in enumerate(sequence.residues)],
         device=trace.device,
     )
-    gamma = grid(trace)
-    made = trace.new_empty(batch, n, BINS, BINS)
-    for rows in torch.arange(n).split(max(1, _ENTRIES // (batch * BINS**2))):
+    gamma = grid(trace, bins)
+    made = trace.new_empty(batch, n, bins, bins)
+    for rows in torch.arange(n).split(max(1, _ENTRIES // (batch * bins**2))):
         before, after = backbone.planes.before[rows], backbone.planes.after[rows]
         kind = of[rows.to(of.device)]
         made[:, rows] = _log_factor(backbone, before, after, gamma, energies, angles[kind], kind)
@@ -75,7 +75,7 @@ def _log_factor(
 
 
 def _on_grid(backbone: Backbone, planes: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
-    """C, O, N and H of planes at every point of the grid, `(batch, planes, 72, 3)` each."""
+    """C, O, N and H of planes at every point of the grid, `(batch, planes, bins, 3)` each."""
     start = backbone.starts[:, planes][:, :, None]
     axes = tuple(axis[:, planes][:, :, None] for axis in backbone.axes)
     shape = backbone.shape[:, planes][:, :, None]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from openmm_cgflow.proteins.assembly import Assembly
 from openmm_cgflow.proteins.backbone import Backbone
+from openmm_cgflow.proteins.bead_terms import TiedBeads
 from openmm_cgflow.proteins.contacts import STRONGEST, Nonbonded
 from openmm_cgflow.proteins.geometry import dihedrals
 from openmm_cgflow.proteins.layout import MOST_CHI, ProteinLayout, greasy_hydrogens
@@ -32,6 +33,9 @@ __all__ = ["Refiner"]
 _REACH = 0.5  # nm, of pairs
 _SOFT = 30.0  # kJ/mol of a pair of atoms, above which its energy grows as its logarithm
 _RATE, _LAST_RATE = 0.08, 0.01  # rad a step, first and last
+_TRACE_SHARE = 0.1  # nm of an alpha carbon for a rad of a turn
+_SPREAD, _LAST_SPREAD = 0.03, 0.006  # nm, by which beads may be off, first and last
+_VIRTUAL_BOND, _VIRTUAL_SPRING = 0.381, 3.0e4  # nm, kJ/mol/nm^2, of alpha carbons that move
 _GREASY_REACH = 0.4  # nm, of pairs with a hydrogen on a carbon, which hardly has a charge
 _REBUILD = 15  # steps between lists of pairs
 _SULFUR, _ACROSS = 0.2038, 0.3030  # nm, S-S and CB-S of a disulfide
@@ -197,22 +201,53 @@ class Refiner:
         self._descend([gamma, chi], lambda: self.structures(backbone, gamma, chi), chi, steps)
         return gamma.detach(), chi.detach()
 
+    def refined_with_trace(
+        self, backbone: Backbone, gamma: Tensor, chi: Tensor, steps: int, tied: TiedBeads
+    ) -> tuple[Backbone, Tensor, Tensor]:
+        """The same with alpha carbons that move too, tied to beads ever more."""
+        trace, gamma, chi = (t.clone().requires_grad_(True) for t in (backbone.trace, gamma, chi))
+        real = ~self.assembly.planes.ghost
+        lengths = (backbone.ends - backbone.starts)[:, real].norm(dim=-1)
+        lengths = torch.where(backbone.cis[:, real], lengths, _VIRTUAL_BOND)
+
+        def more(x: Tensor, done: float) -> Tensor:
+            now = backbone.moved(trace)
+            off = (now.ends - now.starts)[:, real].norm(dim=-1) - lengths
+            spread = _SPREAD * (_LAST_SPREAD / _SPREAD) ** done
+            return tied.energy(x, spread) + 0.5 * _VIRTUAL_SPRING * off.square().sum()
+
+        self._descend([gamma, chi], lambda: self.structures(backbone.moved(trace), gamma, chi), chi, steps, trace, more)
+        return backbone.moved(trace.detach()), gamma.detach(), chi.detach()
+
     def refined_sides(self, x: Tensor, chi: Tensor, steps: int) -> Tensor:
         """Turns of side chains alone after some steps, on backbones `(batch, atoms, 3)` that stay."""
         chi = chi.clone().requires_grad_(True)
         self._descend([chi], lambda: self.structures_of(x, chi), chi, steps)
         return chi.detach()
 
-    def _descend(self, turns: list[Tensor], structures: Callable[[], Tensor], chi: Tensor, steps: int) -> None:
+    def _descend(
+        self,
+        turns: list[Tensor],
+        structures: Callable[[], Tensor],
+        chi: Tensor,
+        steps: int,
+        trace: Tensor | None = None,
+        more: Callable[[Tensor, float], Tensor] | None = None,
+    ) -> None:
         optimizer = torch.optim.Adam(turns, lr=_RATE, betas=(0.8, 0.95))
+        if trace is not None:
+            optimizer.add_param_group({"params": [trace]})
         with torch.enable_grad():
             for step in range(steps):
-                optimizer.param_groups[0]["lr"] = _RATE * (_LAST_RATE / _RATE) ** (step / max(1, steps - 1))
+                done = step / max(1, steps - 1)
+                for group, share in zip(optimizer.param_groups, (1.0, _TRACE_SHARE), strict=False):
+                    group["lr"] = share * _RATE * (_LAST_RATE / _RATE) ** done
                 optimizer.zero_grad()
                 x = structures()
                 if step % _REBUILD == 0:
                     pairs = self._pairs(x.detach())
-                self._energy(x, chi, pairs).backward()
+                energy = self._energy(x, chi, pairs)
+                (energy if more is None else energy + more(x, done)).backward()
                 optimizer.step()
 
     def _energy(self, x: Tensor, chi: Tensor, pairs: _Pairs) -> Tensor:

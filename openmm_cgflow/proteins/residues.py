@@ -4,7 +4,17 @@ from itertools import product
 
 import numpy as np
 
-__all__ = ["CHI", "GRIDS", "ONE_LETTER", "OTHER_NAMES", "REFUSED", "VARIANTS", "grid_of", "hydrogens_of_n"]
+__all__ = [
+    "CHI",
+    "GRIDS",
+    "ONE_LETTER",
+    "OTHER_NAMES",
+    "PUBLIC_NAMES",
+    "REFUSED",
+    "VARIANTS",
+    "grid_of",
+    "hydrogens_of_n",
+]
 
 ONE_LETTER = {
     **{"A": "ALA", "R": "ARG", "N": "ASN", "D": "ASP", "C": "CYS", "Q": "GLN", "E": "GLU", "G": "GLY", "H": "HIS"},
@@ -20,7 +30,7 @@ PUBLIC_NAMES = {"HID": "HIS", "HIE": "HIS", "HIP": "HIS", "CYX": "CYS", "ASH": "
 
 OTHER_NAMES = {
     **{"HSD": "HID", "HSE": "HIE", "HSP": "HIP", "CYS2": "CYX", "ASPH": "ASH", "GLUH": "GLH", "LSN": "LYN"},
-    **{"HISD": "HID", "HISE": "HIE", "HISH": "HIP", "ASPP": "ASH", "GLUP": "GLH"},
+    **{"HISD": "HID", "HISE": "HIE", "HISH": "HIP", "ASPP": "ASH", "GLUP": "GLH", "ASP0": "ASH", "GLU0": "GLH"},
     **{"MSE": "MET"},
 }
 """Other programs' names of residues, and those that are built as their nearest kin (which is told)."""

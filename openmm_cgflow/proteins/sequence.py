@@ -116,11 +116,11 @@ class ProteinSequence:
             for residue in chain.residues():
                 names = [atom.name for atom in residue.atoms()]
                 known = residue.name in _STANDARD or residue.name in OTHER_NAMES or residue.name in REFUSED
-                if "CA" not in names and not (known and len(names) == 1):
+                if not {"CA", "BB"} & set(names) and not (known and len(names) == 1):
                     if known and residue.name not in ("ACE", "NME", "NH2"):
                         raise InvalidInputError(
                             f"{residue.name} {residue.id} of chain {chain.id} has no atom CA; give one bead for each "
-                            "residue, named CA, or leave the residue out and end the chain there"
+                            "residue, named CA (or BB, of Martini), or leave the residue out and end the chain there"
                         )
                     strange.append(f"{residue.name} {residue.id}")
                     continue

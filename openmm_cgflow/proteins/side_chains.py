@@ -4,6 +4,7 @@
 of fragments can take its place.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import networkx
@@ -145,7 +146,14 @@ class SelfEnergies:
         """Energy within a residue, kJ/mol `(candidates,)`, of candidates `(candidates, atoms, 3)` in its frame."""
         return self.within[variant].energy(local)
 
-    def choose(self, x: Tensor, chi: dict[str, Tensor], local: dict[str, Tensor], kT: float) -> Candidates:
+    def choose(
+        self,
+        x: Tensor,
+        chi: dict[str, Tensor],
+        local: dict[str, Tensor],
+        kT: float,
+        more: Callable[[str, Tensor, Tensor], Tensor] | None = None,
+    ) -> Candidates:
         """Candidates with the lowest energies.
 
         Arguments:
@@ -153,6 +161,7 @@ class SelfEnergies:
             chi: torsions of candidates by variant.
             local: candidates by variant, in the frame of the residue.
             kT: kJ/mol.
+            more: what else candidates cost, of a variant, its residues and `x`: `(batch, residues, candidates)` kJ/mol.
         """
         batch, n = len(x), len(self.layout.sequence)
         frames, ca = frames_of(self.layout, x), x[:, self.layout.of("CA")]
@@ -170,6 +179,8 @@ class SelfEnergies:
                 placed = shape @ frames[frames_here][:, rows][:, :, None] + ca[frames_here][:, rows][:, :, None, None]
                 parts.append((placed, self._with_backbone(placed, rows, own, x[frames_here], bones[frames_here])))
             energy = torch.cat([part[1] for part in parts]) + inner
+            if more is not None:
+                energy = energy + more(variant, rows, x)
             made.log_partition[:, rows] = torch.logsumexp(-energy / kT, -1)
             kept = min(KEPT, energy.shape[-1])
             least, which = torch.topk(energy, kept, dim=-1, largest=False)

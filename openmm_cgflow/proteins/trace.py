@@ -19,7 +19,7 @@ _APART = 5  # residues: nearer ones are as near in a helix
 
 
 def checked_trace(trace: PositionsLike, sequence: ProteinSequence) -> np.ndarray:
-    """Alpha carbons `(frames, residues, 3)`, or N, CA and C of each residue `(frames, residues, 3, 3)`, nm.
+    """Alpha carbons `(frames, residues, 3)`, or N, CA, C (and O) of each residue `(frames, residues, 3 or 4, 3)`, nm.
 
     Raises:
         MismatchError: another number of beads than residues.
@@ -28,7 +28,7 @@ def checked_trace(trace: PositionsLike, sequence: ProteinSequence) -> np.ndarray
     x = in_nm(trace)
     if x.ndim == 2:
         x = x[None]
-    if x.ndim == 4 and x.shape[2:] == (3, 3):
+    if x.ndim == 4 and x.shape[2:] in ((3, 3), (4, 3)):
         checked_trace(x[:, :, 1], sequence)
         _refuse_wrong_backbones(x, sequence)
         return x
@@ -36,7 +36,7 @@ def checked_trace(trace: PositionsLike, sequence: ProteinSequence) -> np.ndarray
     if x.ndim != 3 or x.shape[2:] != (3,) or not len(x):
         raise InvalidInputError(
             f"the trace has the shape {x.shape}; give (frames, {n}, 3) or ({n}, 3), in nm; "
-            f"or (frames, {n}, 3, 3) for N, CA and C of each residue"
+            f"or (frames, {n}, 3, 3) for N, CA and C of each residue, (frames, {n}, 4, 3) with O"
         )
     if x.shape[1] != n:
         raise MismatchError(
@@ -89,23 +89,24 @@ def _refuse_wrong_distances(x: np.ndarray, sequence: ProteinSequence) -> None:
 
 
 def _refuse_wrong_backbones(x: np.ndarray, sequence: ProteinSequence) -> None:
-    """Bonds N-CA, CA-C and C-N that are none."""
+    """Bonds N-CA, CA-C, C-N and C-O that are none."""
     if not np.isfinite(x).all():
         frame, k = np.argwhere(~np.isfinite(x).all((2, 3)))[0]
-        raise InvalidInputError(f"N or C of {sequence.residues[k].label} in frame {frame} is NaN or infinite")
-    n, ca, c = x[:, :, 0], x[:, :, 1], x[:, :, 2]
+        raise InvalidInputError(f"N, C or O of {sequence.residues[k].label} in frame {frame} is NaN or infinite")
+    n, ca, c, o = x[:, :, 0], x[:, :, 1], x[:, :, 2], x[:, :, 3:]
     inner = np.array([not sequence.is_last(k) for k in range(len(sequence) - 1)])
     for name, length in (
         ("N-CA", np.linalg.norm(ca - n, axis=2)),
         ("CA-C", np.linalg.norm(c - ca, axis=2)),
         ("C-N", np.where(inner, np.linalg.norm(n[:, 1:] - c[:, :-1], axis=2), 0.134)),
+        *([("C-O", np.linalg.norm(o[:, :, 0] - c, axis=2))] if o.shape[2] else []),
     ):
         wrong = np.argwhere((length < _BONDS[0]) | (length > _BONDS[1]))
         if len(wrong):
             frame, k = wrong[0]
             raise InvalidInputError(
                 f"the bond {name} of {sequence.residues[k].label} is {length[frame, k]:.3f} nm long in frame {frame}; "
-                "give N, CA and C of each residue in this order, in nm"
+                "give N, CA, C (and O) of each residue in this order, in nm"
             )
 
 

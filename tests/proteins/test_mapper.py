@@ -134,7 +134,7 @@ def test_density_of_the_chain_is_normalised():
     result = mapper.backmap(trace, n=2000, relax=0, seed=1, assemble="chain")
     # E_q[1 / q] over the circle of volume (2 pi)^3 is that volume where q covers it; its error is wide, so by bins:
     density = np.exp(result.log_density[0])
-    parts = mapper._of_trace(trace[None])
+    parts = mapper._known()
     _, chain = parts._planes(torch.as_tensor(trace - trace.mean(0), dtype=torch.float32)[None])
     log_w = chain.unary[0, 0][:, None, None] + chain.unary[0, 1][None, :, None] + chain.unary[0, 2][None, None, :]
     log_w = log_w + chain.log_factors[0, 0][:, :, None] + chain.log_factors[0, 1][None]
