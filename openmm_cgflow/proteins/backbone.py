@@ -121,6 +121,13 @@ class Backbone:
         beside = points[:, planes.end].roll(-1, 1) - start  # any vector that turns with the trace
         return cls(planes, trace, start, end, axes_of(start, end, beside), plane_shape(length, cis), cis)
 
+    def __getitem__(self, rows: Tensor | slice) -> "Backbone":
+        """Some traces of the batch."""
+        axes = (self.axes[0][rows], self.axes[1][rows], self.axes[2][rows])
+        return Backbone(
+            self.planes, self.trace[rows], self.starts[rows], self.ends[rows], axes, self.shape[rows], self.cis[rows]
+        )
+
     def atoms(self, gamma: Tensor) -> Tensor:
         """C, O, N and H of all planes at `gamma (batch, planes)`: `(batch, planes, 4, 3)` nm."""
         return place_planes(self.starts, self.axes, self.shape, gamma)

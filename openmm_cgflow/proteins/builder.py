@@ -1,4 +1,4 @@
-"""One batch of traces through all stages: planes, side chains, descent; and once more where something is in the way."""
+"""One batch of traces through all stages: planes, side chains, descent; and repair where something is in the way."""
 
 import math
 from typing import Literal, NamedTuple
@@ -12,11 +12,12 @@ from openmm_cgflow.proteins.assembly import Assembly
 from openmm_cgflow.proteins.backbone import Backbone, Planes
 from openmm_cgflow.proteins.contacts import COARSE, Nonbonded, plane_pairs, plane_sterics
 from openmm_cgflow.proteins.force_field import Minimiser, expected_lengths
-from openmm_cgflow.proteins.layout import MOST_CHI, ProteinLayout
+from openmm_cgflow.proteins.layout import ProteinLayout
 from openmm_cgflow.proteins.library import BINS, FragmentLibrary
-from openmm_cgflow.proteins.packing import pack, pair_tables
-from openmm_cgflow.proteins.plane_chain import PlaneChain, grid, local_factors
+from openmm_cgflow.proteins.packing import chosen, pack, pair_tables
+from openmm_cgflow.proteins.plane_chain import PlaneChain, coarse_grid, local_factors, turns_of
 from openmm_cgflow.proteins.refine import Refiner
+from openmm_cgflow.proteins.repair import Repair, State
 from openmm_cgflow.proteins.side_chains import Candidates, GridProposer, SelfEnergies
 from openmm_cgflow.proteins.twisted_smc import draw_planes
 from openmm_cgflow.units import KB
@@ -26,8 +27,6 @@ __all__ = ["Assemble", "Built", "ProteinBuilder"]
 Assemble = Literal["packed", "chain"]
 
 _RESTARTS = 3
-_AGAIN = 2  # times that a structure with two atoms in one place is drawn anew
-_HARD = 150.0  # kJ/mol of a pair of atoms, above which they are in one place
 
 
 class Built(NamedTuple):
@@ -70,6 +69,7 @@ class ProteinBuilder:
         self.proposer = GridProposer(layout)
         self.self_energies = SelfEnergies(layout, system, self.nonbonded)
         self.refiner = Refiner(layout, self.assembly, self.nonbonded, self.self_energies.torsions, library)
+        self.repair = Repair(self.assembly, self.self_energies, self.proposer, self.refiner, self.nonbonded, self.kT)
         self.ca = layout.of("CA").numpy()
         self.bond_lengths = expected_lengths(layout.topology, system)
         backbone = torch.stack([layout.of(name) for name in ("N", "CA", "C")], 1)
@@ -100,10 +100,10 @@ class ProteinBuilder:
         log_density = x.new_full((len(x),), torch.nan)
         if assemble == "chain":
             state, log_density = self._independent(candidates, generator)
-            chi = _chosen(candidates, state)
+            chi = chosen(candidates, state)
         else:
             tables = pair_tables(candidates, self.self_energies, self.nonbonded)
-            chi = _chosen(candidates, pack(candidates.energy, tables, self.kT, _RESTARTS, generator).state)
+            chi = chosen(candidates, pack(candidates.energy, tables, self.kT, _RESTARTS, generator).state)
             chi = self.refiner.refined_sides(x, chi, refine) if refine else chi
         x = self.refiner.structures_of(x, chi)
         ones = x.new_ones(len(x), len(self.layout.sequence))
@@ -133,65 +133,43 @@ class ProteinBuilder:
         if assemble == "chain":
             built = self._chain(trace, generator)
             return built._replace(x=built.x + back)
-        built = self._packed(trace, generator, particles, refine)
-        score, worst = self.refiner.judged(built.x)
-        for _ in range(_AGAIN):
-            hard = (worst > _HARD).nonzero().flatten()
-            if not len(hard):
-                break
-            again = self._packed(trace[hard], generator, particles, refine)
-            new_score, new_worst = self.refiner.judged(again.x)
-            better = (new_worst < worst[hard]).nonzero().flatten()
-            for old, new in zip((*built, score, worst), (*again, new_score, new_worst), strict=True):
-                old[hard[better]] = new[better]
-        return built._replace(x=built.x + back)
+        state, log_evidence, ess = self._packed(trace, generator, particles, refine)
+        x = self.repair.mended(state, generator, refine).x
+        unknown = torch.full_like(log_evidence, torch.nan)
+        return Built(x + back, log_evidence, unknown, ess[:, self.planes.after])
 
     def _planes(self, trace: Tensor) -> tuple[Backbone, PlaneChain]:
         backbone = Backbone.of(self.planes, trace)
-        sterics = plane_sterics(backbone, _coarse(trace)).repeat_interleave(BINS // COARSE, -1)
+        sterics = plane_sterics(backbone, coarse_grid(trace)).repeat_interleave(BINS // COARSE, -1)
         factors = local_factors(backbone, self.layout.sequence, self.library)
         return backbone, PlaneChain(factors, self.planes.link, -sterics / self.kT)
-
-    def _turns(self, bins: Tensor, generator: torch.Generator) -> Tensor:
-        """Turns that are uniform within bins, `(batch, planes)` rad."""
-        within = torch.rand(bins.shape, generator=generator, device=bins.device) - 0.5
-        return grid(within)[bins] + within * (2 * math.pi / BINS)
 
     def _chain(self, trace: Tensor, generator: torch.Generator) -> Built:
         """Planes of the chain alone, and side chains that do not see one another: of known density."""
         backbone, chain = self._planes(trace)
         bins, log_density = chain.sample(generator)
-        x = self.assembly.backbone(backbone, self._turns(bins, generator))
+        x = self.assembly.backbone(backbone, turns_of(bins, generator))
         candidates = self._candidates(x)
         state, log_p = self._independent(candidates, generator)
         log_density = log_density + log_p - len(self.planes) * math.log(2 * math.pi / BINS)
-        x = self.refiner.structures_of(x, _chosen(candidates, state))
+        x = self.refiner.structures_of(x, chosen(candidates, state))
         return Built(x, chain.log_z, log_density, x.new_ones(len(x), len(self.layout.sequence)))
 
-    def _packed(self, trace: Tensor, generator: torch.Generator, particles: int, refine: int) -> Built:
-        """Planes that see one another, side chains that are packed, and both refined together."""
+    def _packed(
+        self, trace: Tensor, generator: torch.Generator, particles: int, refine: int
+    ) -> tuple[State, Tensor, Tensor]:
+        """Planes that see one another, side chains that are packed, and both refined together; evidence, ESS."""
         backbone, chain = self._planes(trace)
-        pairs = plane_pairs(backbone, self.assembly.indices, self.nonbonded, _coarse(trace))
+        pairs = plane_pairs(backbone, self.assembly.indices, self.nonbonded, coarse_grid(trace))
         bins, log_evidence, ess = draw_planes(chain, pairs, self.kT, particles, generator)
-        turns = self._turns(bins, generator)
-        x = self.assembly.backbone(backbone, turns)
-        candidates = self._candidates(x)
+        turns = turns_of(bins, generator)
+        candidates = self._candidates(self.assembly.backbone(backbone, turns))
         tables = pair_tables(candidates, self.self_energies, self.nonbonded)
-        chi = _chosen(candidates, pack(candidates.energy, tables, self.kT, _RESTARTS, generator).state)
+        chi = chosen(candidates, pack(candidates.energy, tables, self.kT, _RESTARTS, generator).state)
         if refine:
             turns, chi = self.refiner.refined(backbone, turns, chi, refine)
         x = self.refiner.structures(backbone, turns, chi)
-        return Built(x, log_evidence, torch.full_like(log_evidence, torch.nan), ess[:, self.planes.after])
+        return State(backbone, chain, turns, chi, x), log_evidence, ess
 
     def _candidates(self, x: Tensor) -> Candidates:
         return self.self_energies.choose(x, self.proposer.chi, self.proposer.local, self.kT)
-
-
-def _coarse(like: Tensor) -> Tensor:
-    """The grid of tables of pairs, `(24,)` rad."""
-    return (torch.arange(COARSE, dtype=like.dtype, device=like.device) + 0.5) * (2 * math.pi / COARSE) - math.pi
-
-
-def _chosen(candidates: Candidates, state: Tensor) -> Tensor:
-    """Torsions of the chosen candidates, `(batch, residues, MOST_CHI)` rad."""
-    return candidates.chi.gather(2, state[..., None, None].expand(-1, -1, 1, MOST_CHI))[:, :, 0]

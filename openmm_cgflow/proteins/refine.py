@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import networkx
 import numpy as np
@@ -27,19 +27,23 @@ from openmm_cgflow.proteins.plane_chain import interpolated
 from openmm_cgflow.proteins.side_chains import PeriodicTorsions, frames_of
 from openmm_cgflow.units import KB
 
-__all__ = ["Refiner"]
+__all__ = ["Judged", "Refiner"]
 
 _REACH = 0.5  # nm, of pairs
 _SOFT = 30.0  # kJ/mol of a pair of atoms, above which its energy grows as its logarithm
 _RATE, _LAST_RATE = 0.08, 0.01  # rad a step, first and last
+_BETAS, _TINY = (0.8, 0.95), 1e-8  # of Adam
 _GREASY_REACH = 0.4  # nm, of pairs with a hydrogen on a carbon, which hardly has a charge
 _REBUILD = 15  # steps between lists of pairs
+_STERIC = -1.0  # in place of a scale: a pair that the free energy has, of which a small part of the repulsion counts,
+_STERIC_SHARE = 0.3  # for on strained traces the free energy does not keep the pair apart
 _SULFUR, _ACROSS = 0.2038, 0.3030  # nm, S-S and CB-S of a disulfide
 _SPRING = 2.0e4  # kJ/mol/nm^2 of these two, in place of the bond
 _COULOMB = 138.935456 / 40.0
 _CLOSEST = 0.0025  # nm^2
 _ANGLE_BROADER = math.radians(2.5)
 _HARMONICS = 6
+_HARD = 150.0  # kJ/mol of a pair of atoms, above which they are in one place
 _TOUCHING, _IN_ONE_PLACE = 0.225, 1000.0  # nm of two heavy atoms, and kJ/mol that are said of them
 
 
@@ -53,6 +57,19 @@ class _Pairs:
     repulsion: Tensor
     attraction: Tensor
     whole: Tensor
+
+
+class Judged(NamedTuple):
+    """What `Refiner.judged` gives. Pairs are hard above `_HARD`; heavy atoms nearer than `_TOUCHING` always are."""
+
+    soft: Tensor
+    """`(batch,)` kJ/mol."""
+    hard: Tensor
+    """`(batch,)` kJ/mol of hard pairs, each at most `_IN_ONE_PLACE`; 0 where there are none."""
+    frame: Tensor
+    """`(pairs,)`, of hard pairs: which structure."""
+    atoms: Tensor
+    """`(pairs, 2)`, of hard pairs."""
 
 
 class Refiner:
@@ -108,13 +125,15 @@ class Refiner:
             for j, bonds in networkx.single_source_shortest_path_length(graph, i, cutoff=3).items():
                 if j > i:
                     scale[i * atoms + j] = 0.5 if bonds == 3 else 0.0
+        bonded = set(scale)
         by_residue: list[list[int]] = [[] for _ in range(n)]
         for i in sorted(backbone):
             by_residue[self.residue[i]].append(i)
         inner = set(self.inner.tolist())
         for k in range(n - 1):  # what the free energy of phi and psi has; termini have none
             near = by_residue[k] + by_residue[k + 1] if {k, k + 1} <= inner else []
-            scale |= {i * atoms + j: 0.0 for i in near for j in near if j > i}
+            pairs = {i * atoms + j for i in near for j in near if j > i} - bonded
+            scale |= {code: _STERIC if self.heavy[[code // atoms, code % atoms]].all() else 0.0 for code in pairs}
         self.codes = np.array(sorted(scale))
         self.scales = np.array([scale[code] for code in self.codes.tolist()], dtype=np.float32)
         self.bonded = np.zeros(n, dtype=bool)
@@ -169,23 +188,29 @@ class Refiner:
         """Backbones `(batch, atoms, 3)` with side chains at `chi`."""
         return self.assembly.with_sides(x, self.sides(x, chi))
 
-    def judged(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Soft energies of all pairs of structures, and the largest energy of a pair, `(batch,)` kJ/mol each.
+    def judged(self, x: Tensor, moved: Tensor | None = None) -> Judged:
+        """Pairs that are too near, and soft energies of all pairs.
 
-        Heavy atoms that are nearer than `_TOUCHING` count as `_IN_ONE_PLACE`.
+        Arguments:
+            x: `(batch, atoms, 3)` nm.
+            moved: atoms of which one has to be in a pair; all by default.
         """
-        pairs = self._pairs(x)
-        flat = x.reshape(-1, 3)
+        pairs = self._pairs(x, moved)
+        flat, atoms = x.reshape(-1, 3), x.shape[1]
         energy, _ = _pair_energies(flat, pairs)
-        frame = pairs.first // x.shape[1]
         heavy = self.heavy.to(x.device)
-        close = (flat[pairs.first] - flat[pairs.second]).square().sum(1) < _TOUCHING**2
-        close &= pairs.whole & heavy[pairs.first % x.shape[1]] & heavy[pairs.second % x.shape[1]]
+        close = pairs.whole & heavy[pairs.first % atoms] & heavy[pairs.second % atoms]
+        apart = flat.index_select(0, pairs.first) - flat.index_select(0, pairs.second)
+        close &= apart.square().sum(1) < _TOUCHING**2
         energy = torch.where(close, energy.clamp_min(_IN_ONE_PLACE), energy)
-        counts = torch.bincount(frame, minlength=len(x)).tolist()  # pairs come frame by frame
-        worst = torch.stack([part.amax() if len(part) else x.new_zeros(()) for part in energy.split(counts)])
+        frame, hard = pairs.first // atoms, (energy > _HARD).nonzero().flatten()
         soft = torch.where(energy > _SOFT, _SOFT * (1 + torch.log(energy.clamp_min(_SOFT) / _SOFT)), energy)
-        return x.new_zeros(len(x)).index_add_(0, frame, soft), worst
+        return Judged(
+            x.new_zeros(len(x)).index_add_(0, frame, soft),
+            x.new_zeros(len(x)).index_add_(0, frame[hard], energy[hard].clamp(max=_IN_ONE_PLACE)),
+            frame[hard],
+            torch.stack([pairs.first[hard], pairs.second[hard]], 1) % atoms,
+        )
 
     def structures(self, backbone: Backbone, gamma: Tensor, chi: Tensor) -> Tensor:
         """All atoms, `(batch, atoms, 3)` nm."""
@@ -204,16 +229,21 @@ class Refiner:
         return chi.detach()
 
     def _descend(self, turns: list[Tensor], structures: Callable[[], Tensor], chi: Tensor, steps: int) -> None:
-        optimizer = torch.optim.Adam(turns, lr=_RATE, betas=(0.8, 0.95))
-        with torch.enable_grad():
-            for step in range(steps):
-                optimizer.param_groups[0]["lr"] = _RATE * (_LAST_RATE / _RATE) ** (step / max(1, steps - 1))
-                optimizer.zero_grad()
+        """Steps of Adam, written out: to load torch's optimizers takes seconds."""
+        means, squares = ([torch.zeros_like(turn) for turn in turns] for _ in range(2))
+        for step in range(steps):
+            rate = _RATE * (_LAST_RATE / _RATE) ** (step / max(1, steps - 1))
+            with torch.enable_grad():
                 x = structures()
                 if step % _REBUILD == 0:
                     pairs = self._pairs(x.detach())
-                self._energy(x, chi, pairs).backward()
-                optimizer.step()
+                gradients = torch.autograd.grad(self._energy(x, chi, pairs), turns)
+            with torch.no_grad():
+                for turn, gradient, mean, square in zip(turns, gradients, means, squares, strict=True):
+                    mean.lerp_(gradient, 1 - _BETAS[0])
+                    square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
+                    width = (square / (1 - _BETAS[1] ** (step + 1))).sqrt_().add_(_TINY)
+                    turn.addcdiv_(mean, width, value=-rate / (1 - _BETAS[0] ** (step + 1)))
 
     def _energy(self, x: Tensor, chi: Tensor, pairs: _Pairs) -> Tensor:
         """The sum over the batch, kJ/mol."""
@@ -245,12 +275,16 @@ class Refiner:
         off = torch.acos(cosine.clamp(-0.9999, 0.9999)) - mean
         return energy.sum() + (0.5 * self.kT * off**2 / (spread**2 + _ANGLE_BROADER**2)).sum()
 
-    def _pairs(self, x: Tensor) -> _Pairs:
+    def _pairs(self, x: Tensor, moved: Tensor | None = None) -> _Pairs:
+        """Pairs within reach, those of a `moved` atom if such are given."""
         atoms = self.layout.n_atoms
         firsts, seconds, scales, shifts = [], [], [], []
+        mask = np.ones(atoms, dtype=bool)
+        if moved is not None:
+            mask[:] = False
+            mask[moved.numpy()] = True
         for frame, points in enumerate(x.cpu().numpy()):
-            found = cKDTree(points).query_pairs(_REACH, output_type="ndarray")
-            i, j = found[:, 0], found[:, 1]
+            i, j = _near(points, mask)
             scale = np.ones(len(i), dtype=np.float32)
             a, b = self.residue[i], self.residue[j]
             near = np.flatnonzero((np.abs(a - b) <= 1) | (self.bonded[a] & self.bonded[b]))
@@ -259,26 +293,41 @@ class Refiner:
             scale[near] = np.where(self.codes[place] == code, self.scales[place], 1.0)
             apart = points[i] - points[j]
             greasy = self.greasy[i] | self.greasy[j]
-            keep = (scale > 0) & ~(greasy & (np.einsum("pk,pk->p", apart, apart) > _GREASY_REACH**2))
+            keep = (scale != 0) & ~(greasy & (np.einsum("pk,pk->p", apart, apart) > _GREASY_REACH**2))
             firsts.append(i[keep])
             seconds.append(j[keep])
             scales.append(scale[keep])
             shifts.append(np.full(keep.sum(), frame * atoms))
         first, second = (torch.as_tensor(np.concatenate(rows)) for rows in (firsts, seconds))
         share, shift = torch.as_tensor(np.concatenate(scales)), torch.as_tensor(np.concatenate(shifts))
+        whole, steric, share = share.abs() == 1, share == _STERIC, share.clamp_min(0)
         size = (0.5 * 0.97 * (self.nonbonded.sigma[first] + self.nonbonded.sigma[second])) ** 6
-        depth = 4 * self.nonbonded.root_epsilon[first] * self.nonbonded.root_epsilon[second] * size * share
+        depth = 4 * self.nonbonded.root_epsilon[first] * self.nonbonded.root_epsilon[second] * size
+        repulsion = depth * size * torch.where(steric, _STERIC_SHARE, share)
         charge = _COULOMB * self.nonbonded.charge[first] * self.nonbonded.charge[second] * share
         device = x.device
-        return _Pairs(*(t.to(device) for t in (first + shift, second + shift, charge, depth * size, depth, share == 1)))
+        return _Pairs(*(t.to(device) for t in (first + shift, second + shift, charge, repulsion, depth * share, whole)))
+
+
+def _near(points: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of points `i < j` within reach of one another, of which at least one is in the mask."""
+    if mask.all():
+        found = cKDTree(points).query_pairs(_REACH, output_type="ndarray")
+        return found[:, 0], found[:, 1]
+    low, high = points[mask].min(0) - _REACH, points[mask].max(0) + _REACH
+    box = np.flatnonzero(((points > low) & (points < high)).all(1))
+    found = box[cKDTree(points[box]).query_pairs(_REACH, output_type="ndarray")]
+    found = found[mask[found].any(1)]
+    return found[:, 0], found[:, 1]
 
 
 def _pair_energies(flat: Tensor, pairs: _Pairs) -> tuple[Tensor, Tensor]:
     """Energies of pairs of points `(batch x atoms, 3)`, kJ/mol, and their gradients by the first point."""
-    apart = flat[pairs.first] - flat[pairs.second]
+    apart = flat.index_select(0, pairs.first).sub_(flat.index_select(0, pairs.second))
     inverse = apart.square().sum(1).clamp_(min=_CLOSEST).reciprocal_()
-    cubed = inverse * inverse * inverse
-    repulsion, attraction = pairs.repulsion * cubed * cubed, pairs.attraction * cubed
+    cubed = (inverse * inverse).mul_(inverse)
+    attraction = pairs.attraction * cubed
+    repulsion = (pairs.repulsion * cubed).mul_(cubed)
     near = inverse.clamp_max(STRONGEST)
     charge = pairs.charge * near
     slope = (-12 * repulsion + 6 * attraction - 2 * charge * (near == inverse)) * inverse
