@@ -132,6 +132,19 @@ class Backbone:
         shape = plane_shape((end - start).norm(dim=-1), self.cis)
         return Backbone(self.planes, trace, start, end, axes_of(start, end, end.roll(-1, 1) - start), shape, self.cis)
 
+    def put(self, rows: Tensor, other: "Backbone") -> None:
+        """Other traces in place of some of the batch."""
+        ours, theirs = ((b.trace, b.starts, b.ends, *b.axes, b.shape, b.cis) for b in (self, other))
+        for old, new in zip(ours, theirs, strict=True):
+            old[rows] = new
+
+    def __getitem__(self, rows: Tensor | slice) -> "Backbone":
+        """Some traces of the batch."""
+        axes = (self.axes[0][rows], self.axes[1][rows], self.axes[2][rows])
+        return Backbone(
+            self.planes, self.trace[rows], self.starts[rows], self.ends[rows], axes, self.shape[rows], self.cis[rows]
+        )
+
     def atoms(self, gamma: Tensor) -> Tensor:
         """C, O, N and H of all planes at `gamma (batch, planes)`: `(batch, planes, 4, 3)` nm."""
         return place_planes(self.starts, self.axes, self.shape, gamma)

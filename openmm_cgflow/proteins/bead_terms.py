@@ -295,5 +295,5 @@ class TiedBeads:
         off = self.terms.mapping.beads_of(x) - self.targets
         return 0.5 * self.terms.kT * off.square().sum() / spread**2
 
-    def __getitem__(self, rows: Tensor) -> "TiedBeads":
+    def __getitem__(self, rows: Tensor | slice) -> "TiedBeads":
         return TiedBeads(self.terms, self.targets[rows])

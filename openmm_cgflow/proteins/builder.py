@@ -1,4 +1,4 @@
-"""One batch of traces through all stages: planes, side chains, descent; and once more where something is in the way."""
+"""One batch of traces through all stages: planes, side chains, descent; and repair where something is in the way."""
 
 import math
 from typing import Literal, NamedTuple
@@ -15,11 +15,12 @@ from openmm_cgflow.proteins.bead_terms import BeadTerms, TiedBeads
 from openmm_cgflow.proteins.beads import ATOMS, BeadKind, BeadMapping
 from openmm_cgflow.proteins.contacts import COARSE, Nonbonded, plane_pairs, plane_sterics
 from openmm_cgflow.proteins.force_field import Minimiser, expected_lengths
-from openmm_cgflow.proteins.layout import MOST_CHI, ProteinLayout
+from openmm_cgflow.proteins.layout import ProteinLayout
 from openmm_cgflow.proteins.library import BINS, FragmentLibrary
-from openmm_cgflow.proteins.packing import pack, pair_tables
-from openmm_cgflow.proteins.plane_chain import PlaneChain, grid, local_factors
+from openmm_cgflow.proteins.packing import chosen, pack, pair_tables
+from openmm_cgflow.proteins.plane_chain import PlaneChain, grid, local_factors, turns_of
 from openmm_cgflow.proteins.refine import Refiner
+from openmm_cgflow.proteins.repair import Repair, State
 from openmm_cgflow.proteins.side_chains import Candidates, GridProposer, SelfEnergies
 from openmm_cgflow.proteins.twisted_smc import draw_planes
 from openmm_cgflow.units import KB
@@ -29,9 +30,6 @@ __all__ = ["Assemble", "Built", "ProteinBuilder"]
 Assemble = Literal["packed", "chain"]
 
 _RESTARTS = 3
-_LONGER = 3  # times the steps of descent where alpha carbons move as well
-_AGAIN = 2  # times that a structure with two atoms in one place is drawn anew
-_HARD = 150.0  # kJ/mol of a pair of atoms, above which they are in one place
 
 
 class Built(NamedTuple):
@@ -74,6 +72,7 @@ class ProteinBuilder:
         self.proposer = GridProposer(layout)
         self.self_energies = SelfEnergies(layout, system, self.nonbonded)
         self.refiner = Refiner(layout, self.assembly, self.nonbonded, self.self_energies.torsions, library)
+        self.repair = Repair(self.assembly, self.self_energies, self.proposer, self.refiner, self.nonbonded, self.kT)
         self.bond_lengths = expected_lengths(layout.topology, system)
         self._minimisers: dict[BeadKind, Minimiser] = {}
         self._mappings: dict[BeadKind, BeadMapping] = {}
@@ -136,10 +135,10 @@ class ProteinBuilder:
         log_density = x.new_full((len(x),), torch.nan)
         if assemble == "chain":
             state, log_density = self._independent(candidates, generator)
-            chi = _chosen(candidates, state)
+            chi = chosen(candidates, state)
         else:
             tables = pair_tables(candidates, self.self_energies, self.nonbonded)
-            chi = _chosen(candidates, pack(candidates.energy, tables, self.kT, _RESTARTS, generator).state)
+            chi = chosen(candidates, pack(candidates.energy, tables, self.kT, _RESTARTS, generator).state)
             chi = self.refiner.refined_sides(x, chi, refine) if refine else chi
         x = self.refiner.structures_of(x, chi)
         ones = x.new_ones(len(x), len(self.layout.sequence))
@@ -180,71 +179,45 @@ class ProteinBuilder:
         if assemble == "chain":
             built = self._chain(trace, generator)
             return built._replace(x=built.x + back)
-        built = self._packed(trace, generator, particles, refine, tied)
-        score, worst = self.refiner.judged(built.x)
-        for _ in range(_AGAIN):
-            hard = (worst > _HARD).nonzero().flatten()
-            if not len(hard):
-                break
-            again = self._packed(trace[hard], generator, particles, refine, tied and tied[hard])
-            new_score, new_worst = self.refiner.judged(again.x)
-            better = (new_worst < worst[hard]).nonzero().flatten()
-            for old, new in zip((*built, score, worst), (*again, new_score, new_worst), strict=True):
-                old[hard[better]] = new[better]
-        return built._replace(x=built.x + back)
+        state, log_evidence, ess = self._packed(trace, generator, particles, refine, tied)
+        x = self.repair.mended(state, generator, refine, tied).x
+        unknown = torch.full_like(log_evidence, torch.nan)
+        return Built(x + back, log_evidence, unknown, ess[:, self.planes.after])
 
     def _planes(self, trace: Tensor, tied: TiedBeads | None = None) -> tuple[Backbone, PlaneChain]:
         backbone = Backbone.of(self.planes, trace)
-        sterics = plane_sterics(backbone, _coarse(trace)).repeat_interleave(BINS // COARSE, -1)
+        sterics = plane_sterics(backbone, grid(trace, COARSE)).repeat_interleave(BINS // COARSE, -1)
         factors = local_factors(backbone, self.layout.sequence, self.library)
         factors = factors + tied.log_factors(backbone) if tied else factors
         return backbone, PlaneChain(factors, self.planes.link, -sterics / self.kT)
-
-    def _turns(self, bins: Tensor, generator: torch.Generator) -> Tensor:
-        """Turns that are uniform within bins, `(batch, planes)` rad."""
-        within = torch.rand(bins.shape, generator=generator, device=bins.device) - 0.5
-        return grid(within)[bins] + within * (2 * math.pi / BINS)
 
     def _chain(self, trace: Tensor, generator: torch.Generator) -> Built:
         """Planes of the chain alone, and side chains that do not see one another: of known density."""
         backbone, chain = self._planes(trace)
         bins, log_density = chain.sample(generator)
-        x = self.assembly.backbone(backbone, self._turns(bins, generator))
+        x = self.assembly.backbone(backbone, turns_of(bins, generator))
         candidates = self._candidates(x)
         state, log_p = self._independent(candidates, generator)
         log_density = log_density + log_p - len(self.planes) * math.log(2 * math.pi / BINS)
-        x = self.refiner.structures_of(x, _chosen(candidates, state))
+        x = self.refiner.structures_of(x, chosen(candidates, state))
         return Built(x, chain.log_z, log_density, x.new_ones(len(x), len(self.layout.sequence)))
 
     def _packed(
         self, trace: Tensor, generator: torch.Generator, particles: int, refine: int, tied: TiedBeads | None
-    ) -> Built:
-        """Planes that see one another, side chains that are packed, and both refined together."""
+    ) -> tuple[State, Tensor, Tensor]:
+        """Planes that see one another, side chains that are packed, and both refined together; evidence, ESS."""
         backbone, chain = self._planes(trace, tied)
-        pairs = plane_pairs(backbone, self.assembly.indices, self.nonbonded, _coarse(trace))
+        pairs = plane_pairs(backbone, self.assembly.indices, self.nonbonded, grid(trace, COARSE))
         bins, log_evidence, ess = draw_planes(chain, pairs, self.kT, particles, generator)
-        turns = self._turns(bins, generator)
-        x = self.assembly.backbone(backbone, turns)
-        candidates = self._candidates(x, tied)
+        turns = turns_of(bins, generator)
+        candidates = self._candidates(self.assembly.backbone(backbone, turns), tied)
         tables = pair_tables(candidates, self.self_energies, self.nonbonded)
-        chi = _chosen(candidates, pack(candidates.energy, tables, self.kT, _RESTARTS, generator).state)
-        if refine and tied:
-            backbone, turns, chi = self.refiner.refined_with_trace(backbone, turns, chi, _LONGER * refine, tied)
-        elif refine:
-            turns, chi = self.refiner.refined(backbone, turns, chi, refine)
+        chi = chosen(candidates, pack(candidates.energy, tables, self.kT, _RESTARTS, generator).state)
+        if refine:
+            backbone, turns, chi = self.refiner.refined_on(backbone, turns, chi, refine, tied)
         x = self.refiner.structures(backbone, turns, chi)
-        return Built(x, log_evidence, torch.full_like(log_evidence, torch.nan), ess[:, self.planes.after])
+        return State(backbone, chain, turns, chi, x), log_evidence, ess
 
     def _candidates(self, x: Tensor, tied: TiedBeads | None = None) -> Candidates:
         more = tied.of_candidates if tied else None
         return self.self_energies.choose(x, self.proposer.chi, self.proposer.local, self.kT, more)
-
-
-def _coarse(like: Tensor) -> Tensor:
-    """The grid of tables of pairs, `(24,)` rad."""
-    return (torch.arange(COARSE, dtype=like.dtype, device=like.device) + 0.5) * (2 * math.pi / COARSE) - math.pi
-
-
-def _chosen(candidates: Candidates, state: Tensor) -> Tensor:
-    """Torsions of the chosen candidates, `(batch, residues, MOST_CHI)` rad."""
-    return candidates.chi.gather(2, state[..., None, None].expand(-1, -1, 1, MOST_CHI))[:, :, 0]

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.proteins.contacts import Nonbonded, grouped, pair_energies, squared_distances
+from openmm_cgflow.proteins.layout import MOST_CHI
 from openmm_cgflow.proteins.side_chains import KEPT, Candidates, SelfEnergies
 
-__all__ = ["Packed", "PairTables", "pack", "pair_tables"]
+__all__ = ["Packed", "PairTables", "chosen", "pack", "pair_tables"]
 
 _CAP = 60.0  # kJ/mol, of a pair of atoms
 _SEE = 0.3  # nm between the spheres of two side chains, of any of their candidates
@@ -104,7 +105,9 @@ def _fill(
         i, j = first[part], second[part]
         ours, theirs = x[frame[part], place[i]], y[frame[part], place[j]]
         squared = squared_distances(ours.flatten(1, 2), theirs.flatten(1, 2))
-        ours_of, theirs_of = energies.side_indices(i.cpu())[:, seen[0]], energies.side_indices(j.cpu())[:, seen[1]]
+        ours_of, theirs_of = (
+            energies.side_indices(candidates.residues[k.cpu()])[:, atoms] for k, atoms in zip((i, j), seen, strict=True)
+        )
         factors = energies.united.between(ours_of, theirs_of)
         spread = tuple(factor[:, None, :, None, :] for factor in factors)
         energy = pair_energies(squared.reshape(-1, k, a, m, b), spread, _CAP).sum((2, 4))  # type: ignore[arg-type]
@@ -144,6 +147,11 @@ def pack(own: Tensor, tables: PairTables, kT: float, restarts: int, generator: t
     best = energy.argmin(-1)
     at = torch.arange(batch, device=own.device)
     return Packed(state[at, :, best], energy[at, best])
+
+
+def chosen(candidates: Candidates, state: Tensor) -> Tensor:
+    """Torsions of the chosen candidates, `(batch, residues, MOST_CHI)` rad."""
+    return candidates.chi.gather(2, state[..., None, None].expand(-1, -1, 1, MOST_CHI))[:, :, 0]
 
 
 def _field(state: Tensor, tables: PairTables, edges: Tensor, batch: int) -> Tensor:

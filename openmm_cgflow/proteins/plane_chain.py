@@ -1,25 +1,32 @@
 """The chain of planes given the trace: exact samples, normaliser and densities by sums forward and backward.
 
 phi, psi and the angle N-CA-C of a residue are functions of the turns of the planes before and after it and of the trace
-alone. So `p(gamma | CA) ~ prod_j f_j(gamma_j-1, gamma_j)` with `f_j = exp(-(F(phi, psi) + (theta - theta_0)^2 / 2
-sigma^2 kT) / kT)`: a chain of circles, each a grid of 72 points here, within whose bins gamma is uniform.
+alone. So `p(gamma | CA) ~ prod_j f_j(gamma_j-1, gamma_j)` with `f_j = exp(-F(phi, psi) / kT - (theta - theta_0)^2 / 2
+sigma^2)`, times what keeps oxygens of neighbours apart: a chain of circles, each a grid of 72 points here, within whose
+bins gamma is uniform.
 """
 
 import math
+from copy import copy
 
 import torch
 from torch import Tensor
 
 from openmm_cgflow.proteins.backbone import Backbone
+from openmm_cgflow.proteins.contacts import squared_distances
 from openmm_cgflow.proteins.geometry import place_planes
 from openmm_cgflow.proteins.library import BINS, FragmentLibrary
 from openmm_cgflow.proteins.sequence import ProteinSequence
 from openmm_cgflow.units import KB
 
-__all__ = ["PlaneChain", "grid", "interpolated", "local_factors"]
+__all__ = ["PlaneChain", "grid", "interpolated", "local_factors", "turns_of"]
 
 _BROADER = math.radians(2.5)
 """By which stiff coordinates that planes do not have (bends, twists of omega) broaden N-CA-C, added in squares."""
+
+_TOUCHING = 0.252
+"""nm between oxygens of neighbouring planes at which they cost 1 kT, growing with the 12th power: on strained traces,
+free energies of phi and psi do not keep them apart."""
 
 _FARTHEST = math.radians(32.0)
 """Of the mean angle N-CA-C; what is beyond has the factor of `_NEVER`."""
@@ -34,6 +41,12 @@ def grid(like: Tensor, bins: int = BINS) -> Tensor:
     return (torch.arange(bins, dtype=like.dtype, device=like.device) + 0.5) * (2 * math.pi / bins) - math.pi
 
 
+def turns_of(bins: Tensor, generator: torch.Generator) -> Tensor:
+    """Turns that are uniform within bins, `(batch, planes)` rad."""
+    within = torch.rand(bins.shape, generator=generator, device=bins.device) - 0.5
+    return grid(within)[bins] + within * (2 * math.pi / BINS)
+
+
 def local_factors(backbone: Backbone, sequence: ProteinSequence, library: FragmentLibrary, bins: int = BINS) -> Tensor:
     """`log f` of each residue, `(batch, residues, bins, bins)`: by the bins of the planes before and after it."""
     trace = backbone.trace
@@ -42,10 +55,7 @@ def local_factors(backbone: Backbone, sequence: ProteinSequence, library: Fragme
     kT = KB * library.temperature
     energies = torch.stack([library.free_energy[name] for name in classes]).to(trace) / -kT
     angles = torch.stack([library.angle[name] for name in classes]).to(trace)
-    of = torch.tensor(
-        [classes.index(library.class_of(r.variant, sequence.following(k))) for k, r in enumerate(sequence.residues)],
-        device=trace.device,
-    )
+    of = torch.tensor([classes.index(name) for name in library.classes(sequence)], device=trace.device)
     gamma = grid(trace, bins)
     made = trace.new_empty(batch, n, bins, bins)
     for rows in torch.arange(n).split(max(1, _ENTRIES // (batch * bins**2))):
@@ -59,8 +69,8 @@ def _log_factor(
     backbone: Backbone, before: Tensor, after: Tensor, gamma: Tensor, energies: Tensor, angles: Tensor, kind: Tensor
 ) -> Tensor:
     ca = backbone.starts[:, after][:, :, None, :]
-    c_before, _, n, _ = _on_grid(backbone, before, gamma)
-    c, _, n_after, _ = _on_grid(backbone, after, gamma)
+    c_before, o_before, n, _ = _on_grid(backbone, before, gamma)
+    c, o, n_after, _ = _on_grid(backbone, after, gamma)
     to_n, n_to_c = n - ca, c_before - ca
     to_c, c_to_n = c - ca, n_after - ca
     unit_n, unit_c = (torch.nn.functional.normalize(v, dim=-1) for v in (to_n, to_c))
@@ -71,6 +81,8 @@ def _log_factor(
     mean, spread = angles[:, 0][:, None, None], angles[:, 1][:, None, None]
     off = theta - mean
     log_f = interpolated(energies, kind, phi, psi) - 0.5 * off**2 / (spread**2 + _BROADER**2)
+    apart = squared_distances(o_before, o).clamp_min_(_TOUCHING**2 / 1.6).reciprocal_().mul_(_TOUCHING**2)
+    log_f = log_f - apart.pow(6)
     return torch.where(off.abs() < _FARTHEST, log_f, log_f.clamp(max=_NEVER / 2) - 40 * off.abs()).clamp_min(2 * _NEVER)
 
 
@@ -119,13 +131,21 @@ class PlaneChain:
         log_factors: `(batch, residues, bins, bins)`.
         link: the residue between each plane and the next one; -1 for none.
         unary: `(batch, planes, bins)`, log of a factor of each plane.
+        factors: the exponentials of the first, if they are known.
     """
 
-    def __init__(self, log_factors: Tensor, link: list[int], unary: Tensor) -> None:
+    def __init__(self, log_factors: Tensor, link: list[int], unary: Tensor, factors: Tensor | None = None) -> None:
         self.log_factors, self.link, self.unary = log_factors, link, unary
-        self.factors = torch.exp(log_factors)
+        self.factors = torch.exp(log_factors) if factors is None else factors
         self.n_planes, self.bins = unary.shape[1:]
         self.messages, self.log_z = self._backward()
+
+    def __getitem__(self, rows: slice | Tensor) -> "PlaneChain":
+        """The chains of some traces of the batch."""
+        made = copy(self)
+        for name in ("log_factors", "unary", "factors", "messages", "log_z"):
+            setattr(made, name, getattr(self, name)[rows])
+        return made
 
     def _backward(self) -> tuple[Tensor, Tensor]:
         """What all planes after one say of it, `(batch, planes, bins)`, log, and the log of the sum over all bins."""

@@ -6,10 +6,10 @@ plain step size does.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import networkx
 import numpy as np
@@ -28,22 +28,27 @@ from openmm_cgflow.proteins.plane_chain import interpolated
 from openmm_cgflow.proteins.side_chains import PeriodicTorsions, frames_of
 from openmm_cgflow.units import KB
 
-__all__ = ["Refiner"]
+__all__ = ["Judged", "Refiner"]
 
 _REACH = 0.5  # nm, of pairs
 _SOFT = 30.0  # kJ/mol of a pair of atoms, above which its energy grows as its logarithm
 _RATE, _LAST_RATE = 0.08, 0.01  # rad a step, first and last
+_LONGER = 3  # times the steps of descent where alpha carbons move as well
 _TRACE_SHARE = 0.1  # nm of an alpha carbon for a rad of a turn
 _SPREAD, _LAST_SPREAD = 0.03, 0.006  # nm, by which beads may be off, first and last
 _VIRTUAL_BOND, _VIRTUAL_SPRING = 0.381, 3.0e4  # nm, kJ/mol/nm^2, of alpha carbons that move
+_BETAS, _TINY = (0.8, 0.95), 1e-8  # of Adam
 _GREASY_REACH = 0.4  # nm, of pairs with a hydrogen on a carbon, which hardly has a charge
 _REBUILD = 15  # steps between lists of pairs
+_STERIC = -1.0  # in place of a scale: a pair that the free energy has, of which a small part of the repulsion counts,
+_STERIC_SHARE = 0.3  # for on strained traces the free energy does not keep the pair apart
 _SULFUR, _ACROSS = 0.2038, 0.3030  # nm, S-S and CB-S of a disulfide
 _SPRING = 2.0e4  # kJ/mol/nm^2 of these two, in place of the bond
 _COULOMB = 138.935456 / 40.0
 _CLOSEST = 0.0025  # nm^2
 _ANGLE_BROADER = math.radians(2.5)
 _HARMONICS = 6
+_HARD = 150.0  # kJ/mol of a pair of atoms, above which they are in one place
 _TOUCHING, _IN_ONE_PLACE = 0.225, 1000.0  # nm of two heavy atoms, and kJ/mol that are said of them
 
 
@@ -57,6 +62,19 @@ class _Pairs:
     repulsion: Tensor
     attraction: Tensor
     whole: Tensor
+
+
+class Judged(NamedTuple):
+    """What `Refiner.judged` gives. Pairs are hard above `_HARD`; heavy atoms nearer than `_TOUCHING` always are."""
+
+    soft: Tensor
+    """`(batch,)` kJ/mol."""
+    hard: Tensor
+    """`(batch,)` kJ/mol of hard pairs, each at most `_IN_ONE_PLACE`; 0 where there are none."""
+    frame: Tensor
+    """`(pairs,)`, of hard pairs: which structure."""
+    atoms: Tensor
+    """`(pairs, 2)`, of hard pairs."""
 
 
 class Refiner:
@@ -89,8 +107,7 @@ class Refiner:
         self.turns = torch.tensor([[k < side.n_chi for k in range(MOST_CHI)] for side in sides])
         self.fourier = self._fourier(torsions)
         classes = sorted(library.free_energy)
-        sequence = layout.sequence
-        names = [library.class_of(r.variant, sequence.following(k)) for k, r in enumerate(sequence.residues)]
+        sequence, names = layout.sequence, library.classes(layout.sequence)
         self.kind = torch.tensor([classes.index(name) for name in names])
         self.free_energy = torch.stack([library.free_energy[name] for name in classes]).float()
         self.angle = torch.stack([library.angle[name] for name in names]).float()
@@ -112,13 +129,16 @@ class Refiner:
             for j, bonds in networkx.single_source_shortest_path_length(graph, i, cutoff=3).items():
                 if j > i:
                     scale[i * atoms + j] = 0.5 if bonds == 3 else 0.0
+        bonded = set(scale)
         by_residue: list[list[int]] = [[] for _ in range(n)]
         for i in sorted(backbone):
             by_residue[self.residue[i]].append(i)
         inner = set(self.inner.tolist())
         for k in range(n - 1):  # what the free energy of phi and psi has; termini have none
             near = by_residue[k] + by_residue[k + 1] if {k, k + 1} <= inner else []
-            scale |= {i * atoms + j: 0.0 for i in near for j in near if j > i}
+            for i, j in ((i, j) for i in near for j in near if j > i):
+                apart = i * atoms + j not in bonded and bool(self.heavy[i] & self.heavy[j])
+                scale[i * atoms + j] = _STERIC if apart else 0.0
         self.codes = np.array(sorted(scale))
         self.scales = np.array([scale[code] for code in self.codes.tolist()], dtype=np.float32)
         self.bonded = np.zeros(n, dtype=bool)
@@ -173,23 +193,28 @@ class Refiner:
         """Backbones `(batch, atoms, 3)` with side chains at `chi`."""
         return self.assembly.with_sides(x, self.sides(x, chi))
 
-    def judged(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Soft energies of all pairs of structures, and the largest energy of a pair, `(batch,)` kJ/mol each.
+    def judged(self, x: Tensor, moved: Tensor | None = None) -> Judged:
+        """Pairs that are too near, and soft energies of all pairs.
 
-        Heavy atoms that are nearer than `_TOUCHING` count as `_IN_ONE_PLACE`.
+        Arguments:
+            x: `(batch, atoms, 3)` nm.
+            moved: atoms of which one has to be in a pair; all by default.
         """
-        pairs = self._pairs(x)
-        flat = x.reshape(-1, 3)
-        energy, _ = _pair_energies(flat, pairs)
-        frame = pairs.first // x.shape[1]
+        pairs = self._pairs(x, moved)
+        atoms = x.shape[1]
+        energy, _, inverse = _pair_energies(_axes_first(x), pairs)
         heavy = self.heavy.to(x.device)
-        close = (flat[pairs.first] - flat[pairs.second]).square().sum(1) < _TOUCHING**2
-        close &= pairs.whole & heavy[pairs.first % x.shape[1]] & heavy[pairs.second % x.shape[1]]
+        close = (inverse > 1 / _TOUCHING**2) & pairs.whole
+        close &= heavy[pairs.first % atoms] & heavy[pairs.second % atoms]
         energy = torch.where(close, energy.clamp_min(_IN_ONE_PLACE), energy)
-        counts = torch.bincount(frame, minlength=len(x)).tolist()  # pairs come frame by frame
-        worst = torch.stack([part.amax() if len(part) else x.new_zeros(()) for part in energy.split(counts)])
+        frame, hard = pairs.first // atoms, (energy > _HARD).nonzero().flatten()
         soft = torch.where(energy > _SOFT, _SOFT * (1 + torch.log(energy.clamp_min(_SOFT) / _SOFT)), energy)
-        return x.new_zeros(len(x)).index_add_(0, frame, soft), worst
+        return Judged(
+            x.new_zeros(len(x)).index_add_(0, frame, soft),
+            x.new_zeros(len(x)).index_add_(0, frame[hard], energy[hard].clamp(max=_IN_ONE_PLACE)),
+            frame[hard],
+            torch.stack([pairs.first[hard], pairs.second[hard]], 1) % atoms,
+        )
 
     def structures(self, backbone: Backbone, gamma: Tensor, chi: Tensor) -> Tensor:
         """All atoms, `(batch, atoms, 3)` nm."""
@@ -200,6 +225,14 @@ class Refiner:
         gamma, chi = gamma.clone().requires_grad_(True), chi.clone().requires_grad_(True)
         self._descend([gamma, chi], lambda: self.structures(backbone, gamma, chi), chi, steps)
         return gamma.detach(), chi.detach()
+
+    def refined_on(
+        self, backbone: Backbone, gamma: Tensor, chi: Tensor, steps: int, tied: TiedBeads | None
+    ) -> tuple[Backbone, Tensor, Tensor]:
+        """The same on a trace that is given; or on one that moves, tied to beads, after more steps."""
+        if tied is None:
+            return backbone, *self.refined(backbone, gamma, chi, steps)
+        return self.refined_with_trace(backbone, gamma, chi, _LONGER * steps, tied)
 
     def refined_with_trace(
         self, backbone: Backbone, gamma: Tensor, chi: Tensor, steps: int, tied: TiedBeads
@@ -216,7 +249,8 @@ class Refiner:
             spread = _SPREAD * (_LAST_SPREAD / _SPREAD) ** done
             return tied.energy(x, spread) + 0.5 * _VIRTUAL_SPRING * off.square().sum()
 
-        self._descend([gamma, chi], lambda: self.structures(backbone.moved(trace), gamma, chi), chi, steps, trace, more)
+        moving, shares = [gamma, chi, trace], (1.0, 1.0, _TRACE_SHARE)
+        self._descend(moving, lambda: self.structures(backbone.moved(trace), gamma, chi), chi, steps, shares, more)
         return backbone.moved(trace.detach()), gamma.detach(), chi.detach()
 
     def refined_sides(self, x: Tensor, chi: Tensor, steps: int) -> Tensor:
@@ -231,24 +265,35 @@ class Refiner:
         structures: Callable[[], Tensor],
         chi: Tensor,
         steps: int,
-        trace: Tensor | None = None,
+        shares: Sequence[float] = (1.0, 1.0),
         more: Callable[[Tensor, float], Tensor] | None = None,
     ) -> None:
-        optimizer = torch.optim.Adam(turns, lr=_RATE, betas=(0.8, 0.95))
-        if trace is not None:
-            optimizer.add_param_group({"params": [trace]})
-        with torch.enable_grad():
-            for step in range(steps):
-                done = step / max(1, steps - 1)
-                for group, share in zip(optimizer.param_groups, (1.0, _TRACE_SHARE), strict=False):
-                    group["lr"] = share * _RATE * (_LAST_RATE / _RATE) ** done
-                optimizer.zero_grad()
+        """Steps of Adam, written out: to load torch's optimizers takes seconds.
+
+        Arguments:
+            turns: what moves, in place.
+            structures: made of it.
+            chi: turns of side chains.
+            steps: how many.
+            shares: of the rate, of each that moves.
+            more: what else it costs, of the structures and how much is done; kJ/mol.
+        """
+        means, squares = ([torch.zeros_like(turn) for turn in turns] for _ in range(2))
+        for step in range(steps):
+            done = step / max(1, steps - 1)
+            rate = _RATE * (_LAST_RATE / _RATE) ** done
+            with torch.enable_grad():
                 x = structures()
                 if step % _REBUILD == 0:
                     pairs = self._pairs(x.detach())
                 energy = self._energy(x, chi, pairs)
-                (energy if more is None else energy + more(x, done)).backward()
-                optimizer.step()
+                gradients = torch.autograd.grad(energy if more is None else energy + more(x, done), turns)
+            with torch.no_grad():
+                for turn, gradient, mean, square, share in zip(turns, gradients, means, squares, shares, strict=False):
+                    mean.lerp_(gradient, 1 - _BETAS[0])
+                    square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
+                    width = (square / (1 - _BETAS[1] ** (step + 1))).sqrt_().add_(_TINY)
+                    turn.addcdiv_(mean, width, value=-share * rate / (1 - _BETAS[0] ** (step + 1)))
 
     def _energy(self, x: Tensor, chi: Tensor, pairs: _Pairs) -> Tensor:
         """The sum over the batch, kJ/mol."""
@@ -280,12 +325,16 @@ class Refiner:
         off = torch.acos(cosine.clamp(-0.9999, 0.9999)) - mean
         return energy.sum() + (0.5 * self.kT * off**2 / (spread**2 + _ANGLE_BROADER**2)).sum()
 
-    def _pairs(self, x: Tensor) -> _Pairs:
+    def _pairs(self, x: Tensor, moved: Tensor | None = None) -> _Pairs:
+        """Pairs within reach, those of a `moved` atom if such are given."""
         atoms = self.layout.n_atoms
         firsts, seconds, scales, shifts = [], [], [], []
+        mask = np.ones(atoms, dtype=bool)
+        if moved is not None:
+            mask[:] = False
+            mask[moved.numpy()] = True
         for frame, points in enumerate(x.cpu().numpy()):
-            found = cKDTree(points).query_pairs(_REACH, output_type="ndarray")
-            i, j = found[:, 0], found[:, 1]
+            i, j = _near(points, mask)
             scale = np.ones(len(i), dtype=np.float32)
             a, b = self.residue[i], self.residue[j]
             near = np.flatnonzero((np.abs(a - b) <= 1) | (self.bonded[a] & self.bonded[b]))
@@ -294,30 +343,49 @@ class Refiner:
             scale[near] = np.where(self.codes[place] == code, self.scales[place], 1.0)
             apart = points[i] - points[j]
             greasy = self.greasy[i] | self.greasy[j]
-            keep = (scale > 0) & ~(greasy & (np.einsum("pk,pk->p", apart, apart) > _GREASY_REACH**2))
+            keep = (scale != 0) & ~(greasy & (np.einsum("pk,pk->p", apart, apart) > _GREASY_REACH**2))
             firsts.append(i[keep])
             seconds.append(j[keep])
             scales.append(scale[keep])
             shifts.append(np.full(keep.sum(), frame * atoms))
         first, second = (torch.as_tensor(np.concatenate(rows)) for rows in (firsts, seconds))
         share, shift = torch.as_tensor(np.concatenate(scales)), torch.as_tensor(np.concatenate(shifts))
+        whole, steric, share = share.abs() == 1, share == _STERIC, share.clamp_min(0)
         size = (0.5 * 0.97 * (self.nonbonded.sigma[first] + self.nonbonded.sigma[second])) ** 6
-        depth = 4 * self.nonbonded.root_epsilon[first] * self.nonbonded.root_epsilon[second] * size * share
+        depth = 4 * self.nonbonded.root_epsilon[first] * self.nonbonded.root_epsilon[second] * size
+        repulsion = depth * size * torch.where(steric, _STERIC_SHARE, share)
         charge = _COULOMB * self.nonbonded.charge[first] * self.nonbonded.charge[second] * share
         device = x.device
-        return _Pairs(*(t.to(device) for t in (first + shift, second + shift, charge, depth * size, depth, share == 1)))
+        return _Pairs(*(t.to(device) for t in (first + shift, second + shift, charge, repulsion, depth * share, whole)))
 
 
-def _pair_energies(flat: Tensor, pairs: _Pairs) -> tuple[Tensor, Tensor]:
-    """Energies of pairs of points `(batch x atoms, 3)`, kJ/mol, and their gradients by the first point."""
-    apart = flat[pairs.first] - flat[pairs.second]
-    inverse = apart.square().sum(1).clamp_(min=_CLOSEST).reciprocal_()
-    cubed = inverse * inverse * inverse
-    repulsion, attraction = pairs.repulsion * cubed * cubed, pairs.attraction * cubed
+def _near(points: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of points `i < j` within reach of one another, of which at least one is in the mask."""
+    if mask.all():
+        found = cKDTree(points).query_pairs(_REACH, output_type="ndarray")
+        return found[:, 0], found[:, 1]
+    low, high = points[mask].min(0) - _REACH, points[mask].max(0) + _REACH
+    box = np.flatnonzero(((points > low) & (points < high)).all(1))
+    found = box[cKDTree(points[box]).query_pairs(_REACH, output_type="ndarray")]
+    found = found[mask[found].any(1)]
+    return found[:, 0], found[:, 1]
+
+
+def _pair_energies(flat: Tensor, pairs: _Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    """Energies of pairs of points `(3, batch x atoms)`, kJ/mol, their gradients by the first point, and `1/r^2`.
+
+    Axes come first throughout: so gathering and adding up take half the time.
+    """
+    apart = flat.index_select(1, pairs.first).sub_(flat.index_select(1, pairs.second))
+    inverse = apart.square().sum(0).clamp_(min=_CLOSEST).reciprocal_()
+    cubed = (inverse * inverse).mul_(inverse)
+    attraction = pairs.attraction * cubed
+    repulsion = (pairs.repulsion * cubed).mul_(cubed)
     near = inverse.clamp_max(STRONGEST)
     charge = pairs.charge * near
-    slope = (-12 * repulsion + 6 * attraction - 2 * charge * (near == inverse)) * inverse
-    return repulsion - attraction + charge, apart.mul_(slope[:, None])
+    energy = repulsion - attraction + charge
+    slope = attraction.mul_(6).sub_(repulsion.mul_(12)).sub_(charge.mul_(2).mul_(near == inverse)).mul_(inverse)
+    return energy, apart.mul_(slope), inverse
 
 
 class _PairEnergy(torch.autograd.Function):
@@ -325,18 +393,22 @@ class _PairEnergy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pairs: _Pairs) -> Tensor:  # noqa: ANN401
-        flat = x.detach().reshape(-1, 3)
-        energy, force = _pair_energies(flat, pairs)
-        hard = energy > _SOFT
-        share = torch.where(hard, _SOFT / energy, 1.0)
-        soft = torch.where(hard, _SOFT * (1 - torch.log(share)), energy)
-        force.mul_(share[:, None])
+        flat = _axes_first(x)
+        energy, force, _ = _pair_energies(flat, pairs)
+        share = (_SOFT / energy.clamp_min(_SOFT)).clamp_(max=1.0)
+        soft = energy.clamp(max=_SOFT).sub_(_SOFT * torch.log(share))
+        force.mul_(share)
         gradient = torch.zeros_like(flat)
-        gradient.index_add_(0, pairs.first, force)
-        gradient.index_add_(0, pairs.second, force, alpha=-1)
-        ctx.save_for_backward(gradient.reshape(x.shape))
+        gradient.index_add_(1, pairs.first, force)
+        gradient.index_add_(1, pairs.second, force.neg_())
+        ctx.save_for_backward(gradient.T.reshape(x.shape))
         return soft.sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         return ctx.saved_tensors[0] * grad, None
+
+
+def _axes_first(x: Tensor) -> Tensor:
+    """Points `(batch, atoms, 3)` as `(3, batch x atoms)`."""
+    return x.detach().reshape(-1, 3).T.contiguous()

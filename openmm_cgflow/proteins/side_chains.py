@@ -6,6 +6,7 @@ of fragments can take its place.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import networkx
 import numpy as np
@@ -26,7 +27,7 @@ from openmm_cgflow.proteins.layout import (
 )
 from openmm_cgflow.proteins.residues import grid_of
 
-__all__ = ["Candidates", "GridProposer", "PeriodicTorsions", "SelfEnergies", "frames_of"]
+__all__ = ["Candidates", "GridProposer", "PeriodicTorsions", "SelfEnergies", "Window", "frames_of"]
 
 KEPT = 20
 """Candidates of a residue that go on to packing: those of the lowest energies with the backbone."""
@@ -68,16 +69,27 @@ class Candidates:
     """Candidates of all residues, `KEPT` each at most.
 
     Attributes:
+        residues: `(residues,)`, which residues of the protein these are.
         chi: `(batch, residues, kept, MOST_CHI)` rad; zeros for torsions that are not there.
         energy: `(batch, residues, kept)` kJ/mol, of each with the backbone; infinite for places that are not filled.
         log_partition: `(batch, residues)`, log of the sum of Boltzmann factors over all candidates.
-        placed: by variant: residues `(residues,)` and positions `(batch, residues, kept, atoms, 3)` nm.
+        placed: by variant: places in `residues`, and positions `(batch, residues, kept, atoms, 3)` nm.
     """
 
+    residues: Tensor
     chi: Tensor
     energy: Tensor
     log_partition: Tensor
     placed: dict[str, tuple[Tensor, Tensor]]
+
+
+class Window(NamedTuple):
+    """Some residues whose side chains are placed anew."""
+
+    residues: Tensor
+    """`(residues,)`."""
+    others: Tensor
+    """Atoms of side chains nearby, which stay."""
 
 
 class SelfEnergies:
@@ -153,6 +165,7 @@ class SelfEnergies:
         local: dict[str, Tensor],
         kT: float,
         more: Callable[[str, Tensor, Tensor], Tensor] | None = None,
+        window: Window | None = None,
     ) -> Candidates:
         """Candidates with the lowest energies.
 
@@ -162,36 +175,44 @@ class SelfEnergies:
             local: candidates by variant, in the frame of the residue.
             kT: kJ/mol.
             more: what else candidates cost, of a variant, its residues and `x`: `(batch, residues, candidates)` kJ/mol.
+            window: the residues that are wanted, and side chains that stay; by default all, and none.
         """
-        batch, n = len(x), len(self.layout.sequence)
+        residues = torch.arange(len(self.layout.sequence)) if window is None else window.residues
+        batch, n = len(x), len(residues)
+        place = {k: i for i, k in enumerate(residues.tolist())}
         frames, ca = frames_of(self.layout, x), x[:, self.layout.of("CA")]
         made = Candidates(
-            x.new_zeros(batch, n, KEPT, MOST_CHI), x.new_full((batch, n, KEPT), torch.inf), x.new_zeros(batch, n), {}
-        )
-        bones = x[:, self.backbone]
-        for variant, rows in self.members.items():
+            residues, x.new_zeros(batch, n, KEPT, MOST_CHI), x.new_full((batch, n, KEPT), torch.inf),
+            x.new_zeros(batch, n), {},
+        )  # fmt: skip
+        near = _Near.of(self, x, window)
+        for variant, members in self.members.items():
+            rows = torch.tensor([k for k in members.tolist() if k in place], dtype=torch.long)
+            if not len(rows):
+                continue
+            at = torch.tensor([place[k] for k in rows.tolist()])
             shape = local[variant].to(x)
             inner = self.intrinsic(variant, shape)
             own = self.side_indices(rows)
-            reach = _ENTRIES // max(1, len(rows) * shape.shape[0] * shape.shape[1] * _NEIGHBOURS)
+            reach = _ENTRIES // max(1, len(rows) * shape.shape[0] * shape.shape[1] * near.seen)
             parts = []
             for frames_here in torch.arange(batch, device=x.device).split(max(1, reach)):
                 placed = shape @ frames[frames_here][:, rows][:, :, None] + ca[frames_here][:, rows][:, :, None, None]
-                parts.append((placed, self._with_backbone(placed, rows, own, x[frames_here], bones[frames_here])))
-            energy = torch.cat([part[1] for part in parts]) + inner
+                parts.append(self._with_others(placed, rows, own, x[frames_here], near.rows(frames_here)))
+            energy = torch.cat(parts) + inner
             if more is not None:
                 energy = energy + more(variant, rows, x)
-            made.log_partition[:, rows] = torch.logsumexp(-energy / kT, -1)
+            made.log_partition[:, at] = torch.logsumexp(-energy / kT, -1)
             kept = min(KEPT, energy.shape[-1])
             least, which = torch.topk(energy, kept, dim=-1, largest=False)
-            made.energy[:, rows, :kept] = least
+            made.energy[:, at, :kept] = least
             if chi[variant].shape[1]:
-                made.chi[:, rows, :kept, : chi[variant].shape[1]] = chi[variant].to(x)[which]
+                made.chi[:, at, :kept, : chi[variant].shape[1]] = chi[variant].to(x)[which]
             axes = frames[:, rows][:, :, None]
-            made.placed[variant] = (rows, shape[which] @ axes + ca[:, rows][:, :, None, None])
+            made.placed[variant] = (at, shape[which] @ axes + ca[:, rows][:, :, None, None])
         return made
 
-    def _with_backbone(self, placed: Tensor, rows: Tensor, own: Tensor, x: Tensor, bones: Tensor) -> Tensor:
+    def _with_others(self, placed: Tensor, rows: Tensor, own: Tensor, x: Tensor, near: "_Near") -> Tensor:
         """`(batch, residues, candidates)` kJ/mol of candidates `(batch, residues, candidates, atoms, 3)`."""
         batch, n, k, a = placed.shape[:4]
         flat = placed.reshape(batch, n, k * a, 3)
@@ -200,15 +221,39 @@ class SelfEnergies:
         scale = torch.stack([self.scales[r] for r in rows.tolist()])
         factors = tuple((f * scale)[None, :, None] for f in self.nonbonded.between(own, self.local_atoms[rows]))
         energy = pair_energies(squared, factors, _CAP).sum((3, 4))  # type: ignore[arg-type]
-        centre = flat.mean(2)
-        apart = torch.cdist(centre, bones)
-        apart = torch.where(self.beside[rows].to(x.device), torch.inf, apart)
-        near = torch.topk(apart, min(_NEIGHBOURS, bones.shape[1]), largest=False)
-        index = torch.where(near.values.isfinite(), self.backbone.to(x.device)[near.indices], -1)
-        others = bones[torch.arange(batch)[:, None, None], near.indices]
+        apart = torch.cdist(flat.mean(2), near.x)
+        apart = torch.where(near.beside[rows].to(x.device), torch.inf, apart)
+        nearest = torch.topk(apart, near.seen, largest=False)
+        index = torch.where(nearest.values.isfinite(), near.atoms.to(x.device)[nearest.indices], -1)
+        others = near.x[torch.arange(batch)[:, None, None], nearest.indices]
         squared = squared_distances(flat, others).reshape(batch, n, k, a, -1)
         factors = tuple(f[:, :, None] for f in self.nonbonded.between(own.expand(batch, -1, -1), index))
         return energy + pair_energies(squared, factors, _CAP).sum((3, 4))  # type: ignore[arg-type]
+
+
+class _Near(NamedTuple):
+    """Atoms that stay, among which each side chain sees the nearest ones."""
+
+    atoms: Tensor
+    """`(others,)`."""
+    x: Tensor
+    """`(batch, others, 3)` nm."""
+    beside: Tensor
+    """`(residues, others)` bool: those of the backbone beside a residue, which are counted by `local_atoms`."""
+    seen: int
+    """How many each side chain sees."""
+
+    @classmethod
+    def of(cls, energies: SelfEnergies, x: Tensor, window: Window | None) -> "_Near":
+        atoms, beside, seen = energies.backbone, energies.beside, _NEIGHBOURS
+        if window is not None:
+            atoms = torch.cat([atoms, window.others])
+            beside = torch.cat([beside, beside.new_zeros(len(beside), len(window.others))], 1)
+            seen = 2 * _NEIGHBOURS
+        return cls(atoms, x[:, atoms], beside, min(seen, len(atoms)))
+
+    def rows(self, frames: Tensor) -> "_Near":
+        return self._replace(x=self.x[frames])
 
 
 class _Within:
