@@ -177,11 +177,13 @@ def plane_sterics(backbone: Backbone, gamma: Tensor) -> Tensor:
 
 
 def squared_distances(first: Tensor, second: Tensor) -> Tensor:
-    """Squared distances `(..., first, second)`, in few operations; centred so that single precision does."""
+    """Squared distances `(..., first, second)`, in one product; centred so that single precision does."""
     middle = second.mean(-2, keepdim=True)
     a, b = first - middle, second - middle
-    made = a @ b.transpose(-1, -2)
-    return made.mul_(-2).add_(a.square().sum(-1)[..., :, None]).add_(b.square().sum(-1)[..., None, :])
+    one = [torch.ones_like(side[..., :1]) for side in (a, b)]
+    a = torch.cat([-2 * a, a.square().sum(-1, keepdim=True), one[0]], -1)
+    b = torch.cat([b, one[1], b.square().sum(-1, keepdim=True)], -1)
+    return a @ b.transpose(-1, -2)
 
 
 def grouped(values: Tensor, n: int) -> list[Tensor]:

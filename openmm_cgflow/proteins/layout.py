@@ -88,6 +88,7 @@ class ProteinLayout:
         self.topology = self._built(names) if topology is None else topology
         self.index = _index(names, self.topology, sequence)
         self.n_atoms = self.topology.getNumAtoms()
+        self._of: dict[str, Tensor] = {}
 
     def _names(self, k: int) -> list[str]:
         """Names of the atoms of residue `k`, in the order of a PDB file."""
@@ -116,7 +117,9 @@ class ProteinLayout:
 
     def of(self, name: str) -> Tensor:
         """Index of the atom of this name in each residue, `(residues,)`; -1 where there is none."""
-        return torch.tensor([atoms.get(name, -1) for atoms in self.index])
+        if name not in self._of:
+            self._of[name] = torch.tensor([atoms.get(name, -1) for atoms in self.index])
+        return self._of[name]
 
     @cached_property
     def side_atoms(self) -> Tensor:

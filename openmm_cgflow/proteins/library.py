@@ -5,7 +5,9 @@ The file is one of `storage` (safetensors), kind `fragments`:
 - `free_energy.CLASS`, float16 `(72, 72)`, kJ/mol: `F(phi, psi)` of the first residue of Ace-X-Nme at 300 K in OBC2,
   its minimum 0, at most `CAP`; rows are phi, columns psi, both at `-pi + k 2 pi / 72`. Classes are `ALA` (which stands
   for every residue that has none of its own), `GLY`, `PRO`, `VAL` (for all that are branched at CB), others by names of
-  their variants, and `X-PRO` before a proline where there is one. The shipped library has the first four.
+  their variants, and where there are such, `X-PRO` before a proline, `N-X` and `C-X` at charged ends (those of `ALA`
+  for residues that have none). The shipped library has the first four. Glycine has no chirality: its maps are made
+  symmetric, `F(phi, psi) = F(-phi, -psi)`, when they are read.
 - `angle.CLASS`, float32 `(2,)`, rad: mean and standard deviation of N-CA-C of the same samples.
 - `template.VARIANT`, float32 `(atoms, 3)`, nm: the side chain (with HA) of minimised Ace-X-Nme, one for each variant of
   amber14 that is not terminal, in the frame of its own N, CA and C (`geometry.residue_frames`).
@@ -26,7 +28,9 @@ from torch import Tensor
 
 from openmm_cgflow.errors import ModelFileError
 from openmm_cgflow.proteins.geometry import residue_frames
+from openmm_cgflow.proteins.sequence import ProteinSequence
 from openmm_cgflow.storage import read_as, read_file, reading, write_file
+from openmm_cgflow.units import KB
 
 __all__ = ["BINS", "CAP", "FragmentLibrary", "local_template"]
 
@@ -74,22 +78,28 @@ class FragmentLibrary:
     temperature: float = 300.0
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def class_of(self, name: str, following: str | None = None) -> str:
-        """The class of a residue by its name and that of the next one.
+    def class_of(self, name: str, following: str | None = None, end: str | None = None) -> str:
+        """The class of a residue by where it stands: before a proline, then at a charged end, then any.
 
         Arguments:
             name: of three letters, or of a variant.
             following: the same of the residue after it; None for the last one.
+            end: `"N"` for the first residue of a chain, `"C"` for the last one.
         """
-        if following == "PRO" and f"{name}-PRO" in self.free_energy:
-            return f"{name}-PRO"
-        if name in self.free_energy and name in ("GLY", "PRO"):
-            return name
-        if following == "PRO" and "ALA-PRO" in self.free_energy:
-            return "ALA-PRO"
-        if name in self.free_energy:
-            return name
-        return "VAL" if name in _BRANCHED and "VAL" in self.free_energy else "ALA"
+        own: tuple[str, ...] = ()
+        if following == "PRO":
+            own = (f"{name}-PRO", name if name in ("GLY", "PRO") else "ALA-PRO")
+        elif end is not None:
+            own = (f"{end}-{name}", name if name in ("GLY", "PRO") else f"{end}-ALA")
+        known = (*own, name, *(["VAL"] if name in _BRANCHED else []))
+        return next((found for found in known if found in self.free_energy), "ALA")
+
+    def classes(self, sequence: ProteinSequence) -> list[str]:
+        """The classes of all residues of a protein."""
+        return [
+            self.class_of(residue.variant, sequence.following(k), sequence.end(k))
+            for k, residue in enumerate(sequence.residues)
+        ]
 
     def save(self, path: str | Path) -> None:
         """Write the library, whole or not at all; free energies as float16.
@@ -209,6 +219,9 @@ def _load(path: Path, changed: int) -> FragmentLibrary:
                 raise ModelFileError(f"the tensor {name[:60]!r} holds NaN or infinite values")
             parts[kind][rest] = tensor.float()
         _check(parts, header)
+        for name in {"GLY", "N-GLY", "C-GLY"} & set(parts["free_energy"]):
+            energy = parts["free_energy"][name]
+            parts["free_energy"][name] = _symmetric(energy, KB * header.temperature)
         return FragmentLibrary(
             parts["free_energy"],
             parts["angle"],
@@ -217,6 +230,13 @@ def _load(path: Path, changed: int) -> FragmentLibrary:
             header.temperature,
             header.provenance,
         )
+
+
+def _symmetric(energy: Tensor, kT: float) -> Tensor:
+    """The free energy of the mean of a density over phi and psi and its mirror image; the minimum stays 0."""
+    mirrored = energy.flip(0, 1).roll((1, 1), (0, 1))  # the grid begins at -pi, which is its own mirror image
+    made = -kT * torch.logaddexp(-energy / kT, -mirrored / kT)
+    return (made - made.min()).clamp(max=CAP)
 
 
 def _check(parts: dict[str, dict[str, Tensor]], header: _Header) -> None:

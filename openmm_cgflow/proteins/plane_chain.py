@@ -25,7 +25,7 @@ _BROADER = math.radians(2.5)
 """By which stiff coordinates that planes do not have (bends, twists of omega) broaden N-CA-C, added in squares."""
 
 _TOUCHING = 0.252
-"""nm between the oxygens of neighbouring planes at which they cost 1 kT, growing with the 12th power: on strained traces
+"""nm between oxygens of neighbouring planes at which they cost 1 kT, growing with the 12th power: on strained traces,
 free energies of phi and psi do not keep them apart."""
 
 _FARTHEST = math.radians(32.0)
@@ -60,10 +60,7 @@ def local_factors(backbone: Backbone, sequence: ProteinSequence, library: Fragme
     kT = KB * library.temperature
     energies = torch.stack([library.free_energy[name] for name in classes]).to(trace) / -kT
     angles = torch.stack([library.angle[name] for name in classes]).to(trace)
-    of = torch.tensor(
-        [classes.index(library.class_of(r.variant, sequence.following(k))) for k, r in enumerate(sequence.residues)],
-        device=trace.device,
-    )
+    of = torch.tensor([classes.index(name) for name in library.classes(sequence)], device=trace.device)
     gamma = grid(trace)
     made = trace.new_empty(batch, n, BINS, BINS)
     for rows in torch.arange(n).split(max(1, _ENTRIES // (batch * BINS**2))):
@@ -139,15 +136,16 @@ class PlaneChain:
         log_factors: `(batch, residues, bins, bins)`.
         link: the residue between each plane and the next one; -1 for none.
         unary: `(batch, planes, bins)`, log of a factor of each plane.
+        factors: the exponentials of the first, if they are known.
     """
 
-    def __init__(self, log_factors: Tensor, link: list[int], unary: Tensor) -> None:
+    def __init__(self, log_factors: Tensor, link: list[int], unary: Tensor, factors: Tensor | None = None) -> None:
         self.log_factors, self.link, self.unary = log_factors, link, unary
-        self.factors = torch.exp(log_factors)
+        self.factors = torch.exp(log_factors) if factors is None else factors
         self.n_planes, self.bins = unary.shape[1:]
         self.messages, self.log_z = self._backward()
 
-    def __getitem__(self, rows: slice) -> "PlaneChain":
+    def __getitem__(self, rows: slice | Tensor) -> "PlaneChain":
         """The chains of some traces of the batch."""
         made = copy(self)
         for name in ("log_factors", "unary", "factors", "messages", "log_z"):

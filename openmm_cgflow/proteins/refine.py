@@ -102,8 +102,7 @@ class Refiner:
         self.turns = torch.tensor([[k < side.n_chi for k in range(MOST_CHI)] for side in sides])
         self.fourier = self._fourier(torsions)
         classes = sorted(library.free_energy)
-        sequence = layout.sequence
-        names = [library.class_of(r.variant, sequence.following(k)) for k, r in enumerate(sequence.residues)]
+        sequence, names = layout.sequence, library.classes(layout.sequence)
         self.kind = torch.tensor([classes.index(name) for name in names])
         self.free_energy = torch.stack([library.free_energy[name] for name in classes]).float()
         self.angle = torch.stack([library.angle[name] for name in names]).float()
@@ -132,8 +131,9 @@ class Refiner:
         inner = set(self.inner.tolist())
         for k in range(n - 1):  # what the free energy of phi and psi has; termini have none
             near = by_residue[k] + by_residue[k + 1] if {k, k + 1} <= inner else []
-            pairs = {i * atoms + j for i in near for j in near if j > i} - bonded
-            scale |= {code: _STERIC if self.heavy[[code // atoms, code % atoms]].all() else 0.0 for code in pairs}
+            for i, j in ((i, j) for i in near for j in near if j > i):
+                apart = i * atoms + j not in bonded and bool(self.heavy[i] & self.heavy[j])
+                scale[i * atoms + j] = _STERIC if apart else 0.0
         self.codes = np.array(sorted(scale))
         self.scales = np.array([scale[code] for code in self.codes.tolist()], dtype=np.float32)
         self.bonded = np.zeros(n, dtype=bool)
@@ -196,12 +196,11 @@ class Refiner:
             moved: atoms of which one has to be in a pair; all by default.
         """
         pairs = self._pairs(x, moved)
-        flat, atoms = x.reshape(-1, 3), x.shape[1]
-        energy, _ = _pair_energies(flat, pairs)
+        atoms = x.shape[1]
+        energy, _, inverse = _pair_energies(_axes_first(x), pairs)
         heavy = self.heavy.to(x.device)
-        close = pairs.whole & heavy[pairs.first % atoms] & heavy[pairs.second % atoms]
-        apart = flat.index_select(0, pairs.first) - flat.index_select(0, pairs.second)
-        close &= apart.square().sum(1) < _TOUCHING**2
+        close = (inverse > 1 / _TOUCHING**2) & pairs.whole
+        close &= heavy[pairs.first % atoms] & heavy[pairs.second % atoms]
         energy = torch.where(close, energy.clamp_min(_IN_ONE_PLACE), energy)
         frame, hard = pairs.first // atoms, (energy > _HARD).nonzero().flatten()
         soft = torch.where(energy > _SOFT, _SOFT * (1 + torch.log(energy.clamp_min(_SOFT) / _SOFT)), energy)
@@ -321,17 +320,21 @@ def _near(points: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return found[:, 0], found[:, 1]
 
 
-def _pair_energies(flat: Tensor, pairs: _Pairs) -> tuple[Tensor, Tensor]:
-    """Energies of pairs of points `(batch x atoms, 3)`, kJ/mol, and their gradients by the first point."""
-    apart = flat.index_select(0, pairs.first).sub_(flat.index_select(0, pairs.second))
-    inverse = apart.square().sum(1).clamp_(min=_CLOSEST).reciprocal_()
+def _pair_energies(flat: Tensor, pairs: _Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    """Energies of pairs of points `(3, batch x atoms)`, kJ/mol, their gradients by the first point, and `1/r^2`.
+
+    Axes come first throughout: so gathering and adding up take half the time.
+    """
+    apart = flat.index_select(1, pairs.first).sub_(flat.index_select(1, pairs.second))
+    inverse = apart.square().sum(0).clamp_(min=_CLOSEST).reciprocal_()
     cubed = (inverse * inverse).mul_(inverse)
     attraction = pairs.attraction * cubed
     repulsion = (pairs.repulsion * cubed).mul_(cubed)
     near = inverse.clamp_max(STRONGEST)
     charge = pairs.charge * near
-    slope = (-12 * repulsion + 6 * attraction - 2 * charge * (near == inverse)) * inverse
-    return repulsion - attraction + charge, apart.mul_(slope[:, None])
+    energy = repulsion - attraction + charge
+    slope = attraction.mul_(6).sub_(repulsion.mul_(12)).sub_(charge.mul_(2).mul_(near == inverse)).mul_(inverse)
+    return energy, apart.mul_(slope), inverse
 
 
 class _PairEnergy(torch.autograd.Function):
@@ -339,18 +342,22 @@ class _PairEnergy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pairs: _Pairs) -> Tensor:  # noqa: ANN401
-        flat = x.detach().reshape(-1, 3)
-        energy, force = _pair_energies(flat, pairs)
-        hard = energy > _SOFT
-        share = torch.where(hard, _SOFT / energy, 1.0)
-        soft = torch.where(hard, _SOFT * (1 - torch.log(share)), energy)
-        force.mul_(share[:, None])
+        flat = _axes_first(x)
+        energy, force, _ = _pair_energies(flat, pairs)
+        share = (_SOFT / energy.clamp_min(_SOFT)).clamp_(max=1.0)
+        soft = energy.clamp(max=_SOFT).sub_(_SOFT * torch.log(share))
+        force.mul_(share)
         gradient = torch.zeros_like(flat)
-        gradient.index_add_(0, pairs.first, force)
-        gradient.index_add_(0, pairs.second, force, alpha=-1)
-        ctx.save_for_backward(gradient.reshape(x.shape))
+        gradient.index_add_(1, pairs.first, force)
+        gradient.index_add_(1, pairs.second, force.neg_())
+        ctx.save_for_backward(gradient.T.reshape(x.shape))
         return soft.sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         return ctx.saved_tensors[0] * grad, None
+
+
+def _axes_first(x: Tensor) -> Tensor:
+    """Points `(batch, atoms, 3)` as `(3, batch x atoms)`."""
+    return x.detach().reshape(-1, 3).T.contiguous()

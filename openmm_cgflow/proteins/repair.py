@@ -25,7 +25,7 @@ from openmm_cgflow.proteins.side_chains import GridProposer, SelfEnergies, Windo
 
 __all__ = ["Repair", "State"]
 
-_WIDER = (0, 1, 2, 3)
+_WIDER = (0, 1, 2)
 """Planes that are drawn anew on each side of the two of a residue, one time after the other."""
 
 _DRAWS = 8  # of a window, the first of which has the planes that were there
@@ -88,22 +88,24 @@ class Repair:
         """
         judged = self.refiner.judged(state.x)
         for wider in _WIDER:
-            frames = torch.unique(judged.frame)
-            if not len(frames):
-                break
-            turns, chi = state.turns[frames], state.chi[frames]
-            for row, frame in enumerate(frames.tolist()):
-                one = state.of(slice(frame, frame + 1))
+            changed = []
+            for frame in torch.unique(judged.frame).tolist():
+                old = state.of(slice(frame, frame + 1))
+                new = old
                 for starts, width in self._windows(judged, frame, wider):
-                    one = self._redrawn(one, starts, width, generator)
-                turns[row], chi[row] = one.turns[0], one.chi[0]
+                    new = self._redrawn(new, starts, width, generator)
+                changed += [] if new is old else [(frame, new)]
+            if not changed:
+                continue
+            frames = torch.tensor([frame for frame, _ in changed])
+            turns, chi = (torch.cat([getattr(new, name) for _, new in changed]) for name in ("turns", "chi"))
             backbone = state.backbone[frames]
             if refine:
                 turns, chi = self.refiner.refined(backbone, turns, chi, refine)
             x = self.refiner.structures(backbone, turns, chi)
             better = self.refiner.judged(x).hard < judged.hard[frames]
-            for old, new in ((state.turns, turns), (state.chi, chi), (state.x, x)):
-                old[frames[better]] = new[better]
+            for part, made in ((state.turns, turns), (state.chi, chi), (state.x, x)):
+                part[frames[better]] = made[better]
             judged = self.refiner.judged(state.x)
         return state
 

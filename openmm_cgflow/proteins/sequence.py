@@ -63,6 +63,10 @@ class ProteinSequence:
         after = self.residues[k + 1] if k + 1 < len(self) else None
         return after.variant if after is not None and after.chain == self.residues[k].chain else None
 
+    def end(self, k: int) -> str | None:
+        """`"N"` for the first residue of a chain, `"C"` for the last one, None for others."""
+        return "N" if self.is_first(k) else "C" if self.is_last(k) else None
+
     def is_first(self, k: int) -> bool:
         """Whether residue `k` begins its chain."""
         return k == 0 or self.residues[k - 1].chain != self.residues[k].chain

@@ -68,8 +68,7 @@ def draw_planes(
             gain = gain - logits.new_zeros(batch, particles).index_add_(0, frame, taken)
         total = torch.logsumexp(logits, -1)
         log_w = log_w + total + gain
-        drawn = torch.multinomial(torch.softmax(logits, -1).reshape(-1, bins), 1, generator=generator)
-        history[:, :, p] = drawn.reshape(batch, particles)
+        history[:, :, p] = _drawn(logits, generator)
         share = torch.softmax(log_w, -1)
         ess[:, p] = 1 / share.square().sum(-1) / particles
         poor = (ess[:, p] < _RESAMPLE_BELOW).nonzero().flatten()
@@ -102,8 +101,15 @@ def _twisted(chain: PlaneChain, pairs: PlanePairs, log_pairs: Tensor) -> tuple[P
         field.index_add_(0, pairs.frame * n + pairs.second, onto_second)
         field.index_add_(0, pairs.frame * n + pairs.first, onto_first)
         unary = chain.unary + field.reshape(batch, n, COARSE).repeat_interleave(fine, -1)
-        current = PlaneChain(chain.log_factors, chain.link, unary)
+        current = PlaneChain(chain.log_factors, chain.link, unary, chain.factors)
     return current, onto_second, onto_first
+
+
+def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """A bin of each row of `(..., bins)`, by inversion."""
+    below = torch.softmax(logits, -1).cumsum(-1)
+    point = torch.rand(*below.shape[:-1], 1, generator=generator, device=below.device) * below[..., -1:]
+    return torch.searchsorted(below, point, right=True)[..., 0].clamp_(max=below.shape[-1] - 1)
 
 
 def _systematic(share: Tensor, generator: torch.Generator) -> Tensor:

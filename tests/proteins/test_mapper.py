@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import mdtraj
 import numpy as np
 import openmm
 import pytest
@@ -268,6 +269,51 @@ def test_a_residue_before_proline_has_its_own_class():
     assert more.class_of("GLY", "PRO") == "GLY-PRO"
     assert more.class_of("GLY", "ALA") == "GLY"
     assert library.class_of("SER", "PRO") == "ALA"
+
+
+def test_fragments_of_charged_ends_and_before_proline_are_used_where_they_stand():
+    library = cgf.FragmentLibrary.load()
+    names = ("N-ALA", "N-GLY", "C-ALA", "C-PRO", "ALA-PRO", "SER")
+    more = replace(library, free_energy=library.free_energy | {name: library.free_energy["ALA"] for name in names})
+    classes = more.classes(ProteinSequence.of("SASPGS/GIAP/PAV"))
+    assert classes == [
+        "N-ALA",
+        "ALA",
+        "ALA-PRO",
+        "PRO",
+        "GLY",
+        "C-ALA",
+        "N-GLY",
+        "VAL",
+        "ALA-PRO",
+        "C-PRO",
+        "PRO",
+        "ALA",
+        "C-ALA",
+    ]
+    assert library.classes(ProteinSequence.of("SGPV")) == ["ALA", "GLY", "PRO", "VAL"]
+
+
+def test_the_free_energy_of_an_end_decides_on_its_plane(mapper):
+    """A first residue that has to have one psi has it, whatever its ghost does."""
+    library = cgf.FragmentLibrary.load()
+    table = torch.full((72, 72), 60.0)
+    table[:, 60:64] = 0.0  # psi of 120 to 140 degrees
+    ends = replace(
+        library,
+        free_energy=library.free_energy | {"N-ALA": table},
+        angle=library.angle | {"N-ALA": library.angle["ALA"]},
+    )
+    made = cgf.ProteinBackmapper("AAAAAA", ends).backmap(strand(6), n=20, relax=0, refine=0, seed=0, assemble="chain")
+    psi = np.degrees(mdtraj.compute_psi(made.trajectory, opt=False)[1][:, 0])
+    assert np.all((psi > 105) & (psi < 155))
+
+
+def test_the_map_of_glycine_is_its_own_mirror_image():
+    energy = cgf.FragmentLibrary.load().free_energy["GLY"]
+    k = torch.arange(72)
+    assert torch.equal(energy, energy[(-k % 72)[:, None], (-k % 72)[None]])
+    assert float(energy.min()) == 0.0
 
 
 def test_a_density_is_given_for_what_has_one(mapper):

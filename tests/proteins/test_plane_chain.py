@@ -80,11 +80,13 @@ def test_factors_are_free_energies_of_the_torsions_that_the_atoms_have():
     theta = mdtraj.compute_angles(trajectory, angles, opt=False)
     seen = 0
     for column, k in enumerate(inner):
-        name = library.class_of(sequence.residues[k].variant, sequence.following(k))
+        name = library.class_of(sequence.residues[k].variant, sequence.following(k), sequence.end(k))
         table, (mean, spread) = library.free_energy[name].numpy(), library.angle[name].tolist()
         found = factors[k, bins[:, planes.before[k]], bins[:, planes.after[k]]].numpy()
         off = theta[:, column] - mean
         strain = 0.5 * off**2 / (spread**2 + np.radians(2.5) ** 2)
+        oxygens = trajectory.xyz[:, layout.index[k]["O"]] - trajectory.xyz[:, layout.index[k - 1]["O"]]
+        strain = strain + np.minimum(0.252**2 / (oxygens**2).sum(1), 1.6) ** 6
         u, v = ((a[:, column] + np.pi) / (2 * np.pi) * BINS for a in (phi, psi))
         corners = [
             table[(np.floor(u).astype(int) + i) % BINS, (np.floor(v).astype(int) + j) % BINS]
