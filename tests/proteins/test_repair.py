@@ -10,7 +10,6 @@ from traces import SEQUENCE, helix, noisy
 
 import openmm_cgflow as cgf
 from openmm_cgflow.proteins.builder import ProteinBuilder
-from openmm_cgflow.proteins.checks import close_pairs
 from openmm_cgflow.proteins.library import BINS
 from openmm_cgflow.proteins.repair import State
 
@@ -20,7 +19,7 @@ WITHOUT_PROLINE = SEQUENCE.replace("P", "A")  # which has no room in a straight 
 @pytest.fixture(scope="module")
 def parts() -> ProteinBuilder:
     mapper = cgf.ProteinBackmapper(WITHOUT_PROLINE)
-    return mapper._of_trace(helix(20)[None])
+    return mapper._known()
 
 
 def drawn(parts: ProteinBuilder, trace: np.ndarray, seed: int) -> tuple[State, torch.Tensor]:
@@ -51,12 +50,16 @@ def test_atoms_in_one_place_are_parted_and_the_rest_stays(parts):
     assert float((mended.x[1] - broken.x[1]).norm(dim=1).max()) > 0.1
 
 
-def test_noisy_traces_have_no_touching_heavy_atoms():
-    mapper = cgf.ProteinBackmapper(WITHOUT_PROLINE)
-    trace = noisy(helix(20), 12, 0.02, seed=2)
-    trace = trace[np.linalg.norm(np.diff(trace, axis=1), axis=2).max(1) < 0.5]
-    result = mapper.backmap(trace, relax=0, seed=0)
-    assert close_pairs(result.topology, result.positions[:, 0]).sum() == 0
+def test_oxygens_of_neighbours_that_touch_are_in_one_place(parts):
+    """Energies of neighbouring backbones are in the free energy, but for what touches."""
+    state, _ = drawn(parts, helix(20)[None], 0)
+    k = int(parts.refiner.inner[8])
+    first, second = (parts.layout.index[j]["O"] for j in (k, k + 1))
+    x = state.x.clone()
+    x[0, first] = x[0, second] + torch.tensor([0.15, 0.0, 0.0])
+    pairs = parts.refiner.judged(x).atoms.sort(1).values.tolist()
+    assert sorted((first, second)) in pairs
+    assert sorted((first, second)) not in parts.refiner.judged(state.x).atoms.sort(1).values.tolist()
 
 
 def test_evidence_is_that_of_every_draw(parts):
