@@ -25,7 +25,7 @@ def parts() -> ProteinBuilder:
 def drawn(parts: ProteinBuilder, trace: np.ndarray, seed: int) -> tuple[State, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     trace = trace - trace.mean(1, keepdims=True)
-    state, log_evidence, _ = parts._packed(torch.as_tensor(trace, dtype=torch.float32), generator, 8, 8)
+    state, log_evidence, _ = parts._packed(torch.as_tensor(trace, dtype=torch.float32), generator, 8, 8, None)
     return state, log_evidence
 
 
