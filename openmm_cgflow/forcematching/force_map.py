@@ -22,6 +22,7 @@ _FORCE = unit.kilojoule_per_mole / unit.nanometer
 _RIDGE = 1e-3  # of the mean square force of an atom, by which the least squares are held to the aggregated map
 _GAIN = 0.02  # of the mean square force on held-out frames, below which the aggregated map stays
 _BLOCKS = 10  # of consecutive held-out frames, whose scatter says what of a gain is luck
+_FEWEST = 5  # held-out frames, below which errors say nothing
 _CHUNK = 1000  # frames whose generalised forces are computed at a time
 
 
@@ -172,7 +173,7 @@ def optimal_map(
 
 def _is_better(before: np.ndarray, after: np.ndarray) -> bool:
     """Whether the second of two mean square forces of the same frames is lower, by more than little and than luck."""
-    if len(before) < 2:
+    if len(before) < _FEWEST:
         return False
     gains = [part.mean() for part in np.array_split(before - after, min(_BLOCKS, len(before)))]
     error = np.std(gains, ddof=1) / np.sqrt(len(gains))

@@ -75,14 +75,15 @@ def whole(path: Path, topology: app.Topology, x: np.ndarray, box: np.ndarray | N
     """
     box = _box(topology.getPeriodicBoxVectors()) if box is None else box
     bonds = list(topology.bonds())
-    if box is None or not bonds or not np.isfinite(x).all() or abs(np.linalg.det(box)) < 1e-6:
+    if box is None or not bonds or not np.isfinite(x).all():
         return x
     pairs = np.array([(first.index, second.index) for first, second in bonds])
     longest = np.array([_SPLIT * covalent_length(*(_number(atom) for atom in bond[:2])) for bond in bonds])
-    if (distances(x[None], pairs)[0] <= longest).all():
+    if (distances(x[None], pairs)[0] <= longest).all() or _width(box) < 2 * longest.max():
         return x
     joined = made_whole(x[None], pairs, box)[0]
-    if (distances(joined[None], pairs)[0] > longest).any():
+    found = distances(joined[None], pairs)[0]
+    if ((found > longest) | (found < 0.25 * longest)).any():
         return x
     _log.info("%s: the molecule was split by its periodic box; it is made whole", path)
     return joined
@@ -125,6 +126,13 @@ def _nm(positions: unit.Quantity) -> np.ndarray:
 
 def _box(vectors: unit.Quantity | None) -> np.ndarray | None:
     return None if vectors is None else np.array(vectors.value_in_unit(unit.nanometer), dtype=np.float64)
+
+
+def _width(box: np.ndarray) -> float:
+    """The least distance of two faces, nm; files without a box have dummies of 0 or 0.1 nm."""
+    faces = np.cross(box[[1, 2, 0]], box[[2, 0, 1]])
+    areas = np.linalg.norm(faces, axis=1)
+    return float(abs(np.linalg.det(box)) / areas.max()) if areas.all() else 0.0
 
 
 def _number(atom: app.topology.Atom) -> int:

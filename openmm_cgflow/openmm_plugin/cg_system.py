@@ -51,7 +51,7 @@ def system_of_beads(beads: BeadParticles, force: openmm.Force) -> CGSystem:
     for (i, j), distance in beads.constraints.items():
         system.addConstraint(i, j, distance)
     system.addForce(force)
-    return CGSystem(copied_topology(beads.topology), system, beads.positions * unit.nanometer)
+    return CGSystem(copied_topology(beads.topology), system, beads.positions.copy() * unit.nanometer)
 
 
 def langevin_frames(

@@ -6,7 +6,7 @@ candidates there. The alpha carbons, which are not given, are found by turns: pl
 beads are off.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -119,6 +119,13 @@ class BeadTerms:
             for variant, rows in energies.members.items()
         }
         self.side_weight = torch.stack([weights.sum(1) for weights in side])
+        self.ratio = torch.ones_like(self.side_weight)  # of a residue's beads to those of the first of its variant
+        for kind in self.kinds.values():
+            ratio = self.side_weight[kind.rows] / self.side_weight[kind.rows[0]]
+            self.ratio[kind.rows] = torch.where(kind.sided, ratio, 1.0)
+        bones = torch.ones(layout.n_atoms, dtype=torch.bool)
+        bones[layout.side_atoms] = False
+        self.bare = replace(mapping, weight=mapping.weight * bones[mapping.atom])
 
     def _add(self, k: int, row: int, name: str, weight: float, side: Tensor) -> None:
         first = self.layout.sequence.is_first(k)
@@ -171,9 +178,11 @@ class BeadTerms:
         wide = max(spread, _SIDE_SPREAD)
         on_n = self.layout.is_proline[rows][:, None, None]
         frames = residue_frames(before[:, :, :, None, 2], ca[:, :, None, None], after[:, :, None, :, 0], on_n)
-        local = torch.einsum("xrghij,xrbghj->xrghbi", frames, -off[:, :, kind.sided]).flatten(-2)
-        places = kind.local[:, kind.sided].flatten(1)
-        squared = local.square().sum(-1, keepdim=True) + places.square().sum(-1) - 2 * local @ places.T
+        local = torch.einsum("xrghij,xrbghj->xrghbi", frames, -off[:, :, kind.sided])
+        places, ratio = kind.local[:, kind.sided], self.ratio[rows][:, kind.sided]
+        sizes = ratio.square() @ places.square().sum(-1).T
+        mixed = (local * ratio[:, None, None, :, None]).flatten(-2) @ places.flatten(1).T
+        squared = local.square().sum((-1, -2))[..., None] + sizes[:, None, None] - 2 * mixed
         log_c = -kind.energy - 0.5 * squared / wide**2
         return log_f + torch.logsumexp(log_c, -1) - torch.logsumexp(-kind.energy, 0)
 
@@ -202,6 +211,7 @@ class BeadTerms:
         backbone = Backbone.of(self.planes, trace)
         factors = local_factors(backbone, self.layout.sequence, self.library, COARSE)
         factors = factors + self.log_factors(backbone, targets, spread)
+        factors = factors - factors.amax((-1, -2), keepdim=True)  # where beads fit nothing, the least misfit counts
         chain = PlaneChain(factors, self.planes.link, factors.new_zeros(len(trace), len(self.planes), COARSE))
         bins = chain.marginals().argmax(-1) if generator is None else chain.sample(generator)[0]
         here = torch.arange(len(trace))[:, None], torch.arange(trace.shape[1])
@@ -246,14 +256,14 @@ class BeadTerms:
         Arguments:
             variant: of the residues.
             rows: which residues.
-            x: `(batch, atoms, 3)` nm, backbones, with zeros where side chains will be.
+            x: `(batch, atoms, 3)` nm, of which backbones count.
             targets: `(batch, beads, 3)` nm.
         """
         kind, slot = self.kinds[variant], self.slot[rows]
         ca = x[:, self.layout.of("CA")[rows]]
-        off = self.mapping.beads_of(x)[:, slot] - targets[:, slot] + self.side_weight[rows][..., None] * ca[:, :, None]
+        off = self.bare.beads_of(x)[:, slot] - targets[:, slot] + self.side_weight[rows][..., None] * ca[:, :, None]
         side = torch.einsum("cbi,xrij->xrcbj", kind.local, frames_of(self.layout, x)[:, rows])
-        return (off[:, :, None] + side) * (slot >= 0)[:, None, :, None]
+        return (off[:, :, None] + side * self.ratio[rows][:, None, :, None]) * (slot >= 0)[:, None, :, None]
 
     def _joined(self, trace: Tensor) -> Tensor:
         """The same with neighbours at the distance of a virtual bond."""
@@ -289,6 +299,11 @@ class TiedBeads:
         """What beads cost candidates on these backbones, kJ/mol `(batch, rows, candidates)`."""
         off = self.terms.off(variant, rows, x, self.targets)[:, :, :, self.terms.kinds[variant].sided]
         return 0.5 * self.terms.kT * off.square().sum((3, 4)) / _SIDE_SPREAD**2
+
+    def strain(self, x: Tensor) -> Tensor:
+        """What beads cost each of the structures `(batch, atoms, 3)`, kJ/mol, as far off as candidates may be."""
+        off = self.terms.mapping.beads_of(x) - self.targets
+        return 0.5 * self.terms.kT * off.square().sum((1, 2)) / _SIDE_SPREAD**2
 
     def energy(self, x: Tensor, spread: float) -> Tensor:
         """What beads cost structures `(batch, atoms, 3)`, kJ/mol, in all."""

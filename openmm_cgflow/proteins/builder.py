@@ -188,7 +188,9 @@ class ProteinBuilder:
         backbone = Backbone.of(self.planes, trace)
         sterics = plane_sterics(backbone, grid(trace, COARSE)).repeat_interleave(BINS // COARSE, -1)
         factors = local_factors(backbone, self.layout.sequence, self.library)
-        factors = factors + tied.log_factors(backbone) if tied else factors
+        if tied:
+            factors = factors + tied.log_factors(backbone)
+            factors = factors - factors.amax((-1, -2), keepdim=True)
         return backbone, PlaneChain(factors, self.planes.link, -sterics / self.kT)
 
     def _chain(self, trace: Tensor, generator: torch.Generator) -> Built:

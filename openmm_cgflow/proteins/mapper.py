@@ -81,6 +81,7 @@ class ProteinBackmapper:
         self.given = ProteinSequence.of(protein)
         self.all_atoms = _all_atom_topology(protein)
         self.beads, self._order = beads_in(protein, self.given, beads, self.all_atoms is not None)
+        self._n_given = _number_of_atoms(protein) if self._order is not None else 0
         self.temperature = self.library.temperature if temperature is None else in_kelvin(temperature)
         if abs(self.temperature - self.library.temperature) > _SAME:
             _log.warning(
@@ -198,7 +199,7 @@ class ProteinBackmapper:
             raise InvalidInputError(f'assemble is {assemble!r}; give "packed" or "chain"')
         x = in_nm(trace)
         kind = _BY_ATOMS.get(x.shape[2], self.beads) if x.ndim == 4 else self.beads
-        if self._order is not None and x.ndim < 4 and x.shape[-2] == len(self._order):
+        if self._order is not None and x.ndim < 4 and x.shape[-2] == self._n_given:
             x = x[..., self._order, :]
         beads = checked_beads(x, self.given, kind)
         if assemble == "chain" and kind not in ATOMS:
@@ -231,7 +232,7 @@ class ProteinBackmapper:
         return BackmappedProtein(
             positions=x.reshape(*shape, *x.shape[1:]),
             energies=energies.reshape(shape),
-            log_evidence=log_evidence.reshape(shape) if assemble == "packed" and beads.ndim == 3 else None,
+            log_evidence=log_evidence.reshape(shape) if assemble == "packed" and kind == "ca" else None,
             log_density=log_density.reshape(shape) if assemble == "chain" and not relax else None,
             ess=ess.reshape(*shape, -1),
             relaxed=bool(relax),
@@ -250,6 +251,10 @@ def _all_atom_topology(protein: Any) -> app.Topology | None:  # noqa: ANN401
         return None
     hydrogens = any(atom.element is not None and atom.element.symbol == "H" for atom in protein.atoms())
     return protein if hydrogens else None
+
+
+def _number_of_atoms(topology: Any) -> int:  # noqa: ANN401
+    return int(topology.n_atoms if hasattr(topology, "n_atoms") else topology.getNumAtoms())
 
 
 def _bonded_cysteines(topology: app.Topology) -> list[tuple[int, int]]:

@@ -216,6 +216,11 @@ class Refiner:
             torch.stack([pairs.first[hard], pairs.second[hard]], 1) % atoms,
         )
 
+    def strain(self, x: Tensor) -> Tensor:
+        """Energies of disulfides of structures `(batch, atoms, 3)`, kJ/mol `(batch,)`."""
+        length = (x[:, self.springs[:, 0]] - x[:, self.springs[:, 1]]).norm(dim=-1)
+        return 0.5 * _SPRING * (length - self.spring_lengths.to(x.device)).square().sum(-1)
+
     def structures(self, backbone: Backbone, gamma: Tensor, chi: Tensor) -> Tensor:
         """All atoms, `(batch, atoms, 3)` nm."""
         return self.structures_of(self.assembly.backbone(backbone, gamma), chi)

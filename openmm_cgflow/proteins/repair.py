@@ -31,6 +31,7 @@ _WIDER = (0, 1, 2)
 
 _DRAWS = 8  # of a window, the first of which has the planes that were there
 _SEEN = 1.3  # nm around alpha carbons of a window, within which atoms count
+_TOLERATED = 20.0  # kJ/mol by which disulfides, or beads, may become worse for a clash less
 _CAP = 30.0  # kJ/mol, of a pair of an atom of a plane and one that stays
 
 
@@ -78,6 +79,11 @@ class Repair:
         self.residue = torch.as_tensor(refiner.residue)
         self.is_side = torch.zeros(self.layout.n_atoms, dtype=torch.bool)
         self.is_side[self.layout.side_atoms] = True
+        placed = self.assembly.indices[self.assembly.indices >= 0]
+        self.of_ends = ~self.is_side  # atoms of termini that no plane has, and that move with the last one
+        self.of_ends[placed] = False
+        self.of_ends[self.layout.of("CA")] = False
+        self.chain = torch.tensor([residue.chain for residue in self.layout.sequence.residues])
 
     def mended(self, state: State, generator: torch.Generator, refine: int, tied: TiedBeads | None = None) -> State:
         """The same structures, fewer of whose atoms are in one place.
@@ -106,6 +112,9 @@ class Repair:
                 backbone, turns, chi = self.refiner.refined_on(backbone, turns, chi, refine, tied and tied[frames])
             x = self.refiner.structures(backbone, turns, chi)
             better = self.refiner.judged(x).hard < judged.hard[frames]
+            better &= self.refiner.strain(x) < self.refiner.strain(state.x[frames]) + _TOLERATED
+            if tied:
+                better &= tied[frames].strain(x) < tied[frames].strain(state.x[frames]) + _TOLERATED
             for part, made in ((state.turns, turns), (state.chi, chi), (state.x, x)):
                 part[frames[better]] = made[better]
             if tied:
@@ -137,7 +146,7 @@ class Repair:
         near = torch.cdist(one.x[0], ca[0]).amin(1) < _SEEN
         others = (near & self.is_side & ~inside[self.residue]).nonzero().flatten()
         moving = torch.zeros(self.layout.n_atoms, dtype=torch.bool)
-        moving[self.is_side & inside[self.residue]] = True
+        moving[(self.is_side | self.of_ends) & inside[self.residue]] = True
         atoms = self.assembly.indices[planes]
         moving[atoms[atoms >= 0]] = True
         staying = (near & ~moving).nonzero().flatten()
@@ -156,8 +165,9 @@ class Repair:
         x = self.refiner.structures_of(x, chi)
         moved = moving.nonzero().flatten()
         before, after = self.refiner.judged(one.x, moved), self.refiner.judged(x, moved)
-        best = int((after.hard + after.soft).argmin())
-        if float(after.hard[best]) >= float(before.hard[0]):
+        worse = (self.refiner.strain(x) - self.refiner.strain(one.x)).clamp_min(0)
+        best = int((after.hard + after.soft + worse).argmin())
+        if float(after.hard[best]) >= float(before.hard[0]) or float(worse[best]) > _TOLERATED:
             return one
         return one._replace(turns=turns[best : best + 1], chi=chi[best : best + 1], x=x[best : best + 1])
 
@@ -177,6 +187,7 @@ class Repair:
         energy = pair_energies(squared.reshape(shape), spread, _CAP)  # type: ignore[arg-type]
         of, ends = self.residue[staying], torch.stack([self.planes.first, self.planes.second], 1)[segment]
         beside = ((of[None, None] - ends[..., None]).abs() <= 1) & (ends >= 0)[..., None]
+        beside &= self.chain[of][None, None] == self.chain[ends.clamp_min(0)][..., None]
         counted = ~(beside.any(1) & ~self.is_side[staying])
         return (energy * counted[:, None, None]).sum((2, 3)).repeat_interleave(BINS // COARSE, -1)
 

@@ -27,7 +27,8 @@ class BackmappedProtein:
         energies: `(frames, n)` kJ/mol, of the System; after relaxing, if it was asked for.
         log_evidence: `(frames, n)`, log of an unbiased estimate of the normaliser of the planes' coarse model, of the
             draw that each structure began from. It descends afterwards, and where atoms are in one place a part of it
-            is drawn anew, so that structures are no weighted samples. None where the density is known.
+            is drawn anew, so that structures are no weighted samples. None where the density is known, and around other
+            beads than alpha carbons.
         log_density: `(frames, n)`, log of the density of planes, per rad of each, times the probability of the
             candidates of side chains (of these alone where N, CA and C were given). For `assemble="chain"` without
             relaxing; None otherwise.

@@ -111,6 +111,10 @@ class SelfEnergies:
         chain = torch.tensor([residue.chain for residue in layout.sequence.residues])
         beside = (self.of[None, :] - torch.arange(len(chain))[:, None]).abs() <= 1
         self.beside = beside & (chain[self.of][None, :] == chain[:, None])
+        self.bridged = torch.zeros(len(chain), layout.n_atoms, dtype=torch.bool)
+        for a, b in layout.disulfides:  # springs have these
+            for k, other in ((a, b), (b, a)):
+                self.bridged[k, list(layout.index[other].values())] = True
         self.local_atoms, self.scales = self._local(graph)
         self.torsions = PeriodicTorsions(system)
         greasy = set(greasy_hydrogens(layout))
@@ -239,7 +243,8 @@ class _Near(NamedTuple):
     x: Tensor
     """`(batch, others, 3)` nm."""
     beside: Tensor
-    """`(residues, others)` bool: those of the backbone beside a residue, which are counted by `local_atoms`."""
+    """`(residues, others)` bool: those of the backbone beside a residue, which are counted by `local_atoms`, and side
+    chains that a disulfide joins to it."""
     seen: int
     """How many each side chain sees."""
 
@@ -248,7 +253,7 @@ class _Near(NamedTuple):
         atoms, beside, seen = energies.backbone, energies.beside, _NEIGHBOURS
         if window is not None:
             atoms = torch.cat([atoms, window.others])
-            beside = torch.cat([beside, beside.new_zeros(len(beside), len(window.others))], 1)
+            beside = torch.cat([beside, energies.bridged[:, window.others]], 1)
             seen = 2 * _NEIGHBOURS
         return cls(atoms, x[:, atoms], beside, min(seen, len(atoms)))
 

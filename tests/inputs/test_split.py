@@ -1,6 +1,8 @@
 """Molecules that a periodic box splits are made whole where the file has the box."""
 
 import shutil
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import openmm
@@ -12,6 +14,7 @@ from openmm import app, unit
 import openmm_cgflow as cgf
 from openmm_cgflow.inputs import load_system
 from openmm_cgflow.inputs.readings import term_energies
+from openmm_cgflow.inputs.structure import whole
 from openmm_cgflow.units import in_nm
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # parmed, of its own
@@ -77,3 +80,16 @@ def test_whole_molecules_are_left_as_they_are(folder, tmp_path):
     dummy = tmp_path / "dummy.pdb"
     dummy.write_text("CRYST1    1.000    1.000    1.000  90.00  90.00  90.00 P 1           1\n" + text)
     assert np.array_equal(in_nm(load_system(dummy)[2]), in_nm(load_system(DATA / "ALA.pdb")[2]))
+
+
+def test_a_dummy_box_does_not_fold_a_broken_molecule_into_itself():
+    topology, x = app.Topology(), np.zeros((6, 3))
+    residue = topology.addResidue("UNK", topology.addChain())
+    atoms = [topology.addAtom(f"C{k}", app.element.carbon, residue) for k in range(6)]
+    for first, second in pairwise(atoms):
+        topology.addBond(first, second)
+    x[:, 0] = 0.15 * np.arange(6)
+    x[3:, 1] += 0.7  # a gap
+    box = 0.1 * np.eye(3)
+    assert np.array_equal(whole(Path("x.pdb"), topology, x, box), x)
+    assert not np.array_equal(whole(Path("x.pdb"), topology, x, np.diag([2.0, 0.7, 2.0])), x)

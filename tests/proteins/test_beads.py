@@ -18,6 +18,7 @@ from openmm_cgflow.proteins.beads import TOLERANCE, BeadMapping, bead_names, kin
 from openmm_cgflow.proteins.contacts import COARSE
 from openmm_cgflow.proteins.plane_chain import grid
 from openmm_cgflow.proteins.result import write_pdb
+from openmm_cgflow.proteins.side_chains import frames_of
 
 MEANS = ["martini3", "martini2", "com"]
 
@@ -153,6 +154,46 @@ def test_what_beads_cost_is_what_they_are_off(known):
     tied = TiedBeads(terms, torch.as_tensor(beads_of(known, "com"))[None])
     x = torch.as_tensor(result.positions[0]) + torch.tensor([0.01, 0.0, 0.0])
     assert float(tied.energy(x, 0.02)) == pytest.approx(20 * 0.5 * terms.kT * 0.25, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["martini2", "com"])
+def test_what_candidates_cost_is_what_structures_with_them_cost(kind):
+    """Also at a terminus, whose other atoms weigh more, and where a side chain is there that is to be replaced."""
+    mapper = cgf.ProteinBackmapper("GARAR")
+    made = mapper.backmap(helix(5), relax=0, seed=1).positions[0]
+    builder = mapper._parts
+    layout, x = builder.layout, torch.as_tensor(made) - torch.as_tensor(made).mean(1, keepdim=True)
+    mapping = BeadMapping.of(layout, kind)
+    terms = builder.terms_of(kind)
+    for variant, rows in builder.self_energies.members.items():
+        off = terms.off(variant, rows, x, torch.zeros(1, len(mapping), 3))
+        frames = frames_of(layout, x)
+        for i, k in enumerate(rows.tolist()):
+            placed = x.clone()
+            side = layout.side_atoms[layout.side_start[k] : layout.side_start[k + 1]]
+            ca = x[:, layout.index[k]["CA"]]
+            placed[:, side] = builder.proposer.local[variant][3 % len(off[0, 0])] @ frames[:, k] + ca[:, None]
+            wanted = mapping.beads_of(placed)[0, mapping.residue == k]
+            found = off[0, i, 3 % len(off[0, 0]), : len(wanted)]
+            torch.testing.assert_close(found, wanted.float(), rtol=0, atol=1e-5)
+
+
+def test_positions_are_as_the_topology_has_them():
+    """Of one with heavy atoms, and of one with an oxygen more at the end of its first chain."""
+    mapper = cgf.ProteinBackmapper("GASLG/GAVSG")
+    x = mapper.backmap(np.concatenate([helix(5), helix(5) + 1.5]), relax=0, seed=1).positions[0, 0]
+    whole = mdtraj.Topology.from_openmm(mapper.topology)
+    for chosen, kind in (("element != H", "n-ca-c"), ("name N CA C O OXT", "backbone")):
+        atoms = whole.select(chosen)
+        part = cgf.ProteinBackmapper(whole.subset(atoms), beads=kind)
+        made = part.backmap(x[atoms], relax=0, seed=1)
+        backbone = [a.index for a in made.topology.atoms() if a.name in ("N", "CA", "C")]
+        np.testing.assert_array_equal(made.positions[0, 0, backbone], x[backbone])
+
+
+def test_evidence_is_of_alpha_carbons_alone(known):
+    assert known[1].log_evidence is not None
+    assert cgf.ProteinBackmapper(SEQUENCE, beads="com").backmap(beads_of(known, "com"), relax=0).log_evidence is None
 
 
 def test_kinds_are_told_by_names_where_they_differ():
