@@ -279,7 +279,7 @@ def test_planes_are_learned_from_energies_alone():
     """With two rotors a plane no energy was finite. ESS given the beads is 4.5 % after so short a training."""
     topology, system, x = load("ALA3", solvent=None)
     flow = cgf.CGFlow(topology, system, x, temperature=300, beads=alphas(topology))
-    flow.train(evaluations=60_000, progress=False, audit=False)
+    flow.train(evaluations=40_000, progress=False, audit=False)
     frames = flow.sample(2000, seed=1)
     assert np.isfinite(frames.log_weights).mean() > 0.9
     log = frames.log_weights - frames.log_weights.max()

@@ -49,7 +49,7 @@ def evaluated(force: openmm.Force, scale: float | None = None) -> tuple[float, n
     )
 
 
-@pytest.mark.parametrize("backend", ["python", "torch"])
+@pytest.mark.parametrize("backend", ["python", "torch", "compiled"])
 def test_force_from_energy_is_that_of_openmm(backend):
     if backend == "torch" and why_no_torch_force():
         pytest.skip(why_no_torch_force())
