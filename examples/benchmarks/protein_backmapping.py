@@ -2,12 +2,16 @@
 
     python examples/benchmarks/protein_backmapping.py --cgback /path/to/bin/cgback villin.pdb 1ap4.pdb
     python examples/benchmarks/protein_backmapping.py ca.pdb --trajectory ca.xtc --frames 32
+    python examples/benchmarks/protein_backmapping.py 1ubq.pdb --frames 2 --beads ca martini3 com
 
 Each file has all atoms (a reference to compare with) or alpha carbons alone. `--noise` moves every alpha carbon by a
 Gaussian of so many nm first. Energies are those of amber14 with OBC2 in kJ/mol a residue, before and after the same 50
 steps of L-BFGS with the alpha carbons held. The score is our own force field, which cgback, learned from structures of
 the PDB, has never seen: hence the columns beside it. cgback (`pip install cgback` in an environment of its own) places
 all frames of a protein as chains of one file, far from one another, so that its start is not counted in each.
+
+With `--beads` the structures are around beads of these kinds that are made of the reference, whose hydrogens are placed
+and minimised first; beside their energy stands that of the reference after the same steps with the same beads held.
 """
 
 import argparse
@@ -22,8 +26,11 @@ import numpy as np
 from openmm import app, unit
 
 import openmm_cgflow as cgf
+from openmm_cgflow.proteins.bead_minimiser import BeadMinimiser
+from openmm_cgflow.proteins.beads import ATOMS, BeadMapping
 from openmm_cgflow.proteins.checks import check_protein, close_pairs
 from openmm_cgflow.proteins.force_field import Minimiser, amber14, expected_lengths
+from openmm_cgflow.proteins.layout import ProteinLayout
 from openmm_cgflow.proteins.result import cis_of
 
 SPACING = 1.5  # nm that is left between copies in cgback's input
@@ -139,6 +146,46 @@ def described(
     return row
 
 
+def with_hydrogens(topology: app.Topology, x: np.ndarray) -> tuple[app.Topology, np.ndarray]:
+    """The same with hydrogens, which are minimised around the other atoms."""
+    modeller = app.Modeller(topology, x * unit.nanometer)
+    modeller.addHydrogens(app.ForceField("amber14-all.xml"))
+    top, x = modeller.topology, np.array(modeller.positions.value_in_unit(unit.nanometer))
+    heavy = [atom.index for atom in top.atoms() if atom.element.symbol != "H"]
+    return top, Minimiser(amber14(top), heavy).minimised(x[None].astype(np.float32), 200)[0][0].astype(float)
+
+
+def around_beads(name: str, known: tuple[app.Topology, np.ndarray], kind: str, n: int) -> dict:
+    """A row for structures around beads of a kind that are made of the reference."""
+    top, x = known
+    mapper = cgf.ProteinBackmapper(top, beads=kind)
+    beads = mapper.beadsOf(x)
+    start = time.process_time()
+    made = mapper.backmap(beads, n=n, relax=STEPS, seed=0)
+    seconds = (time.process_time() - start) / n
+    mapping = BeadMapping.of(ProteinLayout(mapper.given, mapper.library, (), top), kind)
+    if kind in ATOMS:
+        _, energy = Minimiser(mapper.system, mapping.atom.tolist()).minimised(x[None].astype(np.float32), STEPS)
+    else:
+        _, energy = BeadMinimiser(mapper.system, mapping).minimised_on(x[None].astype(np.float32), STEPS, beads)
+    carbons, y = [atom.index for atom in top.atoms() if atom.name == "CA"], made.positions[0]
+    checks = made.checks
+    row = {
+        "protein": name,
+        "beads": kind,
+        "n": n,
+        "cpu_seconds": seconds,
+        "ca_rmsd": float(np.sqrt(((y[:, carbons] - x[carbons]) ** 2).sum(2).mean())),
+        **compared(known, y, made.topology),
+        "e50": float(made.energies.mean() / top.getNumResidues()),
+        "e50_of_reference": float(energy[0] / top.getNumResidues()),
+        "bead_error": float(made.bead_error.max()),
+        "wrong_after": int((checks.wrong_chirality + checks.wrong_peptides + checks.pierced_rings).sum()),
+    }
+    print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+    return row
+
+
 def compared(known: tuple[app.Topology, np.ndarray], x: np.ndarray, topology: app.Topology) -> dict[str, float]:
     """Distances from the reference after minimising, nm, and the share of chi1 within 40 degrees."""
     theirs, reference_x = known
@@ -175,11 +222,18 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.0, help="nm")
     parser.add_argument("--cgback", type=Path, help="the command")
     parser.add_argument("--sizes", nargs="*", default=["M"])
+    parser.add_argument("--beads", nargs="+", metavar="KIND", help="n-ca-c, martini3, ...: beads of the reference")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
     for path in options.structures:
         top, x = reference(path)
+        if options.beads:
+            known = with_hydrogens(top, x)
+            rows += [around_beads(path.stem, known, kind, options.frames) for kind in options.beads]
+            if options.json:
+                options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+            continue
         carbons = [atom.index for atom in top.atoms() if atom.name == "CA"]
         names = [residue.name for residue in top.residues()]
         traces = np.repeat(x[carbons][None], options.frames, 0)

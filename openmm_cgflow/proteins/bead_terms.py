@@ -211,7 +211,6 @@ class BeadTerms:
         backbone = Backbone.of(self.planes, trace)
         factors = local_factors(backbone, self.layout.sequence, self.library, COARSE)
         factors = factors + self.log_factors(backbone, targets, spread)
-        factors = factors - factors.amax((-1, -2), keepdim=True)  # where beads fit nothing, the least misfit counts
         chain = PlaneChain(factors, self.planes.link, factors.new_zeros(len(trace), len(self.planes), COARSE))
         bins = chain.marginals().argmax(-1) if generator is None else chain.sample(generator)[0]
         here = torch.arange(len(trace))[:, None], torch.arange(trace.shape[1])

@@ -190,7 +190,6 @@ class ProteinBuilder:
         factors = local_factors(backbone, self.layout.sequence, self.library)
         if tied:
             factors = factors + tied.log_factors(backbone)
-            factors = factors - factors.amax((-1, -2), keepdim=True)
         return backbone, PlaneChain(factors, self.planes.link, -sterics / self.kT)
 
     def _chain(self, trace: Tensor, generator: torch.Generator) -> Built:
