@@ -34,7 +34,8 @@ _NO_ATOM = re.compile(r"BB\d*|BAS|S[CI]D?\d*|COM|CMS?|CEN|BEAD\d*", re.IGNORECAS
 
 _ATOMS = (
     "The beads of a flow are atoms: for centres of mass, or beads of Martini, give positions of atoms instead "
-    "(beads= of CGFlow chooses them), or fit a force field of such beads by CGForceField.fromFrames."
+    "(beads= of CGFlow chooses them), or fit a force field of such beads by CGForceField.fromFrames. For a protein, "
+    "ProteinBackmapper (openmm-cgflow backmap-protein) takes these beads."
 )
 
 
