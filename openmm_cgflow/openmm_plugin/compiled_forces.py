@@ -4,7 +4,8 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,8 +96,7 @@ def compile_to_machine_code(module: nn.Module, positions: Tensor) -> EnergyAndFo
     recorded, example = _record(module, positions)
     for node in recorded.graph.nodes:
         node.meta.clear()  # of what was recorded, which the compiler takes for its own
-    with warnings.catch_warnings(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")
+    with _quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         package = str(Path(folder) / "force.pt2")
         program = torch.export.export(recorded, example)
         # a library that is called as it is: what torch puts around compiled functions takes as long as the function
@@ -108,6 +108,20 @@ def compile_to_machine_code(module: nn.Module, positions: Tensor) -> EnergyAndFo
         return energy, forces
 
     return compiled
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings of operations that it calls in a slower way."""
+    inductor = logging.getLogger("torch._inductor")
+    before = inductor.level
+    inductor.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        inductor.setLevel(before)
 
 
 def _record(module: nn.Module, positions: Tensor) -> tuple[fx.GraphModule, tuple[Tensor, Tensor]]:
