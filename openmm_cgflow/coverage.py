@@ -76,6 +76,11 @@ class Coverage:
         return not self.why_not
 
     @property
+    def conclusive(self) -> bool:
+        """Whether it tells if anything is missing: after a whole audit, or where forms stand out without one."""
+        return self.audited or bool(self.forms)
+
+    @property
     def covered(self) -> bool:
         """Whether an audit was made and found nothing missing."""
         return self.audited and not self.forms
@@ -83,7 +88,7 @@ class Coverage:
     @property
     def verdict(self) -> str:
         """One sentence without a full stop."""
-        if not self.audited and not self.forms:
+        if not self.conclusive:
             return f"not audited: {self.why_not}"
         if not self.forms:
             low, high = self.temperatures

@@ -17,7 +17,7 @@ __all__ = ["duration", "summary", "trust", "versions"]
 def covered(flow: TrainedFlow) -> bool | None:
     """Whether an audit found that the flow reaches every form; None where none could tell."""
     found = flow.coverage
-    return found.covered if found is not None and (found.audited or found.forms) else None
+    return found.covered if found is not None and found.conclusive else None
 
 
 def coverage_rows(flow: TrainedFlow) -> list[tuple[str, str]]:

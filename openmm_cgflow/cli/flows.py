@@ -194,7 +194,7 @@ def audit(
         positive(name, value)
     flow = cgf.CGFlow.load(model, device)
     coverage = flow.audit(evaluations, seconds)
-    if save and (coverage.audited or coverage.forms):
+    if save and coverage.conclusive:
         flow.save(model)
     show([("model", str(model)), *coverage.rows(), ("evaluations", f"{coverage.evaluations:,}")])
 

@@ -47,14 +47,12 @@ class _Kind:
         rows: which they are.
         local: `(candidates, beads, 3)` nm, what side chains add to beads in the frame of the residue.
         energy: `(candidates,)` in kT, within the residue.
-        side: `(beads, side atoms)`, weights.
         sided: `(beads,)` bool, beads with atoms of the side chain.
     """
 
     rows: Tensor
     local: Tensor
     energy: Tensor
-    side: Tensor
     sided: Tensor
 
 
@@ -113,7 +111,6 @@ class BeadTerms:
                 rows,
                 torch.einsum("bs,csd->cbd", side[int(rows[0])], proposer.local[variant]),
                 energies.intrinsic(variant, proposer.local[variant]) / kT,
-                side[int(rows[0])],
                 side[int(rows[0])].sum(1) > 0,
             )
             for variant, rows in energies.members.items()
