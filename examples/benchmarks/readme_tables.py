@@ -172,11 +172,12 @@ def molecules(entries: Entries) -> str:
     for name in names:
         seeds = [row for rows in of(entries, f"molecules/{name}") for row in rows]
         title = name if name in LIGANDS.split() else f"Ace-{name.capitalize()}-Nme"
+        slow = [row["slow"] for row in seeds]
         cells.append(
             [
                 title,
                 str(seeds[0]["atoms"]),
-                spread(sorted({row["slow"] for row in seeds}), "d"),
+                " to ".join(str(count) for count in sorted({min(slow), max(slow)})),
                 spread([100 * row["ess"] for row in seeds], ".1f"),
                 spread([100 * row["ess_clipped"] for row in seeds], ".1f"),
                 spread([row["khat"] for row in seeds], ".2f"),
