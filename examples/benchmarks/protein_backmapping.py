@@ -26,11 +26,11 @@ import numpy as np
 from openmm import app, unit
 
 import openmm_cgflow as cgf
-from openmm_cgflow.proteins.bead_minimiser import BeadMinimiser
-from openmm_cgflow.proteins.beads import ATOMS, BeadMapping
+from openmm_cgflow.proteins.beads.kinds import ATOMS, BeadMapping
 from openmm_cgflow.proteins.checks import check_protein, close_pairs
-from openmm_cgflow.proteins.force_field import Minimiser, amber14, expected_lengths
-from openmm_cgflow.proteins.layout import ProteinLayout
+from openmm_cgflow.proteins.placing.layout import ProteinLayout
+from openmm_cgflow.proteins.relaxing.bead_minimiser import BeadMinimiser
+from openmm_cgflow.proteins.relaxing.force_field import Minimiser, amber14, expected_lengths
 from openmm_cgflow.proteins.result import cis_of
 
 SPACING = 1.5  # nm that is left between copies in cgback's input

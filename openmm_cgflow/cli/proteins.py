@@ -57,7 +57,7 @@ def backmap_protein(
     load_torch()
     from openmm_cgflow.analysis import duration
     from openmm_cgflow.proteins import backmap_protein_file
-    from openmm_cgflow.proteins.beads import checked_kind
+    from openmm_cgflow.proteins.beads.kinds import checked_kind
     from openmm_cgflow.trajectory_files import WRITTEN, frame_range
 
     trajectory_file(output, "structures", WRITTEN)

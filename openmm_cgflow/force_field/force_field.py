@@ -36,7 +36,7 @@ from openmm_cgflow.forcematching import (
     distil_many,
     fit_beads,
 )
-from openmm_cgflow.forcematching.nnpops import record
+from openmm_cgflow.forcematching.students.nnpops import record
 from openmm_cgflow.openmm_plugin.cg_system import CGSystem, system_of_beads
 from openmm_cgflow.openmm_plugin.force import BeadBackend, force_from_energy
 from openmm_cgflow.openmm_plugin.torch_force import make_torch_force

@@ -8,26 +8,26 @@ copies of the beads at once. `fit_forces` and `fit_relative_entropy` fit a `Bead
 flow-matching is measured by them. Nothing here knows of OpenMM's forces.
 """
 
-from openmm_cgflow.forcematching.bead_model import BeadModel
-from openmm_cgflow.forcematching.chain_network import ChainNetwork, shared_network
-from openmm_cgflow.forcematching.chain_torsions import ChainTorsions
-from openmm_cgflow.forcematching.distil import Chain, Distilled, DistilSettings, distil, distil_many
+from openmm_cgflow.forcematching.baselines.force_matching import fit_forces
+from openmm_cgflow.forcematching.baselines.members import Matched, MatchSettings
+from openmm_cgflow.forcematching.baselines.relative_entropy import EntropySettings, fit_relative_entropy
+from openmm_cgflow.forcematching.density.chain_torsions import ChainTorsions
+from openmm_cgflow.forcematching.density.fit_settings import FitSettings
+from openmm_cgflow.forcematching.density.fitting import FittedBeads, fit_beads
+from openmm_cgflow.forcematching.density.mixture import BeadMixture
+from openmm_cgflow.forcematching.density.teacher import Points, Teacher, training_points
 from openmm_cgflow.forcematching.evaluator import BeadMarginal, judge_beads, reweighted_histogram, torsion_histogram
-from openmm_cgflow.forcematching.fit_settings import FitSettings
-from openmm_cgflow.forcematching.fitting import FittedBeads, fit_beads
-from openmm_cgflow.forcematching.force_map import ForceMap, aggregated_map, generalised_forces, optimal_map
-from openmm_cgflow.forcematching.force_matching import fit_forces
+from openmm_cgflow.forcematching.frames.bead_model import BeadModel
+from openmm_cgflow.forcematching.frames.force_map import ForceMap, aggregated_map, generalised_forces, optimal_map
+from openmm_cgflow.forcematching.frames.mapping import BeadMapping
+from openmm_cgflow.forcematching.frames.residues import bead_types
 from openmm_cgflow.forcematching.langevin import BatchedLangevin
-from openmm_cgflow.forcematching.lessons import Student
-from openmm_cgflow.forcematching.mapping import BeadMapping
-from openmm_cgflow.forcematching.members import Matched, MatchSettings
-from openmm_cgflow.forcematching.mixture import BeadMixture
-from openmm_cgflow.forcematching.nnpops import NNPOpsEnergy, why_no_nnpops
-from openmm_cgflow.forcematching.relative_entropy import EntropySettings, fit_relative_entropy
-from openmm_cgflow.forcematching.residues import bead_types
-from openmm_cgflow.forcematching.schnet import SchNet, SchNetSettings
-from openmm_cgflow.forcematching.student import BeadNetwork, StudentSettings
-from openmm_cgflow.forcematching.teacher import Points, Teacher, training_points
+from openmm_cgflow.forcematching.students.bead_network import BeadNetwork, StudentSettings
+from openmm_cgflow.forcematching.students.chain_network import ChainNetwork, shared_network
+from openmm_cgflow.forcematching.students.distil import Chain, Distilled, DistilSettings, distil, distil_many
+from openmm_cgflow.forcematching.students.lessons import Student
+from openmm_cgflow.forcematching.students.nnpops import NNPOpsEnergy, why_no_nnpops
+from openmm_cgflow.forcematching.students.schnet import SchNet, SchNetSettings
 
 __all__ = [
     "BatchedLangevin",

@@ -13,9 +13,9 @@ from openmm_cgflow.compute import Parallel, seeded
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import BeadFlow
-from openmm_cgflow.forcematching.fit_members import build_density
-from openmm_cgflow.forcematching.fit_settings import FitSettings
-from openmm_cgflow.forcematching.ridge import Penalty, fit_ridge, set_start
+from openmm_cgflow.forcematching.density.fit_settings import FitSettings
+from openmm_cgflow.forcematching.density.ridge import Penalty, fit_ridge, set_start
+from openmm_cgflow.forcematching.density.splits import build_density
 
 __all__ = ["BeadMarginal", "judge_beads", "reweighted_histogram", "torsion_histogram"]
 

@@ -7,9 +7,9 @@ from energies of capped residues; `FragmentFlows`, beside it, are densities of s
 """
 
 from openmm_cgflow.proteins.files import BackmappedProteinFile, backmap_protein_file
-from openmm_cgflow.proteins.flow_file import FragmentFlows
-from openmm_cgflow.proteins.fragment_flow import FragmentFlow
-from openmm_cgflow.proteins.library import FragmentLibrary, local_template
+from openmm_cgflow.proteins.fragments.flow import FragmentFlow
+from openmm_cgflow.proteins.fragments.flow_file import FragmentFlows
+from openmm_cgflow.proteins.fragments.library import FragmentLibrary, local_template
 from openmm_cgflow.proteins.mapper import ProteinBackmapper
 from openmm_cgflow.proteins.result import BackmappedProtein
 

@@ -8,21 +8,21 @@ import openmm
 import torch
 from torch import Tensor
 
-from openmm_cgflow.proteins.assembly import Assembly
-from openmm_cgflow.proteins.backbone import Backbone, Planes
-from openmm_cgflow.proteins.bead_minimiser import BeadMinimiser
-from openmm_cgflow.proteins.bead_terms import BeadTerms, TiedBeads
-from openmm_cgflow.proteins.beads import ATOMS, BeadKind, BeadMapping
-from openmm_cgflow.proteins.contacts import COARSE, Nonbonded, plane_pairs, plane_sterics
-from openmm_cgflow.proteins.force_field import Minimiser, expected_lengths
-from openmm_cgflow.proteins.layout import ProteinLayout
-from openmm_cgflow.proteins.library import BINS, FragmentLibrary
-from openmm_cgflow.proteins.packing import chosen, pack, pair_tables
-from openmm_cgflow.proteins.plane_chain import PlaneChain, grid, local_factors, turns_of
-from openmm_cgflow.proteins.refine import Refiner
-from openmm_cgflow.proteins.repair import Repair, State
-from openmm_cgflow.proteins.side_chains import Candidates, GridProposer, SelfEnergies
-from openmm_cgflow.proteins.twisted_smc import draw_planes
+from openmm_cgflow.proteins.beads.kinds import ATOMS, BeadKind, BeadMapping
+from openmm_cgflow.proteins.beads.terms import BeadTerms, TiedBeads
+from openmm_cgflow.proteins.fragments.library import BINS, FragmentLibrary
+from openmm_cgflow.proteins.placing.assembly import Assembly
+from openmm_cgflow.proteins.placing.contacts import COARSE, Nonbonded, plane_pairs, plane_sterics
+from openmm_cgflow.proteins.placing.layout import ProteinLayout
+from openmm_cgflow.proteins.placing.packing import chosen, pack, pair_tables
+from openmm_cgflow.proteins.placing.plane_chain import PlaneChain, grid, local_factors, turns_of
+from openmm_cgflow.proteins.placing.planes import Backbone, Planes
+from openmm_cgflow.proteins.placing.side_chains import Candidates, GridProposer, SelfEnergies
+from openmm_cgflow.proteins.placing.twisted_smc import draw_planes
+from openmm_cgflow.proteins.relaxing.bead_minimiser import BeadMinimiser
+from openmm_cgflow.proteins.relaxing.force_field import Minimiser, expected_lengths
+from openmm_cgflow.proteins.relaxing.refine import Refiner
+from openmm_cgflow.proteins.relaxing.repair import Repair, State
 from openmm_cgflow.units import KB
 
 __all__ = ["Assemble", "Built", "ProteinBuilder"]

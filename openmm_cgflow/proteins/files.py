@@ -19,7 +19,7 @@ from openmm_cgflow.analysis.structure_checks import StructureChecks
 from openmm_cgflow.backmapping import Joined, all_pieces, in_processes, kept_pieces, outputs_beside, progress_bar
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
-from openmm_cgflow.proteins.beads import (
+from openmm_cgflow.proteins.beads.kinds import (
     ATOMS,
     BeadKind,
     bead_order,
@@ -28,12 +28,12 @@ from openmm_cgflow.proteins.beads import (
     kind_of_names,
     rough_trace,
 )
-from openmm_cgflow.proteins.library import FragmentLibrary
+from openmm_cgflow.proteins.chain.residues import CHI, ONE_LETTER, OTHER_NAMES, REFUSED
+from openmm_cgflow.proteins.chain.sequence import ProteinSequence
+from openmm_cgflow.proteins.chain.trace import near_cysteines
+from openmm_cgflow.proteins.fragments.library import FragmentLibrary
 from openmm_cgflow.proteins.mapper import ProteinBackmapper
-from openmm_cgflow.proteins.residues import CHI, ONE_LETTER, OTHER_NAMES, REFUSED
 from openmm_cgflow.proteins.result import write_pdb
-from openmm_cgflow.proteins.sequence import ProteinSequence
-from openmm_cgflow.proteins.trace import near_cysteines
 from openmm_cgflow.storage import locked
 from openmm_cgflow.text_files import check_encoding
 from openmm_cgflow.trajectory_files import WRITTEN, count_frames, read_pieces, save_arrays, write_frames

@@ -12,16 +12,24 @@ from openmm import app
 from openmm_cgflow.compute import seeded
 from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
-from openmm_cgflow.proteins.backbone import CIS_BELOW
-from openmm_cgflow.proteins.bead_minimiser import BeadMinimiser
-from openmm_cgflow.proteins.beads import ATOMS, TOLERANCE, BeadKind, beads_in, checked_beads, checked_kind, rough_trace
+from openmm_cgflow.proteins.beads.kinds import (
+    ATOMS,
+    TOLERANCE,
+    BeadKind,
+    beads_in,
+    checked_beads,
+    checked_kind,
+    rough_trace,
+)
 from openmm_cgflow.proteins.builder import Assemble, ProteinBuilder
-from openmm_cgflow.proteins.force_field import amber14
-from openmm_cgflow.proteins.layout import ProteinLayout, with_disulfides
-from openmm_cgflow.proteins.library import FragmentLibrary
+from openmm_cgflow.proteins.chain.sequence import ProteinSequence
+from openmm_cgflow.proteins.chain.trace import near_cysteines, warn_of_near
+from openmm_cgflow.proteins.fragments.library import FragmentLibrary
+from openmm_cgflow.proteins.placing.layout import ProteinLayout, with_disulfides
+from openmm_cgflow.proteins.placing.planes import CIS_BELOW
+from openmm_cgflow.proteins.relaxing.bead_minimiser import BeadMinimiser
+from openmm_cgflow.proteins.relaxing.force_field import amber14
 from openmm_cgflow.proteins.result import BackmappedProtein
-from openmm_cgflow.proteins.sequence import ProteinSequence
-from openmm_cgflow.proteins.trace import near_cysteines, warn_of_near
 from openmm_cgflow.units import PositionsLike, in_kelvin, in_nm
 
 __all__ = ["ProteinBackmapper"]

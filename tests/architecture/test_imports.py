@@ -106,6 +106,14 @@ def test_imports_make_no_circle_between_rooms_or_modules():
     assert list(networkx.simple_cycles(modules)) == []
 
 
+def test_imports_make_no_circle_between_the_folders_of_a_room():
+    folders = {name.rpartition(".")[0] for name in MODULES if name.count(".") > 2}
+    edges = {tuple(next((f for f in folders if n.startswith(f"{f}.")), None) for n in (a, b)) for a, b, _ in EDGES}
+    inner = networkx.DiGraph((a, b) for a, b in edges if a and b and a != b)
+    assert {"openmm_cgflow.proteins.placing", "openmm_cgflow.forcematching.students"} <= set(inner)
+    assert list(networkx.simple_cycles(inner)) == []
+
+
 def test_imports_nobody_below_knows_the_facade():
     wrong = [
         f"{name}:{line} imports {imported}"

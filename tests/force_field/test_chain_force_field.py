@@ -196,7 +196,7 @@ def test_damaged_bytes_end_in_the_one_error(good, tmp_path):
 
 def test_command_line_fits_a_chain_student(tmp_path, monkeypatch):
     quick = type("Quick", (FitSettings,), {"__init__": lambda self: FitSettings.__init__(self, members=1, steps=5)})
-    monkeypatch.setattr("openmm_cgflow.forcematching.fitting.FitSettings", quick)
+    monkeypatch.setattr("openmm_cgflow.forcematching.density.fitting.FitSettings", quick)
     topology = mdtraj.Topology.from_openmm(BeadModel.fromSequence("GYDPE").topology)
     frames = mdtraj.Trajectory(frames_of(5), topology)
     frames.save(str(tmp_path / "ca.xtc"))

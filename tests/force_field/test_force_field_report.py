@@ -13,8 +13,8 @@ from openmm_cgflow.compute import seeded
 from openmm_cgflow.force_field import Fitted
 from openmm_cgflow.force_field import report as module
 from openmm_cgflow.forcematching import BeadModel, BeadNetwork, DistilSettings, StudentSettings, judge_beads
-from openmm_cgflow.forcematching.fit_members import build_density
-from openmm_cgflow.forcematching.fit_settings import FitSettings
+from openmm_cgflow.forcematching.density.fit_settings import FitSettings
+from openmm_cgflow.forcematching.density.splits import build_density
 
 FITTED = Fitted(0.1, 0.2, 1000, 10, 0, 1.0)
 

@@ -91,7 +91,7 @@ def test_command_line_fits_and_simulates(md, tmp_path, monkeypatch):
     trajectory[0].save_pdb(str(tmp_path / "md.pdb"))
     np.save(tmp_path / "f.npy", forces[:400])
     quick = type("Quick", (FitSettings,), {"__init__": lambda self: FitSettings.__init__(self, members=1, steps=10)})
-    monkeypatch.setattr("openmm_cgflow.forcematching.fitting.FitSettings", quick)
+    monkeypatch.setattr("openmm_cgflow.forcematching.density.fitting.FitSettings", quick)
     run = CliRunner().invoke
     files = [str(tmp_path / name) for name in ("md.xtc", "md.pdb")]
     options = ["--beads", "element C", "--temperature", "450", "--forces", str(tmp_path / "f.npy")]

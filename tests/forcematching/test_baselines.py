@@ -20,9 +20,9 @@ from openmm_cgflow.forcematching import (
     fit_forces,
     fit_relative_entropy,
 )
-from openmm_cgflow.forcematching.descent import descend
-from openmm_cgflow.forcematching.members import _mean_of
-from openmm_cgflow.forcematching.student import make_network
+from openmm_cgflow.forcematching.baselines.members import _mean_of
+from openmm_cgflow.forcematching.students.bead_network import make_network
+from openmm_cgflow.forcematching.students.descent import descend
 
 SMALL = StudentSettings(hidden=32, layers=2)
 FORCES = MatchSettings(members=2, steps=200, batch=128, rate=1e-2, student=SMALL)

@@ -26,9 +26,9 @@ from openmm_cgflow.forcematching import (
     shared_network,
     why_no_nnpops,
 )
-from openmm_cgflow.forcematching.convolution import FilterConvolution, Pairs
-from openmm_cgflow.forcematching.slots import beads_of_coordinates
-from openmm_cgflow.forcematching.teacher import cartesian_gradients, labels
+from openmm_cgflow.forcematching.density.slots import beads_of_coordinates
+from openmm_cgflow.forcematching.density.teacher import cartesian_gradients, labels
+from openmm_cgflow.forcematching.students.convolution import FilterConvolution, Pairs
 
 DIPEPTIDE = ["ACE:C", "ALA:N", "ALA:CA", "ALA:C", "NME:N"]
 SMALL = SchNetSettings(width=16, gaussians=10, layers=1, cutoff=0.9)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from openmm_cgflow.flows import SoftVariables
 from openmm_cgflow.forcematching import BeadModel, ChainTorsions, FitSettings
-from openmm_cgflow.forcematching.fit_members import build_density
-from openmm_cgflow.forcematching.likelihood import Rows, minimise_held_out
+from openmm_cgflow.forcematching.density.likelihood import Rows, minimise_held_out
+from openmm_cgflow.forcematching.density.splits import build_density
 
 TURN = 2 * math.pi
 

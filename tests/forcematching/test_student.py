@@ -18,7 +18,7 @@ from openmm_cgflow.forcematching import (
     judge_beads,
     training_points,
 )
-from openmm_cgflow.forcematching.teacher import labels
+from openmm_cgflow.forcematching.density.teacher import labels
 
 QUICK = DistilSettings(points=6_000, steps=500, batch=256, student=StudentSettings(hidden=48, layers=2))
 TINY = DistilSettings(points=400, steps=5, batch=64, student=StudentSettings(hidden=8, layers=1))
@@ -229,7 +229,7 @@ def _whole(name):
 
 def test_students_of_many_coordinates_learn_at_fewer_points(beads, teacher, monkeypatch, caplog):
     n_features = BeadNetwork.count_features(beads)
-    module = sys.modules["openmm_cgflow.forcematching.lessons"]
+    module = sys.modules["openmm_cgflow.forcematching.students.lessons"]
     monkeypatch.setattr(module, "_MOST_VALUES", 150 * n_features * beads.dof)
     with caplog.at_level("INFO", "openmm_cgflow"):
         found = distil(teacher, beads, KT, dataclasses.replace(TINY, points=10**7))

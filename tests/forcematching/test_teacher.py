@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.forcematching import BeadModel, FitSettings, FittedBeads, fit_beads
-from openmm_cgflow.forcematching.likelihood import Rows, minimise_held_out
-from openmm_cgflow.forcematching.ridge import Penalty, choose_penalty, fit_ridge, near_torsions
+from openmm_cgflow.forcematching.density.likelihood import Rows, minimise_held_out
+from openmm_cgflow.forcematching.density.ridge import Penalty, choose_penalty, fit_ridge, near_torsions
 from openmm_cgflow.units import KB
 
 QUICK = FitSettings(members=2, components=8, hidden=32, steps=150)
@@ -224,7 +224,7 @@ def test_a_fit_that_only_gets_worse_leaves_its_start():
 
 
 def test_splits_hold_whole_pieces_out_each_frame_once():
-    from openmm_cgflow.forcematching.fit_members import MemberFits
+    from openmm_cgflow.forcematching.density.splits import MemberFits
 
     known = Known()
     q = known.draw(1000, 2)

@@ -8,7 +8,7 @@ from openmm import app, unit
 from traces import helix
 
 import openmm_cgflow as cgf
-from openmm_cgflow.proteins.sequence import ProteinSequence
+from openmm_cgflow.proteins.chain.sequence import ProteinSequence
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 import openmm_cgflow as cgf
 from openmm_cgflow.cli import app as command
-from openmm_cgflow.proteins.backbone import Backbone
-from openmm_cgflow.proteins.bead_terms import TiedBeads
-from openmm_cgflow.proteins.beads import TOLERANCE, BeadMapping, bead_names, kind_of_names
-from openmm_cgflow.proteins.contacts import COARSE
-from openmm_cgflow.proteins.plane_chain import grid
+from openmm_cgflow.proteins.beads.kinds import TOLERANCE, BeadMapping, bead_names, kind_of_names
+from openmm_cgflow.proteins.beads.terms import TiedBeads
+from openmm_cgflow.proteins.placing.contacts import COARSE
+from openmm_cgflow.proteins.placing.plane_chain import grid
+from openmm_cgflow.proteins.placing.planes import Backbone
+from openmm_cgflow.proteins.placing.side_chains import frames_of
 from openmm_cgflow.proteins.result import write_pdb
-from openmm_cgflow.proteins.side_chains import frames_of
 
 MEANS = ["martini3", "martini2", "com"]
 

@@ -10,10 +10,10 @@ from molecules import AMINO_ACIDS, DATA
 
 from openmm_cgflow.errors import InvalidInputError, MismatchError, ModelFileError
 from openmm_cgflow.proteins import FragmentLibrary, fragments, training
-from openmm_cgflow.proteins.capped import FRAGMENTS, build_capped, fragment_named
-from openmm_cgflow.proteins.flow_file import FragmentFlows, flows_beside
-from openmm_cgflow.proteins.fragment_flow import FragmentFlow
-from openmm_cgflow.proteins.fragments import Lesson, TrainedFragment, angle_map, grid
+from openmm_cgflow.proteins.fragments.capped import FRAGMENTS, build_capped, fragment_named
+from openmm_cgflow.proteins.fragments.flow import FragmentFlow
+from openmm_cgflow.proteins.fragments.flow_file import FragmentFlows, flows_beside
+from openmm_cgflow.proteins.fragments.learned import Lesson, TrainedFragment, angle_map, grid
 
 # isort: off
 import openmm

@@ -7,10 +7,10 @@ import torch
 from molecules import load
 
 from openmm_cgflow.proteins import local_template
-from openmm_cgflow.proteins.geometry import axes_of, place_planes, plane_shape, residue_frames
-from openmm_cgflow.proteins.layout import ProteinLayout, turned
-from openmm_cgflow.proteins.library import FragmentLibrary
-from openmm_cgflow.proteins.sequence import ProteinSequence
+from openmm_cgflow.proteins.chain.geometry import axes_of, place_planes, plane_shape, residue_frames
+from openmm_cgflow.proteins.chain.sequence import ProteinSequence
+from openmm_cgflow.proteins.fragments.library import FragmentLibrary
+from openmm_cgflow.proteins.placing.layout import ProteinLayout, turned
 
 
 @pytest.mark.parametrize(("cis", "usual"), [(False, 0.3806), (True, 0.2787)])

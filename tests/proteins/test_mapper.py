@@ -11,11 +11,11 @@ from openmm import app, unit
 from traces import SEQUENCE, helix, noisy, strand
 
 import openmm_cgflow as cgf
-from openmm_cgflow.proteins.backbone import Backbone, Planes
+from openmm_cgflow.proteins.chain.sequence import ProteinSequence
+from openmm_cgflow.proteins.chain.trace import near_cysteines
 from openmm_cgflow.proteins.checks import close_pairs
-from openmm_cgflow.proteins.force_field import amber14, with_fast_solvent
-from openmm_cgflow.proteins.sequence import ProteinSequence
-from openmm_cgflow.proteins.trace import near_cysteines
+from openmm_cgflow.proteins.placing.planes import Backbone, Planes
+from openmm_cgflow.proteins.relaxing.force_field import amber14, with_fast_solvent
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import torch
 from scipy.stats import chisquare
 from traces import helix
 
-from openmm_cgflow.proteins.assembly import Assembly
-from openmm_cgflow.proteins.backbone import Backbone, Planes
-from openmm_cgflow.proteins.layout import ProteinLayout
-from openmm_cgflow.proteins.library import BINS, FragmentLibrary
-from openmm_cgflow.proteins.plane_chain import PlaneChain, grid, local_factors
-from openmm_cgflow.proteins.sequence import ProteinSequence
+from openmm_cgflow.proteins.chain.sequence import ProteinSequence
+from openmm_cgflow.proteins.fragments.library import BINS, FragmentLibrary
+from openmm_cgflow.proteins.placing.assembly import Assembly
+from openmm_cgflow.proteins.placing.layout import ProteinLayout
+from openmm_cgflow.proteins.placing.plane_chain import PlaneChain, grid, local_factors
+from openmm_cgflow.proteins.placing.planes import Backbone, Planes
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from traces import SEQUENCE, helix, noisy
 
 import openmm_cgflow as cgf
 from openmm_cgflow.proteins.builder import ProteinBuilder
-from openmm_cgflow.proteins.library import BINS
-from openmm_cgflow.proteins.repair import State
+from openmm_cgflow.proteins.fragments.library import BINS
+from openmm_cgflow.proteins.relaxing.repair import State
 
 WITHOUT_PROLINE = SEQUENCE.replace("P", "A")  # which has no room in a straight helix
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from openmm_cgflow.proteins.contacts import COARSE, PlanePairs
-from openmm_cgflow.proteins.plane_chain import PlaneChain
-from openmm_cgflow.proteins.twisted_smc import draw_planes
+from openmm_cgflow.proteins.placing.contacts import COARSE, PlanePairs
+from openmm_cgflow.proteins.placing.plane_chain import PlaneChain
+from openmm_cgflow.proteins.placing.twisted_smc import draw_planes
 
 KT = 2.5
 

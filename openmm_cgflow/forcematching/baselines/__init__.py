@@ -1,0 +1,1 @@
+"""Students fitted to frames without a teacher: what flow-matching is measured by."""

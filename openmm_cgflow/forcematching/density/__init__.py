@@ -1,0 +1,1 @@
+"""Teachers: densities of the internal coordinates of beads, and how they are fitted to frames."""

@@ -1,0 +1,1 @@
+"""Students: networks of the energy of beads, and how they learn from a teacher."""

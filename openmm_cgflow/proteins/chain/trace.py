@@ -1,0 +1,157 @@
+"""Traces of alpha carbons: read, and refused by residue where they cannot be one."""
+
+import logging
+
+import numpy as np
+
+from openmm_cgflow.errors import InvalidInputError, MismatchError
+from openmm_cgflow.proteins.chain.sequence import ProteinSequence
+from openmm_cgflow.units import PositionsLike, in_nm
+
+__all__ = ["checked_trace", "near_cysteines", "warn_of_near"]
+
+_log = logging.getLogger("openmm_cgflow")
+_SHORTEST, _LONGEST = 0.25, 0.50  # nm, of neighbours in a chain
+_BONDS = (0.10, 0.19)  # nm, of the backbone
+_OVERLAP = 0.2  # nm, of any two
+_DISULFIDE = (0.38, 0.68)  # nm, alpha carbons of a disulfide
+_APART = 5  # residues: nearer ones are as near in a helix
+
+
+def checked_trace(trace: PositionsLike, sequence: ProteinSequence) -> np.ndarray:
+    """Alpha carbons `(frames, residues, 3)`, or N, CA, C (and O) of each residue `(frames, residues, 3 or 4, 3)`, nm.
+
+    Raises:
+        MismatchError: another number of beads than residues.
+        InvalidInputError: values that are not finite, another unit, gaps, beads on one another; the residue is named.
+    """
+    x = in_nm(trace)
+    if x.ndim == 2:
+        x = x[None]
+    if x.ndim == 4 and x.shape[2:] in ((3, 3), (4, 3)):
+        checked_trace(x[:, :, 1], sequence)
+        _refuse_wrong_backbones(x, sequence)
+        return x
+    n = len(sequence)
+    if x.ndim != 3 or x.shape[2:] != (3,) or not len(x):
+        raise InvalidInputError(
+            f"the trace has the shape {x.shape}; give (frames, {n}, 3) or ({n}, 3), in nm; "
+            f"or (frames, {n}, 3, 3) for N, CA and C of each residue, (frames, {n}, 4, 3) with O"
+        )
+    if x.shape[1] != n:
+        raise MismatchError(
+            f"the trace has {x.shape[1]} beads, the sequence {n} residues "
+            f"({sequence.residues[0].label} to {sequence.residues[-1].label}); give one alpha carbon for each residue: "
+            "of an all-atom trajectory, trajectory.atom_slice(trajectory.topology.select('name CA'))"
+        )
+    bad = np.argwhere(~np.isfinite(x).all(2))
+    if len(bad):
+        raise InvalidInputError(
+            f"the alpha carbon of {sequence.residues[bad[0][1]].label} in frame {bad[0][0]} is NaN or infinite; "
+            "leave such frames out"
+        )
+    _refuse_wrong_distances(x, sequence)
+    return x
+
+
+def _refuse_wrong_distances(x: np.ndarray, sequence: ProteinSequence) -> None:
+    inner = np.array([not sequence.is_last(k) for k in range(len(sequence) - 1)])
+    length = np.linalg.norm(np.diff(x, axis=1), axis=2)
+    middle = float(np.median(length[:, inner]))
+    if 2.5 < middle < 5.0:
+        raise InvalidInputError(
+            f"neighbouring alpha carbons are about {middle:.2f} apart, which looks like Angstrom taken for nm: give "
+            "nm, or a Quantity, such as x * unit.angstrom"
+        )
+    wrong = np.argwhere(inner & ((length < _SHORTEST) | (length > _LONGEST)))
+    if len(wrong):
+        frame, k = wrong[0]
+        many = len(wrong) > 0.3 * length[:, inner].size
+        cause = (
+            "beads are in another order than the sequence, or are no alpha carbons"
+            if many
+            else "residues are missing there, the molecule is split by a periodic box, or a chain ends there: give "
+            "what is missing, make it whole (trajectory.make_molecules_whole()), or begin a new chain (/ in the "
+            "sequence, another chain in the Topology)"
+        )
+        raise InvalidInputError(
+            f"the alpha carbons of {sequence.residues[k].label} and {sequence.residues[k + 1].label} are "
+            f"{length[frame, k]:.3f} nm apart in frame {frame}, where about 0.38 are expected: {cause}"
+        )
+    for frame, points in enumerate(x):
+        near = _nearest(points)
+        if near is not None:
+            a, b = near
+            raise InvalidInputError(
+                f"the alpha carbons of {sequence.residues[a].label} and {sequence.residues[b].label} are nearer than "
+                f"{_OVERLAP} nm in frame {frame}: no atoms fit between them; leave this frame out"
+            )
+
+
+def _refuse_wrong_backbones(x: np.ndarray, sequence: ProteinSequence) -> None:
+    """Bonds N-CA, CA-C, C-N and C-O that are none."""
+    if not np.isfinite(x).all():
+        frame, k = np.argwhere(~np.isfinite(x).all((2, 3)))[0]
+        raise InvalidInputError(f"N, C or O of {sequence.residues[k].label} in frame {frame} is NaN or infinite")
+    n, ca, c, o = x[:, :, 0], x[:, :, 1], x[:, :, 2], x[:, :, 3:]
+    inner = np.array([not sequence.is_last(k) for k in range(len(sequence) - 1)])
+    for name, length in (
+        ("N-CA", np.linalg.norm(ca - n, axis=2)),
+        ("CA-C", np.linalg.norm(c - ca, axis=2)),
+        ("C-N", np.where(inner, np.linalg.norm(n[:, 1:] - c[:, :-1], axis=2), 0.134)),
+        *([("C-O", np.linalg.norm(o[:, :, 0] - c, axis=2))] if o.shape[2] else []),
+    ):
+        wrong = np.argwhere((length < _BONDS[0]) | (length > _BONDS[1]))
+        if len(wrong):
+            frame, k = wrong[0]
+            raise InvalidInputError(
+                f"the bond {name} of {sequence.residues[k].label} is {length[frame, k]:.3f} nm long in frame {frame}; "
+                "give N, CA, C (and O) of each residue in this order, in nm"
+            )
+
+
+def warn_of_near(x: np.ndarray, sequence: ProteinSequence, below: float) -> None:
+    """Say which neighbours are as near as in a cis peptide bond where none is built, as before prolines alone it is."""
+    inner = [k for k in range(len(sequence) - 1) if not sequence.is_last(k) and sequence.following(k) != "PRO"]
+    near = np.linalg.norm(np.diff(x, axis=1), axis=2)[:, inner] < below
+    if not near.any():
+        return
+    frame, which = np.argwhere(near)[0]
+    first, second = (sequence.residues[k].label for k in (inner[which], inner[which] + 1))
+    _log.warning(
+        "in %d of %d frames alpha carbons are as near as across a cis peptide bond (%s and %s in frame %d), but no "
+        "proline follows: trans is built there, under strain; see whether the trace is right",
+        near.any(1).sum(),
+        len(x),
+        first,
+        second,
+        frame,
+    )
+
+
+def _nearest(points: np.ndarray) -> tuple[int, int] | None:
+    from scipy.spatial import cKDTree
+
+    pairs = cKDTree(points).query_pairs(_OVERLAP)
+    return min(pairs) if pairs else None
+
+
+def near_cysteines(sequence: ProteinSequence, points: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of cysteines whose alpha carbons are as near as those of a disulfide, the nearest ones first.
+
+    Those of one chain with fewer than four residues between them are left out: in a helix they are as near.
+    """
+    places = [k for k, residue in enumerate(sequence.residues) if residue.variant in ("CYS", "CYX")]
+    pairs = [
+        (float(np.linalg.norm(points[i] - points[j])), i, j)
+        for a, i in enumerate(places)
+        for j in places[a + 1 :]
+        if j - i >= _APART or sequence.residues[i].chain != sequence.residues[j].chain
+    ]
+    found: list[tuple[int, int]] = []
+    taken: set[int] = set()
+    for distance, i, j in sorted(pairs):
+        if _DISULFIDE[0] < distance < _DISULFIDE[1] and not {i, j} & taken:
+            found.append((i, j))
+            taken |= {i, j}
+    return sorted(found)
