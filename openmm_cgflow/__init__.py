@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from openmm_cgflow.coverage import Coverage
     from openmm_cgflow.force_field import CGForceField
     from openmm_cgflow.model import CGFlow
-    from openmm_cgflow.openmm_plugin.force import force_from_energy
-    from openmm_cgflow.openmm_plugin.mcmc_move import FlowMove
-    from openmm_cgflow.openmm_plugin.monte_carlo import FlowMonteCarlo
-    from openmm_cgflow.openmm_plugin.replica_exchange import FlowReplicaExchangeSampler
+    from openmm_cgflow.openmm_plugin.forces.force import force_from_energy
+    from openmm_cgflow.openmm_plugin.moves.mcmc_move import FlowMove
+    from openmm_cgflow.openmm_plugin.moves.monte_carlo import FlowMonteCarlo
+    from openmm_cgflow.openmm_plugin.moves.replica_exchange import FlowReplicaExchangeSampler
     from openmm_cgflow.proteins import FragmentLibrary, ProteinBackmapper
     from openmm_cgflow.sampling import Samples
     from openmm_cgflow.slow_scan import SlowScan, scanTorsions
@@ -64,9 +64,9 @@ _HOMES = {
     "CGFlow": "model",
     "CGForceField": "force_field",
     "Coverage": "coverage",
-    "FlowMonteCarlo": "openmm_plugin.monte_carlo",
-    "FlowMove": "openmm_plugin.mcmc_move",
-    "FlowReplicaExchangeSampler": "openmm_plugin.replica_exchange",
+    "FlowMonteCarlo": "openmm_plugin",
+    "FlowMove": "openmm_plugin.moves.mcmc_move",
+    "FlowReplicaExchangeSampler": "openmm_plugin.moves.replica_exchange",
     "FragmentLibrary": "proteins",
     "GeometricTempering": "training",
     "ProteinBackmapper": "proteins",
@@ -74,7 +74,7 @@ _HOMES = {
     "SlowScan": "slow_scan",
     "TrainSettings": "training",
     "VectorFlow": "vector_flow",
-    "force_from_energy": "openmm_plugin.force",
+    "force_from_energy": "openmm_plugin.forces.force",
     "scanTorsions": "slow_scan",
 }
 

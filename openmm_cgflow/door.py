@@ -22,8 +22,8 @@ from openmm_cgflow.chemistry.system_bonds import (
 )
 from openmm_cgflow.copies import copied_system, copied_topology
 from openmm_cgflow.errors import InvalidInputError
-from openmm_cgflow.potentials.invariance import check_invariance
-from openmm_cgflow.potentials.reference import Reference
+from openmm_cgflow.potentials.contexts.invariance import check_invariance
+from openmm_cgflow.potentials.contexts.reference import Reference
 from openmm_cgflow.structures import OVERLAP, StructureReader, given_structures
 from openmm_cgflow.units import KB, PositionsLike
 

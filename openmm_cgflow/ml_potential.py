@@ -15,7 +15,7 @@ from openmm import app
 from openmm_cgflow.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from openmm_cgflow.openmm_plugin.force import BeadBackend
+    from openmm_cgflow.openmm_plugin.forces.force import BeadBackend
 
 __all__ = ["CGFlowPotential", "CGFlowPotentialFactory"]
 
@@ -69,8 +69,8 @@ class CGFlowPotential:
             MismatchError: if the beads are not those of the flow.
             ModelFileError: for a model file that cannot be read.
         """
-        from openmm_cgflow.openmm_plugin.compiled_forces import Particles
-        from openmm_cgflow.openmm_plugin.force import create_bead_force
+        from openmm_cgflow.openmm_plugin.forces.force import create_bead_force
+        from openmm_cgflow.openmm_plugin.recorded.compiled_forces import Particles
         from openmm_cgflow.trained import TrainedFlow
 
         flow = TrainedFlow.load(self.modelPath)

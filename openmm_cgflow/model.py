@@ -23,9 +23,9 @@ from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError, 
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.force_field import student_of
 from openmm_cgflow.forcematching import FittedBeads
-from openmm_cgflow.openmm_plugin.cg_system import CGSystem, create_cg_system
-from openmm_cgflow.openmm_plugin.force import Backend, BeadBackend, create_force, create_force_on_bead_atoms
-from openmm_cgflow.openmm_plugin.matching import find_molecule
+from openmm_cgflow.openmm_plugin.forces.cg_system import CGSystem, create_cg_system
+from openmm_cgflow.openmm_plugin.forces.force import Backend, BeadBackend, create_force, create_force_on_bead_atoms
+from openmm_cgflow.openmm_plugin.moves.matching import find_molecule
 from openmm_cgflow.potentials import make_potential
 from openmm_cgflow.slow_scan import scan_torsions
 from openmm_cgflow.storage import check_storable, system_to_xml

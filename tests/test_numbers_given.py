@@ -9,8 +9,8 @@ import openmm_cgflow as cgf
 from openmm_cgflow.compute import seeded
 from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError
 from openmm_cgflow.forcematching import BeadModel, DistilSettings, fit_beads
-from openmm_cgflow.openmm_plugin.cg_system import langevin_frames
-from openmm_cgflow.openmm_plugin.force import force_from_energy
+from openmm_cgflow.openmm_plugin.forces.cg_system import langevin_frames
+from openmm_cgflow.openmm_plugin.forces.force import force_from_energy
 from openmm_cgflow.potentials import DoubleWell
 from openmm_cgflow.units import in_nm
 

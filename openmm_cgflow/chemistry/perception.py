@@ -17,7 +17,7 @@ from openmm_cgflow.chemistry.molecule import Molecule
 from openmm_cgflow.chemistry.puckers import puckered_rings, ring_flip
 from openmm_cgflow.chemistry.symmetry import symmetric_centres
 from openmm_cgflow.chemistry.turning import OtherForm, other_forms
-from openmm_cgflow.potentials.reference import Reference
+from openmm_cgflow.potentials.contexts.reference import Reference
 from openmm_cgflow.units import PositionsLike
 
 __all__ = ["Perceived", "perceive"]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from openmm_cgflow.chemistry.molecule import Molecule
-from openmm_cgflow.potentials.reference import Reference
+from openmm_cgflow.potentials.contexts.reference import Reference
 
 __all__ = ["symmetric_centres"]
 

@@ -222,7 +222,7 @@ def simulate(
     load_torch()
     from openmm_cgflow.analysis import duration
     from openmm_cgflow.backmapping import FlowPlacer
-    from openmm_cgflow.openmm_plugin.cg_system import langevin_frames
+    from openmm_cgflow.openmm_plugin.forces.cg_system import langevin_frames
     from openmm_cgflow.trajectory_files import save_trajectory
 
     source: cgf.CGForceField | cgf.CGFlow = (

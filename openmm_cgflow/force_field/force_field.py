@@ -37,9 +37,9 @@ from openmm_cgflow.forcematching import (
     fit_beads,
 )
 from openmm_cgflow.forcematching.students.nnpops import record
-from openmm_cgflow.openmm_plugin.cg_system import CGSystem, system_of_beads
-from openmm_cgflow.openmm_plugin.force import BeadBackend, force_from_energy
-from openmm_cgflow.openmm_plugin.torch_force import make_torch_force
+from openmm_cgflow.openmm_plugin.forces.cg_system import CGSystem, system_of_beads
+from openmm_cgflow.openmm_plugin.forces.force import BeadBackend, force_from_energy
+from openmm_cgflow.openmm_plugin.forces.torch_force import make_torch_force
 from openmm_cgflow.storage import (
     read_as,
     read_file,

@@ -8,12 +8,12 @@ import torch
 
 from openmm_cgflow.errors import UnsupportedForceError
 from openmm_cgflow.potentials.base import Potential
-from openmm_cgflow.potentials.check import ImpreciseError, Judge, demand_finite, positions_array, shaken
-from openmm_cgflow.potentials.context_potential import ContextPotential
-from openmm_cgflow.potentials.reference import Reference
+from openmm_cgflow.potentials.contexts.check import ImpreciseError, Judge, demand_finite, positions_array, shaken
+from openmm_cgflow.potentials.contexts.context_potential import ContextPotential
+from openmm_cgflow.potentials.contexts.reference import Reference
 from openmm_cgflow.potentials.systems import check_system
+from openmm_cgflow.potentials.terms.translate import TORSION_FORCES
 from openmm_cgflow.potentials.torch_potential import TorchPotential
-from openmm_cgflow.potentials.translate import TORSION_FORCES
 from openmm_cgflow.units import KB, PositionsLike
 
 __all__ = ["make_potential", "torsion_energy"]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.potentials.base import EnergyWithGradient, Potential, check_positions
-from openmm_cgflow.potentials.check import Judge, as_array, compare_totals, positions_array
 from openmm_cgflow.potentials.compiled import EnergyGradient, compile_energy_gradient, compiler_available
-from openmm_cgflow.potentials.frame import DifferenceTable, Frame, Term
-from openmm_cgflow.potentials.translate import build_terms
+from openmm_cgflow.potentials.contexts.check import Judge, as_array, compare_totals, positions_array
+from openmm_cgflow.potentials.terms.frame import DifferenceTable, Frame, Term
+from openmm_cgflow.potentials.terms.translate import build_terms
 from openmm_cgflow.units import PositionsLike
 
 __all__ = ["TorchPotential"]

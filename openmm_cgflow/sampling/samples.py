@@ -13,7 +13,7 @@ from openmm import unit
 
 from openmm_cgflow.counts import seed_number, whole_number
 from openmm_cgflow.errors import InvalidInputError
-from openmm_cgflow.potentials.evaluator import Evaluator
+from openmm_cgflow.potentials.contexts.evaluator import Evaluator
 from openmm_cgflow.sampling.weights import (
     clip_log_weights,
     effective_sample_size,

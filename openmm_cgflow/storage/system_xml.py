@@ -13,7 +13,7 @@ from xml.parsers import expat
 import openmm
 
 from openmm_cgflow.errors import ModelFileError, UnsupportedForceError
-from openmm_cgflow.potentials.limits import check_size
+from openmm_cgflow.potentials.terms.limits import check_size
 
 __all__ = ["check_storable", "system_from_xml", "system_to_xml"]
 

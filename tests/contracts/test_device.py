@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import openmm_cgflow as cgf
 from openmm_cgflow.cli import app
 from openmm_cgflow.compute import Compute, Graphs, Parallel, choose, seeded
-from openmm_cgflow.openmm_plugin.bead_free_energy import BeadFreeEnergy
-from openmm_cgflow.openmm_plugin.structure_density import StructureDensity
+from openmm_cgflow.openmm_plugin.forces.bead_free_energy import BeadFreeEnergy
+from openmm_cgflow.openmm_plugin.moves.structure_density import StructureDensity
 from openmm_cgflow.potentials import DoubleWell
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.training import AdaptiveTempering, Budget, Reporter, Trainer, TrainSettings

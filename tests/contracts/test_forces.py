@@ -11,7 +11,7 @@ from torch import Tensor
 
 import openmm_cgflow as cgf
 from openmm_cgflow.forcematching import DistilSettings, StudentSettings
-from openmm_cgflow.openmm_plugin.torch_force import why_no_torch_force
+from openmm_cgflow.openmm_plugin.forces.torch_force import why_no_torch_force
 
 QUICK = DistilSettings(points=500, steps=20, batch=128, student=StudentSettings(hidden=16, layers=1))
 

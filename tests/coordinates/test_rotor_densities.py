@@ -12,7 +12,7 @@ from molecules import load
 
 import openmm_cgflow as cgf
 from openmm_cgflow.coordinates import InternalCoordinates
-from openmm_cgflow.openmm_plugin.structure_density import StructureDensity
+from openmm_cgflow.openmm_plugin.moves.structure_density import StructureDensity
 from openmm_cgflow.storage import read_file, write_file
 
 HAND_MADE = {f.__name__: f for f in (butane, butyronitrile, cyclohexanol, trifluoroethanol)}

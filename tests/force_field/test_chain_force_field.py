@@ -25,7 +25,7 @@ from openmm_cgflow.forcematching import (
     fit_beads,
     why_no_nnpops,
 )
-from openmm_cgflow.openmm_plugin.torch_force import why_no_torch_force
+from openmm_cgflow.openmm_plugin.forces.torch_force import why_no_torch_force
 
 SMALL = SchNetSettings(width=8, gaussians=6, layers=2, cutoff=0.9)
 QUICK = DistilSettings(points=400, steps=5, batch=32, student=SMALL)

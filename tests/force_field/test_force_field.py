@@ -15,7 +15,7 @@ import openmm_cgflow as cgf
 from openmm_cgflow import storage
 from openmm_cgflow.force_field import force_field as module
 from openmm_cgflow.forcematching import DistilSettings, SchNetSettings, StudentSettings
-from openmm_cgflow.openmm_plugin.torch_force import why_no_torch_force
+from openmm_cgflow.openmm_plugin.forces.torch_force import why_no_torch_force
 
 QUICK = DistilSettings(points=1_000, steps=60, batch=128, student=StudentSettings(hidden=16, layers=2))
 REFERENCE = openmm.Platform.getPlatformByName("Reference")

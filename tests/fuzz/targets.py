@@ -14,7 +14,7 @@ from fuzz.seeds import EXPRESSIONS, RAN, force_field, hostile_system, model, per
 from openmm_cgflow import storage
 from openmm_cgflow.errors import CGFlowError, ModelFileError, UnsupportedForceError
 from openmm_cgflow.force_field import CGForceField
-from openmm_cgflow.potentials.lepton import Expression
+from openmm_cgflow.potentials.terms.lepton import Expression
 from openmm_cgflow.storage.container import _header_length
 from openmm_cgflow.trained.stored import StoredModel, check_network, molecule_of
 

@@ -9,7 +9,7 @@ import torch
 from openmm import unit
 
 import openmm_cgflow as cgf
-from openmm_cgflow.openmm_plugin.torch_force import why_no_torch_force
+from openmm_cgflow.openmm_plugin.forces.torch_force import why_no_torch_force
 
 ATOMS = [3, 0, 2]
 X = np.random.default_rng(0).normal(0.0, 0.2, (5, 3))

@@ -7,7 +7,7 @@ from molecules import MODELS
 from openmm import app
 
 import openmm_cgflow as cgf
-from openmm_cgflow.openmm_plugin.torch_force import why_no_torch_force
+from openmm_cgflow.openmm_plugin.forces.torch_force import why_no_torch_force
 
 N_WATERS = 5
 WHERE = 3 * 2  # the molecule comes after two of the waters

@@ -8,10 +8,10 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from openmm_cgflow.flows.networks import MLP
-from openmm_cgflow.openmm_plugin.compiled_forces import fold_constants
-from openmm_cgflow.openmm_plugin.gathered_moves import gather_moves
-from openmm_cgflow.openmm_plugin.numpy_graph import replayed_by_numpy
-from openmm_cgflow.openmm_plugin.written_for_numpy import hidden_layer
+from openmm_cgflow.openmm_plugin.recorded.compiled_forces import fold_constants
+from openmm_cgflow.openmm_plugin.recorded.gathered_moves import gather_moves
+from openmm_cgflow.openmm_plugin.recorded.numpy_graph import replayed_by_numpy
+from openmm_cgflow.openmm_plugin.recorded.written_for_numpy import hidden_layer
 
 ATEN = torch.ops.aten
 ORDERS = torch.tensor([[2, 0, 3, 1], [1, 3, 0, 2]])

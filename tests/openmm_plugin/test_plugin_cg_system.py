@@ -14,10 +14,10 @@ from molecules import MODELS, load
 from openmm import unit
 
 import openmm_cgflow as cgf
-from openmm_cgflow.openmm_plugin import torch_force
-from openmm_cgflow.openmm_plugin.bead_free_energy import BeadFreeEnergy
-from openmm_cgflow.openmm_plugin.compiled_forces import compile_forces
-from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
+from openmm_cgflow.openmm_plugin.forces import torch_force
+from openmm_cgflow.openmm_plugin.forces.bead_free_energy import BeadFreeEnergy
+from openmm_cgflow.openmm_plugin.forces.slow_free_energy import SlowFreeEnergy
+from openmm_cgflow.openmm_plugin.recorded.compiled_forces import compile_forces
 
 MODEL = MODELS / "alanine_dipeptide.cgflow"
 NO_TORCH = torch_force.why_no_torch_force()

@@ -11,8 +11,8 @@ import torch
 from molecules import DATA, jiggled, load
 
 import openmm_cgflow as cgf
-from openmm_cgflow.openmm_plugin import torch_force
-from openmm_cgflow.openmm_plugin.force import create_force
+from openmm_cgflow.openmm_plugin.forces import torch_force
+from openmm_cgflow.openmm_plugin.forces.force import create_force
 
 MODEL = DATA.parents[1] / "examples" / "models" / "aldp_vacuum.cgflow"
 NO_TORCH = torch_force.why_no_torch_force()
@@ -206,7 +206,7 @@ def test_machine_code_gives_the_same_forces():
 
 
 def test_machine_code_needs_a_compiler(aldp, monkeypatch):
-    monkeypatch.setattr("openmm_cgflow.openmm_plugin.force.compiler_available", lambda device: False)
+    monkeypatch.setattr("openmm_cgflow.openmm_plugin.forces.force.compiler_available", lambda device: False)
     with pytest.raises(cgf.UnsupportedForceError, match=r"needs a C\+\+ compiler"):
         aldp.createForce("compiled")
 

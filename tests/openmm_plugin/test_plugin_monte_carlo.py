@@ -14,7 +14,7 @@ from openmmtools import mcmc, states
 from openmmtools.utils import deserialize, serialize
 
 import openmm_cgflow as cgf
-from openmm_cgflow.openmm_plugin.proposals import IndependenceSampler
+from openmm_cgflow.openmm_plugin.moves.proposals import IndependenceSampler
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from openmm import app, unit
 from openmmtools import cache, states
 
 import openmm_cgflow as cgf
-from openmm_cgflow.openmm_plugin.dynamics import ConstraintMetric, integrated_groups, thermostat_temperature
-from openmm_cgflow.openmm_plugin.structure_density import StructureDensity
+from openmm_cgflow.openmm_plugin.moves.dynamics import ConstraintMetric, integrated_groups, thermostat_temperature
+from openmm_cgflow.openmm_plugin.moves.structure_density import StructureDensity
 
 KT = 0.0083144626 * 300
 BOND, ANGLE, STIFFNESS = 0.153, np.radians(140), 30.0  # nm, rad, kJ/mol/rad^2

@@ -6,8 +6,8 @@ from molecules import load
 
 import openmm_cgflow as cgf
 from openmm_cgflow.copies import copied_system
-from openmm_cgflow.potentials.invariance import check_invariance
-from openmm_cgflow.potentials.reference import Reference
+from openmm_cgflow.potentials.contexts.invariance import check_invariance
+from openmm_cgflow.potentials.contexts.reference import Reference
 from openmm_cgflow.units import KB
 
 # isort: off

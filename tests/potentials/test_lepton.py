@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from openmm_cgflow.errors import UnsupportedForceError
-from openmm_cgflow.potentials.evaluator import Evaluator
-from openmm_cgflow.potentials.lepton import Expression
+from openmm_cgflow.potentials.contexts.evaluator import Evaluator
+from openmm_cgflow.potentials.terms.lepton import Expression
 
 # Of x, y, z and a = 0.7, b = 2, lambda = 0.3, or = 1.1: OpenMM itself says what they are worth.
 EXPRESSIONS = [

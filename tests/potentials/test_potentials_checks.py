@@ -12,10 +12,10 @@ from test_potentials_forces import FORCES, N, positions, system_with
 from openmm_cgflow.errors import InvalidInputError, UnsupportedForceError
 from openmm_cgflow.potentials import ContextPotential, TorchPotential, make_potential
 from openmm_cgflow.potentials import torch_potential as torch_potential_module
-from openmm_cgflow.potentials.check import ImpreciseError, Judge, compare_totals
-from openmm_cgflow.potentials.evaluator import Evaluator, likely_platform
-from openmm_cgflow.potentials.frame import DifferenceTable
-from openmm_cgflow.potentials.translate import build_terms
+from openmm_cgflow.potentials.contexts.check import ImpreciseError, Judge, compare_totals
+from openmm_cgflow.potentials.contexts.evaluator import Evaluator, likely_platform
+from openmm_cgflow.potentials.terms.frame import DifferenceTable
+from openmm_cgflow.potentials.terms.translate import build_terms
 from openmm_cgflow.units import KB
 
 KT = KB * 300

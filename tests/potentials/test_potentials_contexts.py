@@ -14,7 +14,7 @@ import torch
 import openmm_cgflow
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.potentials import ContextPotential
-from openmm_cgflow.potentials.evaluator import fastest_platform
+from openmm_cgflow.potentials.contexts.evaluator import fastest_platform
 
 
 def batch(molecule, n):

@@ -7,7 +7,7 @@ import torch
 
 from openmm_cgflow.errors import InvalidInputError, UnsupportedForceError
 from openmm_cgflow.potentials import TorchPotential
-from openmm_cgflow.potentials.evaluator import Evaluator
+from openmm_cgflow.potentials.contexts.evaluator import Evaluator
 
 N = 9
 

@@ -11,9 +11,9 @@ import torch
 
 from openmm_cgflow.errors import InvalidInputError, UnsupportedForceError
 from openmm_cgflow.potentials import ContextPotential, TorchPotential, make_potential, torsion_energy
-from openmm_cgflow.potentials import evaluator as evaluator_module
 from openmm_cgflow.potentials import torch_potential as torch_potential_module
-from openmm_cgflow.potentials.evaluator import Evaluator
+from openmm_cgflow.potentials.contexts import evaluator as evaluator_module
+from openmm_cgflow.potentials.contexts.evaluator import Evaluator
 
 EVERY_FORCE_FIELD = [
     *((name, "default") for name in molecules.ALL),

@@ -15,7 +15,7 @@ import torch
 from openmm_cgflow.errors import CGFlowError
 from openmm_cgflow.potentials import ContextPotential, DoubleWell, TorchPotential
 from openmm_cgflow.potentials import torch_potential as torch_potential_module
-from openmm_cgflow.potentials.workers import WorkerPool
+from openmm_cgflow.potentials.contexts.workers import WorkerPool
 from openmm_cgflow.training import Parallel
 
 ATOMS = 6

@@ -9,7 +9,8 @@ import torch
 from molecules import AMINO_ACIDS, DATA
 
 from openmm_cgflow.errors import InvalidInputError, MismatchError, ModelFileError
-from openmm_cgflow.proteins import FragmentLibrary, fragments, training
+from openmm_cgflow.proteins import FragmentLibrary
+from openmm_cgflow.proteins.fragments import learned, training
 from openmm_cgflow.proteins.fragments.capped import FRAGMENTS, build_capped, fragment_named
 from openmm_cgflow.proteins.fragments.flow import FragmentFlow
 from openmm_cgflow.proteins.fragments.flow_file import FragmentFlows, flows_beside
@@ -21,7 +22,7 @@ from openmm import app
 
 # isort: on
 
-SETTINGS = dataclasses.replace(fragments.SETTINGS, hidden=16, slow_hidden=16)
+SETTINGS = dataclasses.replace(learned.SETTINGS, hidden=16, slow_hidden=16)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_mirror_images_and_unknown_fragments_are_refused():
 def test_all_residues_and_variants_are_there():
     twenty = {*AMINO_ACIDS} - {"HIS"}
     assert twenty | {"HID", "HIE", "HIP", "ASH", "GLH", "LYN", "CYX", "ALA-PRO", "N-ALA", "C-ALA"} <= set(FRAGMENTS)
-    total = sum(map(fragments.budget_of, FRAGMENTS.values()))
+    total = sum(map(learned.budget_of, FRAGMENTS.values()))
     assert 1.2e7 < total < 1.8e7  # at 2,500 a second, two hours
 
 
@@ -104,9 +105,9 @@ def test_all_residues_and_variants_are_there():
 def test_fragments_of_other_force_fields(field):
     capped = build_capped(FRAGMENTS["HIP"], app.ForceField(field))
     assert charge(capped.system) == pytest.approx(1, abs=1e-6)
-    beads = fragments.backbone_of(FRAGMENTS["HIP"], capped)
+    beads = learned.backbone_of(FRAGMENTS["HIP"], capped)
     assert len(beads) == 11
-    names = fragments.names_of(capped, beads)
+    names = learned.names_of(capped, beads)
     assert {(-1, "CA"), (0, "CA"), (1, "CA"), (0, "CB")} <= set(names)
     assert len(set(names)) == len(names)
 
@@ -115,13 +116,13 @@ def test_fragments_of_other_force_fields(field):
 def untrained(amber):
     """Ace-Ala-Nme, with parameters as they are at the beginning but a little changed, so that nothing is trivial."""
     capped = build_capped(FRAGMENTS["ALA"], amber)
-    beads = fragments.backbone_of(FRAGMENTS["ALA"], capped)
+    beads = learned.backbone_of(FRAGMENTS["ALA"], capped)
     flow = TrainedFragment(capped, list(beads.values()), 300.0, SETTINGS)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in flow.flow.parameters():
             parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
-    kept = FragmentFlow.of(fragments.names_of(capped, beads), flow.coordinates, flow.flow, SETTINGS)
+    kept = FragmentFlow.of(learned.names_of(capped, beads), flow.coordinates, flow.flow, SETTINGS)
     return capped, flow, kept
 
 
@@ -195,7 +196,7 @@ def test_free_energies_of_samples_are_those_of_their_density():
     """Where phi or psi is no slow variable: von Mises samples, whose kernel estimate is known."""
     generator = np.random.default_rng(0)
     phi = torch.as_tensor(generator.vonmises(-1.2, 20.0, 20_000))
-    log = torch.log((fragments._kernel(phi, 0.1) / 20_000).sum(1))
+    log = torch.log((learned._kernel(phi, 0.1) / 20_000).sum(1))
     wide = 20.0 / (1 + 20.0 * 0.1**2)  # variances add
     expected = wide * torch.cos(grid().double() + 1.2)
     near = (grid() + 1.2).abs() < 0.5
@@ -220,7 +221,7 @@ def lessons_of(kept, counted, failing=()):
 
 def test_a_training_of_fragments_goes_on_where_it_was(untrained, tmp_path, monkeypatch):
     _, _, kept = untrained
-    monkeypatch.setattr(fragments, "SETTINGS", SETTINGS)
+    monkeypatch.setattr(learned, "SETTINGS", SETTINGS)
     out, wanted, counted = tmp_path / "library.safetensors", ["GLY", "ALA", "HIP", "PRO"], []
     arguments = ("amber14-all.xml", "implicit/obc2.xml", out, wanted, 300.0, 0.1, False)
     monkeypatch.setattr(training, "learn", lessons_of(kept, counted, failing=["HIP"]))

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import openmm_cgflow as cgf
 from openmm_cgflow import storage
 from openmm_cgflow.potentials import DoubleWell
-from openmm_cgflow.potentials.lepton import Expression
+from openmm_cgflow.potentials.terms.lepton import Expression
 from openmm_cgflow.trained.stored import StoredModel
 from openmm_cgflow.training.reporter import Metrics
 

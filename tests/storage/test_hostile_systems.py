@@ -218,7 +218,7 @@ def test_hostile_number_of_elements(monkeypatch):
 )
 def test_hostile_formulas_are_refused_at_once(formula):
     """OpenMM takes minutes for these, or crashes; Python runs out of stack."""
-    from openmm_cgflow.potentials.lepton import Expression
+    from openmm_cgflow.potentials.terms.lepton import Expression
 
     with pytest.raises(cgf.UnsupportedForceError):
         Expression(formula)

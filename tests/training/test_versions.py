@@ -3,7 +3,7 @@
 from molecules import load
 
 import openmm_cgflow as cgf
-from openmm_cgflow.openmm_plugin.structure_density import StructureDensity
+from openmm_cgflow.openmm_plugin.moves.structure_density import StructureDensity
 from openmm_cgflow.trained import KnownRegion
 
 

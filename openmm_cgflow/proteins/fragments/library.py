@@ -41,7 +41,7 @@ CAP = 60.0
 """kJ/mol, the largest free energy that is kept."""
 
 KIND = "fragments"
-_SHIPPED = Path(__file__).resolve().parents[1] / "data" / "fragments.safetensors"
+_SHIPPED = Path(__file__).resolve().parents[2] / "data" / "fragments.safetensors"
 _BACKBONE = ("N", "H", "CA", "C", "O", "OXT", "H1", "H2", "H3")
 _BRANCHED = ("VAL", "ILE", "THR")
 

@@ -9,10 +9,10 @@ import numpy as np
 from openmmtools.mcmc import MCMCMove
 
 from openmm_cgflow.errors import MismatchError, ModelFileError
-from openmm_cgflow.openmm_plugin.dynamics import ConstraintMetric
-from openmm_cgflow.openmm_plugin.matching import check_masses, check_system, check_temperature
-from openmm_cgflow.openmm_plugin.monte_carlo import attempt
-from openmm_cgflow.openmm_plugin.proposals import IndependenceSampler
+from openmm_cgflow.openmm_plugin.moves.dynamics import ConstraintMetric
+from openmm_cgflow.openmm_plugin.moves.matching import check_masses, check_system, check_temperature
+from openmm_cgflow.openmm_plugin.moves.monte_carlo import attempt
+from openmm_cgflow.openmm_plugin.moves.proposals import IndependenceSampler
 from openmm_cgflow.trained import TrainedFlow
 
 if TYPE_CHECKING:

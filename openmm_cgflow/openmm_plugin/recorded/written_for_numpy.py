@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from openmm_cgflow.openmm_plugin.compiled_forces import fold_constants
+from openmm_cgflow.openmm_plugin.recorded.compiled_forces import fold_constants
 
 __all__ = ["hidden_layer", "written_for_numpy"]
 

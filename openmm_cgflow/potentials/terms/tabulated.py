@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.errors import UnsupportedForceError
-from openmm_cgflow.potentials.lepton import Value
-from openmm_cgflow.potentials.splines import Bicubic, Cubic
+from openmm_cgflow.potentials.terms.lepton import Value
+from openmm_cgflow.potentials.terms.splines import Bicubic, Cubic
 
 __all__ = ["tabulated_functions"]
 

@@ -7,9 +7,9 @@ import torch
 from openmm import unit
 
 from openmm_cgflow.errors import InvalidInputError
-from openmm_cgflow.potentials.customgb import CustomGBTerm
-from openmm_cgflow.potentials.frame import DifferenceTable
-from openmm_cgflow.potentials.nonbonded import COULOMB
+from openmm_cgflow.potentials.terms.customgb import CustomGBTerm
+from openmm_cgflow.potentials.terms.frame import DifferenceTable
+from openmm_cgflow.potentials.terms.nonbonded import COULOMB
 
 __all__ = ["as_custom_gb", "gbsa_obc_term"]
 

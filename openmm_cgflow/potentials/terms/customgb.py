@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.errors import UnsupportedForceError
-from openmm_cgflow.potentials.frame import DifferenceTable, Frame, Term, all_pairs
-from openmm_cgflow.potentials.lepton import Expression, Value
-from openmm_cgflow.potentials.ops import RowIndex, gather, local_energy, scatter
+from openmm_cgflow.potentials.terms.frame import DifferenceTable, Frame, Term, all_pairs
+from openmm_cgflow.potentials.terms.lepton import Expression, Value
+from openmm_cgflow.potentials.terms.ops import RowIndex, gather, local_energy, scatter
 
 __all__ = ["CustomGBTerm"]
 

@@ -8,10 +8,10 @@ import torch
 from openmm import unit
 from torch import Tensor
 
-from openmm_cgflow.potentials.bonded import torsion
-from openmm_cgflow.potentials.frame import DifferenceTable, Frame, Term
-from openmm_cgflow.potentials.ops import local_energy
-from openmm_cgflow.potentials.splines import Bicubic
+from openmm_cgflow.potentials.terms.bonded import torsion
+from openmm_cgflow.potentials.terms.frame import DifferenceTable, Frame, Term
+from openmm_cgflow.potentials.terms.ops import local_energy
+from openmm_cgflow.potentials.terms.splines import Bicubic
 
 __all__ = ["CMAPTerm"]
 

@@ -5,17 +5,17 @@ import torch
 from openmm import unit
 
 from openmm_cgflow.errors import CGFlowError, InvalidInputError, UnsupportedForceError
-from openmm_cgflow.potentials.bonded import AngleTerm, BondTerm, FourierTorsionTerm
-from openmm_cgflow.potentials.cmap import CMAPTerm
-from openmm_cgflow.potentials.custom import custom_term
-from openmm_cgflow.potentials.customgb import CustomGBTerm
-from openmm_cgflow.potentials.customnonbonded import CustomNonbondedTerm
-from openmm_cgflow.potentials.frame import DifferenceTable, Term
-from openmm_cgflow.potentials.gbsa import gbsa_obc_term
-from openmm_cgflow.potentials.nonbonded import NonbondedTerm
 from openmm_cgflow.potentials.systems import ENERGY_FREE, check_system
-from openmm_cgflow.potentials.tabulated import tabulated_functions
-from openmm_cgflow.potentials.torsions import periodic_series, ryckaert_bellemans_series
+from openmm_cgflow.potentials.terms.bonded import AngleTerm, BondTerm, FourierTorsionTerm
+from openmm_cgflow.potentials.terms.cmap import CMAPTerm
+from openmm_cgflow.potentials.terms.custom import custom_term
+from openmm_cgflow.potentials.terms.customgb import CustomGBTerm
+from openmm_cgflow.potentials.terms.customnonbonded import CustomNonbondedTerm
+from openmm_cgflow.potentials.terms.frame import DifferenceTable, Term
+from openmm_cgflow.potentials.terms.gbsa import gbsa_obc_term
+from openmm_cgflow.potentials.terms.nonbonded import NonbondedTerm
+from openmm_cgflow.potentials.terms.tabulated import tabulated_functions
+from openmm_cgflow.potentials.terms.torsions import periodic_series, ryckaert_bellemans_series
 
 __all__ = ["TORSION_FORCES", "build_terms"]
 

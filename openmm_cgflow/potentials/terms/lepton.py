@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.errors import UnsupportedForceError
-from openmm_cgflow.potentials.limits import check_size
+from openmm_cgflow.potentials.terms.limits import check_size
 
 __all__ = ["Expression", "Value"]
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openmm_cgflow.potentials.ops import RowIndex, gather
+from openmm_cgflow.potentials.terms.ops import RowIndex, gather
 
 __all__ = ["DifferenceTable", "Frame", "Term", "all_pairs", "norm"]
 

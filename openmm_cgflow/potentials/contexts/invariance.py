@@ -6,8 +6,8 @@ import numpy as np
 import openmm
 
 from openmm_cgflow.errors import InvalidInputError
-from openmm_cgflow.potentials.check import shaken
-from openmm_cgflow.potentials.reference import Reference
+from openmm_cgflow.potentials.contexts.check import shaken
+from openmm_cgflow.potentials.contexts.reference import Reference
 from openmm_cgflow.potentials.systems import ENERGY_FREE
 
 __all__ = ["check_invariance"]

@@ -8,9 +8,9 @@ import torch
 from openmm import unit
 from torch import Tensor
 
-from openmm_cgflow.potentials.frame import DifferenceTable, Frame, Term
-from openmm_cgflow.potentials.ops import local_energy
-from openmm_cgflow.potentials.torsions import Series
+from openmm_cgflow.potentials.terms.frame import DifferenceTable, Frame, Term
+from openmm_cgflow.potentials.terms.ops import local_energy
+from openmm_cgflow.potentials.terms.torsions import Series
 
 __all__ = ["AngleTerm", "BondTerm", "FourierTorsionTerm", "angle", "cross", "dot", "torsion", "torsion_cos_sin"]
 

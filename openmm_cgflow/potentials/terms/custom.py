@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.errors import UnsupportedForceError
-from openmm_cgflow.potentials.bonded import angle, torsion
-from openmm_cgflow.potentials.frame import DifferenceTable, Frame, Term, norm
-from openmm_cgflow.potentials.lepton import Expression, Value
-from openmm_cgflow.potentials.ops import RowIndex, gather, local_energy
-from openmm_cgflow.potentials.tabulated import tabulated_functions
+from openmm_cgflow.potentials.terms.bonded import angle, torsion
+from openmm_cgflow.potentials.terms.frame import DifferenceTable, Frame, Term, norm
+from openmm_cgflow.potentials.terms.lepton import Expression, Value
+from openmm_cgflow.potentials.terms.ops import RowIndex, gather, local_energy
+from openmm_cgflow.potentials.terms.tabulated import tabulated_functions
 
 __all__ = ["CustomSitesTerm", "CustomVariableTerm", "custom_term", "global_parameters"]
 

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import openmm
 
-from openmm_cgflow.potentials.evaluator import Evaluator
+from openmm_cgflow.potentials.contexts.evaluator import Evaluator
 from openmm_cgflow.potentials.systems import ENERGY_FREE
 
 __all__ = ["Reference"]

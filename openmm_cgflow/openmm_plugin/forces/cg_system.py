@@ -12,7 +12,7 @@ from openmm_cgflow.beads import BeadParticles
 from openmm_cgflow.copies import copied_topology
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import TrainingError
-from openmm_cgflow.openmm_plugin.force import BeadBackend, create_bead_force
+from openmm_cgflow.openmm_plugin.forces.force import BeadBackend, create_bead_force
 from openmm_cgflow.trained import TrainedFlow
 
 __all__ = ["CGSystem", "create_cg_system", "langevin_frames", "system_of_beads"]

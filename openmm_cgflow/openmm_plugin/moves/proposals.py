@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from openmm_cgflow.counts import seed_number
-from openmm_cgflow.openmm_plugin.structure_density import StructureDensity
+from openmm_cgflow.openmm_plugin.moves.structure_density import StructureDensity
 from openmm_cgflow.trained import TrainedFlow
 
 __all__ = ["IndependenceSampler"]

@@ -9,12 +9,12 @@ from openmm import unit
 from torch import Tensor
 
 from openmm_cgflow.errors import InvalidInputError, UnsupportedForceError
-from openmm_cgflow.potentials.custom import global_parameters
-from openmm_cgflow.potentials.frame import DifferenceTable, Frame, Term, all_pairs
-from openmm_cgflow.potentials.lepton import Expression, Value
-from openmm_cgflow.potentials.nonbonded import switching
-from openmm_cgflow.potentials.ops import local_energy
-from openmm_cgflow.potentials.tabulated import tabulated_functions
+from openmm_cgflow.potentials.terms.custom import global_parameters
+from openmm_cgflow.potentials.terms.frame import DifferenceTable, Frame, Term, all_pairs
+from openmm_cgflow.potentials.terms.lepton import Expression, Value
+from openmm_cgflow.potentials.terms.nonbonded import switching
+from openmm_cgflow.potentials.terms.ops import local_energy
+from openmm_cgflow.potentials.terms.tabulated import tabulated_functions
 
 __all__ = ["CustomNonbondedTerm"]
 

@@ -5,16 +5,16 @@ from typing import Any
 from openmm import app, unit
 
 from openmm_cgflow.errors import InvalidInputError
-from openmm_cgflow.openmm_plugin.dynamics import ConstraintMetric
-from openmm_cgflow.openmm_plugin.matching import (
+from openmm_cgflow.openmm_plugin.moves.dynamics import ConstraintMetric
+from openmm_cgflow.openmm_plugin.moves.matching import (
     check_masses,
     check_system,
     check_temperature,
     check_topology,
     same_temperature,
 )
-from openmm_cgflow.openmm_plugin.monte_carlo import attempt
-from openmm_cgflow.openmm_plugin.proposals import IndependenceSampler
+from openmm_cgflow.openmm_plugin.moves.monte_carlo import attempt
+from openmm_cgflow.openmm_plugin.moves.proposals import IndependenceSampler
 from openmm_cgflow.trained import TrainedFlow
 
 __all__ = ["FlowReplicaExchangeSampler"]

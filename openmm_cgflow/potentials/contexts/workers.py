@@ -17,7 +17,7 @@ import openmm
 import torch
 
 from openmm_cgflow.errors import CGFlowError
-from openmm_cgflow.potentials.evaluator import Evaluator, Result
+from openmm_cgflow.potentials.contexts.evaluator import Evaluator, Result
 
 __all__ = ["WorkerPool"]
 

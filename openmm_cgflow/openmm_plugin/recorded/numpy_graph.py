@@ -9,8 +9,8 @@ import torch
 from scipy.linalg.lapack import dtrtrs, strtrs
 from torch import Tensor, fx
 
-from openmm_cgflow.openmm_plugin.gathered_moves import gather_moves
-from openmm_cgflow.openmm_plugin.written_for_numpy import written_for_numpy
+from openmm_cgflow.openmm_plugin.recorded.gathered_moves import gather_moves
+from openmm_cgflow.openmm_plugin.recorded.written_for_numpy import written_for_numpy
 
 __all__ = ["replayed_by_numpy"]
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from openmm_cgflow.compute import available_cores
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.potentials.base import EnergyWithGradient, Potential, check_positions
-from openmm_cgflow.potentials.evaluator import Evaluator, Result, fastest_platform
+from openmm_cgflow.potentials.contexts.evaluator import Evaluator, Result, fastest_platform
+from openmm_cgflow.potentials.contexts.workers import WorkerPool
 from openmm_cgflow.potentials.systems import check_system, without_barostats
-from openmm_cgflow.potentials.workers import WorkerPool
 
 __all__ = ["ContextPotential"]
 

@@ -13,15 +13,15 @@ import torch
 
 from openmm_cgflow.counts import indices
 from openmm_cgflow.errors import InvalidInputError, MismatchError, TrainingError, UnsupportedForceError
-from openmm_cgflow.openmm_plugin.bead_free_energy import BeadFreeEnergy
-from openmm_cgflow.openmm_plugin.compiled_forces import (
+from openmm_cgflow.openmm_plugin.forces.bead_free_energy import BeadFreeEnergy
+from openmm_cgflow.openmm_plugin.forces.slow_free_energy import SlowFreeEnergy
+from openmm_cgflow.openmm_plugin.forces.torch_force import make_torch_force, why_no_torch_force
+from openmm_cgflow.openmm_plugin.recorded.compiled_forces import (
     EnergyAndForces,
     Particles,
     compile_forces,
     compile_to_machine_code,
 )
-from openmm_cgflow.openmm_plugin.slow_free_energy import SlowFreeEnergy
-from openmm_cgflow.openmm_plugin.torch_force import make_torch_force, why_no_torch_force
 from openmm_cgflow.potentials.compiled import compiler_available
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import PositionsLike, finite_number, in_nm

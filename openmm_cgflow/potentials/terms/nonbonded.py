@@ -8,7 +8,7 @@ import torch
 from openmm import unit
 from torch import Tensor
 
-from openmm_cgflow.potentials.frame import DifferenceTable, Frame, Term, all_pairs
+from openmm_cgflow.potentials.terms.frame import DifferenceTable, Frame, Term, all_pairs
 
 __all__ = ["COULOMB", "NonbondedTerm", "nonbonded_parameters", "switching"]
 

@@ -7,8 +7,8 @@ import openmm
 from torch import Tensor
 
 from openmm_cgflow.errors import InvalidInputError, UnsupportedForceError
-from openmm_cgflow.potentials.evaluator import likely_platform, make_context
-from openmm_cgflow.potentials.reference import Reference
+from openmm_cgflow.potentials.contexts.evaluator import likely_platform, make_context
+from openmm_cgflow.potentials.contexts.reference import Reference
 from openmm_cgflow.units import KB, PositionsLike, in_nm
 
 __all__ = [

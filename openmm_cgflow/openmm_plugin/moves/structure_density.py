@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.compute import seeded
-from openmm_cgflow.openmm_plugin.numpy_graph import replayed_by_numpy
+from openmm_cgflow.openmm_plugin.recorded.numpy_graph import replayed_by_numpy
 from openmm_cgflow.sampling import Drawn
 from openmm_cgflow.trained import Made, TrainedFlow, made_once
 

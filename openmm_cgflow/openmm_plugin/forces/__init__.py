@@ -1,0 +1,1 @@
+"""Free energies of a flow as forces of OpenMM, and the System of beads that has one."""
