@@ -22,7 +22,7 @@ import openmm
 from openmm import app, unit
 
 import openmm_cgflow as cgf
-from openmm_cgflow.analysis.structure_checks import check_structures
+from openmm_cgflow.structure_checks import check_structures
 
 PDB = Path(__file__).resolve().parent / "ala4.pdb"
 SPACING = 10.0  # nm between the copies in cgback's input, so that they do not see one another

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import mdtraj
 import numpy as np
 
-from openmm_cgflow.analysis.structure_checks import StructureChecks
 from openmm_cgflow.backmapping.backmap import place_atoms
 from openmm_cgflow.backmapping.pieces import (
     AHEAD,
@@ -26,6 +25,7 @@ from openmm_cgflow.backmapping.pieces import (
 )
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.storage import locked
+from openmm_cgflow.structure_checks import StructureChecks
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.trajectory_files import (
     WRITTEN,

@@ -9,8 +9,8 @@ import mdtraj
 import numpy as np
 from openmm import app
 
-from openmm_cgflow.analysis.structure_checks import StructureChecks, check_structures
 from openmm_cgflow.counts import seed_number
+from openmm_cgflow.structure_checks import StructureChecks, check_structures
 from openmm_cgflow.trajectory_files import save_arrays, save_trajectory
 
 __all__ = ["Backmapped", "listed", "warn_of_failed"]

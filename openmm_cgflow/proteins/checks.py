@@ -5,7 +5,7 @@ import numpy as np
 from openmm import app
 from scipy.spatial import cKDTree
 
-from openmm_cgflow.analysis.structure_checks import StructureChecks
+from openmm_cgflow.structure_checks import StructureChecks
 
 __all__ = ["check_protein", "close_pairs"]
 

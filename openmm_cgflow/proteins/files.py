@@ -15,7 +15,6 @@ import mdtraj
 import numpy as np
 from openmm import app
 
-from openmm_cgflow.analysis.structure_checks import StructureChecks
 from openmm_cgflow.backmapping import Joined, all_pieces, in_processes, kept_pieces, outputs_beside, progress_bar
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
@@ -35,6 +34,7 @@ from openmm_cgflow.proteins.fragments.library import FragmentLibrary
 from openmm_cgflow.proteins.mapper import ProteinBackmapper
 from openmm_cgflow.proteins.result import write_pdb
 from openmm_cgflow.storage import locked
+from openmm_cgflow.structure_checks import StructureChecks
 from openmm_cgflow.text_files import check_encoding
 from openmm_cgflow.trajectory_files import WRITTEN, count_frames, read_pieces, save_arrays, write_frames
 from openmm_cgflow.version import __version__

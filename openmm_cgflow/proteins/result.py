@@ -10,9 +10,9 @@ import mdtraj
 import numpy as np
 from openmm import app, unit
 
-from openmm_cgflow.analysis.structure_checks import StructureChecks
 from openmm_cgflow.proteins.checks import check_protein
 from openmm_cgflow.proteins.placing.planes import CIS_BELOW
+from openmm_cgflow.structure_checks import StructureChecks
 from openmm_cgflow.trajectory_files import save_arrays, save_trajectory, whole_file
 
 __all__ = ["BackmappedProtein", "write_pdb"]

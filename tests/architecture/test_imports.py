@@ -1,6 +1,8 @@
 """Which room may know of which: read from the sources, without importing anything."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +21,7 @@ FLOORS = [
     {"coordinates"},
     {"atom_matching", "copies", "coverage", "flows", "sampling"},
     {"structures", "training"},
-    {"beads", "door", "inputs"},
+    {"beads", "door", "inputs", "structure_checks"},
     {"slow_scan", "trained"},
     {"analysis", "audit", "forcematching", "openmm_plugin", "trainable"},
     {"backmapping", "force_field", "vector_flow"},
@@ -121,3 +123,10 @@ def test_imports_nobody_below_knows_the_facade():
         if room_of(imported) in FACADE and room_of(name) not in FACADE
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_imports_of_what_few_programs_need_wait_until_they_are_needed():
+    code = "import sys, openmm_cgflow as cgf; cgf.CGFlow; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "openmm_cgflow.openmm_plugin.recorded.compiled_forces" in loaded
+    assert not {"torch._dynamo", "torch._inductor", "sympy", "matplotlib", "parmed", "openmmtools"} & set(loaded)

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch._inductor import aoti_compile_and_package, aoti_load_package
-from torch.fx.experimental.proxy_tensor import make_fx
 
 __all__ = ["EnergyAndForces", "Particles", "compile_forces", "compile_to_machine_code", "fold_constants"]
 
@@ -91,6 +89,11 @@ def compile_forces(module: nn.Module, positions: Tensor, particles: Particles | 
 
 def compile_to_machine_code(module: nn.Module, positions: Tensor) -> EnergyAndForces:
     """The same as a function of `(positions, scale)` in double precision, by torch's compiler: most of a minute."""
+    from torch._inductor import (  # seconds, which most programs need not wait
+        aoti_compile_and_package,
+        aoti_load_package,
+    )
+
     start = time.perf_counter()
     _log.info("compiling the force: half a minute or more")
     recorded, example = _record(module, positions)
@@ -126,6 +129,7 @@ def _quiet() -> Iterator[None]:
 
 def _record(module: nn.Module, positions: Tensor) -> tuple[fx.GraphModule, tuple[Tensor, Tensor]]:
     """The operations of energy and forces, and an example of their arguments."""
+    from torch.fx.experimental.proxy_tensor import make_fx  # another second
 
     def energy_and_forces(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         gradient, energy = torch.func.grad_and_value(module)(x, scale)

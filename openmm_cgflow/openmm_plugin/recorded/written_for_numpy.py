@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from openmm_cgflow.openmm_plugin.recorded.compiled_forces import fold_constants
 
@@ -25,6 +24,8 @@ def written_for_numpy(function: Callable[[Tensor], Tensor], example: Tensor) -> 
         function: of one tensor, without a gradient.
         example: a tensor of the shape and type of all that come later.
     """
+    from torch.fx.experimental.proxy_tensor import make_fx  # a second to import, and many programs never record
+
     with torch.no_grad():
         recorded = make_fx(functionalize(lambda x: function(x)), _OTHERWISE)(example)
         kept = _Constants(recorded)

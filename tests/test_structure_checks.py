@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from molecules import load
 
-from openmm_cgflow.analysis.structure_checks import check_structures
+from openmm_cgflow.structure_checks import check_structures
 
 
 def turned(x: np.ndarray, i: int, j: int, moved: list[int], angle: float) -> np.ndarray:
