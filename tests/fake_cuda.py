@@ -98,7 +98,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _numbers(value: Any, found: list[OnCuda]) -> Any:
-    """The value with the numbers of each tensor of the fake GPU in its place; torch's pytree takes five times as long."""
+    """The value with the numbers of each tensor of the fake GPU in its place; pytree takes five times as long."""
     if isinstance(value, OnCuda):
         found.append(value)
         return value.numbers
