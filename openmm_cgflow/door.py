@@ -10,6 +10,7 @@ import openmm
 from openmm import app, unit
 
 from openmm_cgflow.chemistry.checks import check_inputs
+from openmm_cgflow.chemistry.elements import correct_elements
 from openmm_cgflow.chemistry.molecule import Molecule, bond_key
 from openmm_cgflow.chemistry.system_bonds import (
     atomic_numbers,
@@ -81,6 +82,7 @@ def admit(
     topology, ours = copied_topology(topology), copied_system(system)
     if topology.getNumAtoms() != ours.getNumParticles():
         check_inputs(topology, ours, given_structures(positions).x)
+    correct_elements(topology, [ours.getParticleMass(i)._value for i in range(ours.getNumParticles())])
     numbers = atomic_numbers(topology, ours)
     x = _structure(topology, ours, numbers, positions)
     if bonds == "system":
