@@ -23,6 +23,7 @@ from openmm_cgflow.chemistry.system_bonds import (
 )
 from openmm_cgflow.copies import copied_system, copied_topology
 from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.potentials.evaluator import make_context
 from openmm_cgflow.potentials.invariance import check_invariance
 from openmm_cgflow.potentials.reference import Reference
 from openmm_cgflow.structures import OVERLAP, StructureReader, given_structures
@@ -167,7 +168,8 @@ def _to_minimise(system: openmm.System, reference: Reference) -> openmm.Context:
     """The Context that is there if another would take long to make, else one on the CPU platform, which is faster."""
     if reference.context is not None and reference.seconds > _SLOW_TO_MAKE:
         return reference.context
-    return openmm.Context(system, openmm.VerletIntegrator(0.001), *_platform())
+    names = {openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())}
+    return make_context(system, openmm.VerletIntegrator(0.001), "CPU" if "CPU" in names else "Reference")
 
 
 def _check_minimised(molecule: Molecule, system: openmm.System, numbers: list[int], context: openmm.Context) -> None:
@@ -196,10 +198,3 @@ def _check_minimised(molecule: Molecule, system: openmm.System, numbers: list[in
                 f"after minimising, the bond {molecule.label(i)}-{molecule.label(j)} is {now:.3f} nm long, where about "
                 f"{length.expected:.3f} nm are expected (energy {energy:.6g} kJ/mol); {fix}"
             )
-
-
-def _platform() -> tuple[Any, ...]:
-    names = {openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())}
-    if "CPU" in names:
-        return openmm.Platform.getPlatformByName("CPU"), {"Threads": "1"}
-    return (openmm.Platform.getPlatformByName("Reference"),)

@@ -315,11 +315,31 @@ def test_door_refuses_a_bond_too_many(constraints):
     assert cgf.CGFlow(topology, system, x, bonds="system").topology.getNumBonds() == 13
 
 
+def test_door_names_what_openmm_cannot_evaluate_everywhere():
+    topology, system, x = load("butane")
+    more = openmm.CustomNonbondedForce("0.01/(r+0.1)")  # without exclusions, which Reference alone accepts
+    for _ in x:
+        more.addParticle([])
+    system.addForce(more)
+    with pytest.raises(cgf.InvalidInputError, match=r"identical exclusions: give each .* exclusions \(addExclusion\)"):
+        cgf.CGFlow(topology, system, x)
+
+
+def test_door_refuses_a_system_without_energies():
+    topology, system, x = load("butane")
+    while system.getNumForces():
+        system.removeForce(0)
+    system.addForce(openmm.CMMotionRemover())
+    with pytest.raises(cgf.InvalidInputError, match="no force with an energy"):
+        cgf.CGFlow(topology, system, x)
+
+
 def test_door_takes_neither_urey_bradley_terms_nor_restraints_nor_pairs_for_bonds():
     topology, system, x = load("butane")
     extra = openmm.HarmonicBondForce()
     extra.addBond(0, 2, 0.2536, 5000.0)  # Urey-Bradley
     extra.addBond(0, 3, 0.38, 1000.0)  # a restraint
+    extra.addBond(0, 9, 0.15, 10.0)  # a pull together
     pairs = openmm.CustomBondForce("0.1/r")  # 1-4 pairs
     pairs.addBond(4, 13)
     system.addForce(extra)
