@@ -339,7 +339,7 @@ def test_door_takes_neither_urey_bradley_terms_nor_restraints_nor_pairs_for_bond
     extra = openmm.HarmonicBondForce()
     extra.addBond(0, 2, 0.2536, 5000.0)  # Urey-Bradley
     extra.addBond(0, 3, 0.38, 1000.0)  # a restraint
-    extra.addBond(0, 9, 0.15, 10.0)  # a pull together
+    extra.addBond(0, 3, 0.15, 10.0)  # a pull together
     pairs = openmm.CustomBondForce("0.1/r")  # 1-4 pairs
     pairs.addBond(4, 13)
     system.addForce(extra)
