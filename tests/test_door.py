@@ -267,6 +267,21 @@ def test_frames_of_the_mirror_image_are_not_learned():
         flow.train(time=1, frames=x[:0])
 
 
+def test_frames_that_are_all_outside_are_said(aldp, frames, caplog):
+    atoms = [atom.name for atom in frames.topology.atoms]
+    swapped = frames.xyz.copy()
+    first, second = atoms.index("HB1"), atoms.index("HB2")
+    swapped[:, [first, second]] = swapped[:, [second, first]]
+    for given in (-frames.xyz, swapped):
+        caplog.clear()
+        assert np.isinf(aldp.logDensity(given)).all()
+        assert "none of 6 frames is one that the flow gives" in caplog.text
+    assert "HB" in caplog.text
+    caplog.clear()
+    assert np.isfinite(aldp.logDensity(np.concatenate([swapped, frames.xyz]))).sum() == 6
+    assert not caplog.text
+
+
 def test_frames_of_another_isomer_are_left_out(caplog):
     flow = cgf.CGFlow(*load("ALA", solvent=None))
     x = thermal(load("ALA", solvent=None), 10)

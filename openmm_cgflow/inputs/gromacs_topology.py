@@ -162,6 +162,12 @@ class GromacsTopology:
         text: dict[str, list[str]] = {}
         for molecule, count in self.molecules:
             own = [_Atom.of(line, self.types) for line in molecule.lines["atoms"]]
+            for number, line in enumerate(molecule.lines["atoms"], start=1):
+                if _integer(line, 0) != number:
+                    raise InvalidInputError(
+                        f"{line.where}: atom {line.fields[0]} of [ moleculetype ] {molecule.name} stands at place "
+                        f"{number}: number the atoms of each molecule 1, 2, 3, ... in their order"
+                    )
             for line in (line for section in BONDED for line in molecule.lines[section]):
                 _check_line(line, len(own))
             real = set(_bonds(molecule))
