@@ -98,6 +98,8 @@ def admit(
     _refuse_overlap(molecule, numbers)
     check_bonds(molecule, ours, numbers)
     reference = Reference(ours)
+    if not reference.with_energy:
+        raise InvalidInputError("the System has no force with an energy: give the one that createSystem made")
     check_invariance(system, x, KB * kelvin, reference)
     _check_minimised(molecule, ours, numbers, _to_minimise(ours, reference))
     return Admitted(topology, ours, x, reference)

@@ -20,12 +20,10 @@ ENERGY_FREE = (openmm.CMMotionRemover, openmm.AndersenThermostat, *BAROSTATS)
 
 
 def check_system(system: openmm.System) -> None:
-    """Raise InvalidInputError for periodic boxes, virtual sites, and Systems without particles or energies."""
+    """Raise InvalidInputError for periodic boxes, virtual sites, and Systems without particles."""
     refuse_periodic(system)
     if system.getNumParticles() == 0:
         raise InvalidInputError("the System has no particles")
-    if all(isinstance(force, ENERGY_FREE) for force in system.getForces()):
-        raise InvalidInputError("the System has no force with an energy: give it the one that createSystem made")
     for i in range(system.getNumParticles()):
         if system.isVirtualSite(i):
             raise InvalidInputError(f"particle {i} is a virtual site; use a force field without virtual sites")

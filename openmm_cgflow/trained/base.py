@@ -193,6 +193,7 @@ class Trained(Generic[Coordinates]):
         """
         return self.log_density_at(self._read(positions))
 
+    @torch.no_grad()
     def log_density_at(self, x: np.ndarray) -> np.ndarray:
         """Log-density `(n,)` at structures or vectors `(n, ...)` that need no check."""
         q, logdet = self.coordinates.to_internal(self.compute.tensor(x))
