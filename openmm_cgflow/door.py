@@ -10,6 +10,7 @@ import openmm
 from openmm import app, unit
 
 from openmm_cgflow.chemistry.checks import check_inputs
+from openmm_cgflow.chemistry.elements import correct_elements
 from openmm_cgflow.chemistry.molecule import Molecule, bond_key
 from openmm_cgflow.chemistry.system_bonds import (
     atomic_numbers,
@@ -22,6 +23,7 @@ from openmm_cgflow.chemistry.system_bonds import (
 )
 from openmm_cgflow.copies import copied_system, copied_topology
 from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.potentials.contexts.evaluator import make_context
 from openmm_cgflow.potentials.contexts.invariance import check_invariance
 from openmm_cgflow.potentials.contexts.reference import Reference
 from openmm_cgflow.structures import OVERLAP, StructureReader, given_structures
@@ -81,6 +83,7 @@ def admit(
     topology, ours = copied_topology(topology), copied_system(system)
     if topology.getNumAtoms() != ours.getNumParticles():
         check_inputs(topology, ours, given_structures(positions).x)
+    correct_elements(topology, [ours.getParticleMass(i)._value for i in range(ours.getNumParticles())])
     numbers = atomic_numbers(topology, ours)
     x = _structure(topology, ours, numbers, positions)
     if bonds == "system":
@@ -95,6 +98,8 @@ def admit(
     _refuse_overlap(molecule, numbers)
     check_bonds(molecule, ours, numbers)
     reference = Reference(ours)
+    if not reference.with_energy:
+        raise InvalidInputError("the System has no force with an energy: give the one that createSystem made")
     check_invariance(system, x, KB * kelvin, reference)
     _check_minimised(molecule, ours, numbers, _to_minimise(ours, reference))
     return Admitted(topology, ours, x, reference)
@@ -165,7 +170,8 @@ def _to_minimise(system: openmm.System, reference: Reference) -> openmm.Context:
     """The Context that is there if another would take long to make, else one on the CPU platform, which is faster."""
     if reference.context is not None and reference.seconds > _SLOW_TO_MAKE:
         return reference.context
-    return openmm.Context(system, openmm.VerletIntegrator(0.001), *_platform())
+    names = {openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())}
+    return make_context(system, openmm.VerletIntegrator(0.001), "CPU" if "CPU" in names else "Reference")
 
 
 def _check_minimised(molecule: Molecule, system: openmm.System, numbers: list[int], context: openmm.Context) -> None:
@@ -194,10 +200,3 @@ def _check_minimised(molecule: Molecule, system: openmm.System, numbers: list[in
                 f"after minimising, the bond {molecule.label(i)}-{molecule.label(j)} is {now:.3f} nm long, where about "
                 f"{length.expected:.3f} nm are expected (energy {energy:.6g} kJ/mol); {fix}"
             )
-
-
-def _platform() -> tuple[Any, ...]:
-    names = {openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())}
-    if "CPU" in names:
-        return openmm.Platform.getPlatformByName("CPU"), {"Threads": "1"}
-    return (openmm.Platform.getPlatformByName("Reference"),)

@@ -167,7 +167,8 @@ class StructureReader:
         sound = ~self.broken(joined).any(1)
         x = x.copy()
         x[np.flatnonzero(broken)[sound]] = joined[sound]
-        _log.info("%d of %d structures were split by their periodic box; they are made whole", sound.sum(), len(x))
+        if sound.any():
+            _log.info("%d of %d structures were split by their periodic box; they are made whole", sound.sum(), len(x))
         return x
 
     def broken(self, x: np.ndarray) -> np.ndarray:

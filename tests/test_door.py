@@ -267,6 +267,21 @@ def test_frames_of_the_mirror_image_are_not_learned():
         flow.train(time=1, frames=x[:0])
 
 
+def test_frames_that_are_all_outside_are_said(aldp, frames, caplog):
+    atoms = [atom.name for atom in frames.topology.atoms]
+    swapped = frames.xyz.copy()
+    first, second = atoms.index("HB1"), atoms.index("HB2")
+    swapped[:, [first, second]] = swapped[:, [second, first]]
+    for given in (-frames.xyz, swapped):
+        caplog.clear()
+        assert np.isinf(aldp.logDensity(given)).all()
+        assert "none of 6 frames is one that the flow gives" in caplog.text
+    assert "HB" in caplog.text
+    caplog.clear()
+    assert np.isfinite(aldp.logDensity(np.concatenate([swapped, frames.xyz]))).sum() == 6
+    assert not caplog.text
+
+
 def test_frames_of_another_isomer_are_left_out(caplog):
     flow = cgf.CGFlow(*load("ALA", solvent=None))
     x = thermal(load("ALA", solvent=None), 10)
@@ -315,11 +330,31 @@ def test_door_refuses_a_bond_too_many(constraints):
     assert cgf.CGFlow(topology, system, x, bonds="system").topology.getNumBonds() == 13
 
 
+def test_door_names_what_openmm_cannot_evaluate_everywhere():
+    topology, system, x = load("butane")
+    more = openmm.CustomNonbondedForce("0.01/(r+0.1)")  # without exclusions, which Reference alone accepts
+    for _ in x:
+        more.addParticle([])
+    system.addForce(more)
+    with pytest.raises(cgf.InvalidInputError, match=r"identical exclusions: give each .* exclusions \(addExclusion\)"):
+        cgf.CGFlow(topology, system, x)
+
+
+def test_door_refuses_a_system_without_energies():
+    topology, system, x = load("butane")
+    while system.getNumForces():
+        system.removeForce(0)
+    system.addForce(openmm.CMMotionRemover())
+    with pytest.raises(cgf.InvalidInputError, match="no force with an energy"):
+        cgf.CGFlow(topology, system, x)
+
+
 def test_door_takes_neither_urey_bradley_terms_nor_restraints_nor_pairs_for_bonds():
     topology, system, x = load("butane")
     extra = openmm.HarmonicBondForce()
     extra.addBond(0, 2, 0.2536, 5000.0)  # Urey-Bradley
     extra.addBond(0, 3, 0.38, 1000.0)  # a restraint
+    extra.addBond(0, 3, 0.15, 10.0)  # a pull together
     pairs = openmm.CustomBondForce("0.1/r")  # 1-4 pairs
     pairs.addBond(4, 13)
     system.addForce(extra)

@@ -274,7 +274,7 @@ class _Auditor:
             return x, np.empty(0)
         q, _ = self.flow.coordinates.to_internal(self.flow.compute.tensor(x))
         x_exact = self.flow.coordinates.to_cartesian(q)[0].cpu().numpy()  # constrained bonds as long as they are
-        return x, -minima.energy / self.kT - self.flow.logDensity(x_exact) - log_z
+        return x, -minima.energy / self.kT - self.flow.log_density_at(x_exact) - log_z
 
     def _weighed(self, minima: _Minima, known: _Minima) -> tuple[list[Form], list[Form]]:
         """Forms that are missing, and those that are kept out because the input's isomer is kept."""

@@ -9,6 +9,7 @@ from openmm import app, unit
 
 from openmm_cgflow.chemistry.molecule import Molecule
 from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.potentials.systems import refuse_periodic
 from openmm_cgflow.units import PositionsLike, in_nm
 
 __all__ = ["check_inputs", "without_ensemble"]
@@ -103,11 +104,7 @@ def _check_numbers(topology: app.Topology, system: openmm.System, x: np.ndarray)
 
 
 def _check_system(system: openmm.System) -> None:
-    if system.usesPeriodicBoundaryConditions():
-        raise InvalidInputError(
-            "the System is periodic; internal coordinates describe one molecule in vacuum or implicit solvent: "
-            "create the System with nonbondedMethod=NoCutoff (or CutoffNonPeriodic)"
-        )
+    refuse_periodic(system)
     drude = [force for force in system.getForces() if isinstance(force, openmm.DrudeForce)]
     if drude:
         raise InvalidInputError(

@@ -34,6 +34,7 @@ _RADII = {
 _COVALENT = 1.25  # times the sum of the radii: a term at that length or less is a bond, not a 1-3 or 1-4 pair
 _LOOSE = 1.4  # times the sum: without terms, a longer bond is none
 _TIGHT = 1.1  # times the sum: without terms, atoms that are closer are bonded
+_SOFT = 20_000.0  # kJ/mol/nm^2: a weaker spring between atoms that are far from one another pulls, and is no bond
 _HOT = 12.5  # kJ/mol: kT at 1,500 K
 _WIDTHS = 8.0
 _SHOWN = 4
@@ -199,7 +200,7 @@ def _listed(molecule: Molecule, pairs: list[tuple[int, int]]) -> str:
 
 
 def bonds_of(system: openmm.System, numbers: list[int], x: np.ndarray | None) -> set[tuple[int, int]]:
-    """Bonds of a System: pairs with a spring or constraint at the length of a covalent bond.
+    """Bonds of a System: pairs with a spring or constraint at the length of a covalent bond, and no weak pull.
 
     Arguments:
         system: the System.
@@ -210,7 +211,10 @@ def bonds_of(system: openmm.System, numbers: list[int], x: np.ndarray | None) ->
     for (i, j), terms in _terms(system).items():
         covalent = covalent_length(numbers[i], numbers[j])
         now = np.inf if x is None else float(np.linalg.norm(x[i] - x[j]))
-        lengths = [now if term.length is None else term.length for term in terms]
+        near = now < _LOOSE * covalent
+        lengths = [
+            now if t.length is None else t.length for t in terms if t.length is None or t.strength > _SOFT or near
+        ]
         if any(0.5 * covalent < length < _COVALENT * covalent for length in lengths):
             found.add((i, j))
     return found

@@ -9,6 +9,7 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
+from openmm_cgflow.chemistry.elements import correct_elements
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.inputs.pairs import pair_energy, pairs_within
 from openmm_cgflow.inputs.parts import Kinds, System, read, refuse_water
@@ -36,7 +37,7 @@ def from_charmm(kinds: Kinds, solvent: object, constraints: object) -> System:
     _refuse_sections(path)
     for file in parameters:
         _refuse_dielectric(file)
-    psf = read(path, lambda: app.CharmmPsfFile(str(path)))
+    psf = _read_psf(path)
     known = read(parameters[0], lambda: app.CharmmParameterSet(*map(str, parameters)))
     refuse_water(psf.topology)
     x = read_structure(kinds["positions"][0], psf.topology)
@@ -49,10 +50,17 @@ def from_charmm(kinds: Kinds, solvent: object, constraints: object) -> System:
         if found:
             _judge(path, structure, known, system, found, x)
     if constraints is not None:
-        psf = read(path, lambda: app.CharmmPsfFile(str(path)))
+        psf = _read_psf(path)
         options |= {"constraints": constraints, "flexibleConstraints": False}
         system = _with_impropers(path, read(path, lambda: psf.createSystem(known, **options)), structure)
     return psf.topology, system, x * unit.nanometer
+
+
+def _read_psf(path: Path) -> app.CharmmPsfFile:
+    """OpenMM's reader, which takes the elements from the masses."""
+    psf = read(path, lambda: app.CharmmPsfFile(str(path)))
+    correct_elements(psf.topology, [atom.mass.value_in_unit(unit.dalton) for atom in psf.atom_list])
+    return psf
 
 
 def _refuse_sections(path: Path) -> None:

@@ -8,11 +8,13 @@ Readers follow them in part: OpenMM's makes pairs of its own with gen-pairs, par
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from openmm_cgflow.chemistry.elements import original_masses
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.inputs.gromacs_dihedrals import PARAMETERS as DIHEDRAL_PARAMETERS
 from openmm_cgflow.inputs.gromacs_dihedrals import DihedralTypes
@@ -160,6 +162,12 @@ class GromacsTopology:
         text: dict[str, list[str]] = {}
         for molecule, count in self.molecules:
             own = [_Atom.of(line, self.types) for line in molecule.lines["atoms"]]
+            for number, line in enumerate(molecule.lines["atoms"], start=1):
+                if _integer(line, 0) != number:
+                    raise InvalidInputError(
+                        f"{line.where}: atom {line.fields[0]} of [ moleculetype ] {molecule.name} stands at place "
+                        f"{number}: number the atoms of each molecule 1, 2, 3, ... in their order"
+                    )
             for line in (line for section in BONDED for line in molecule.lines[section]):
                 _check_line(line, len(own))
             real = set(_bonds(molecule))
@@ -217,6 +225,13 @@ class GromacsTopology:
             pairs[i, j] = _parameters(line, 3) if len(line.fields) > 3 else self._pair_type(line, atoms[i], atoms[j])
         return pairs
 
+    def _masses(self, molecule: _MoleculeType) -> Iterator[tuple[Line, float]]:
+        """The lines of a molecule's atoms, with their masses in Da before they were repartitioned."""
+        lines = molecule.lines["atoms"]
+        masses = [_number(line.fields[7] if len(line.fields) > 7 else self.types[line.fields[1]][3]) for line in lines]
+        bonds = {*_bonds(molecule), *_constrained_bonds(molecule)}
+        return zip(lines, original_masses(masses, bonds), strict=True)
+
     def _pair_type(self, line: Line, first: "_Atom", second: "_Atom") -> list[str]:
         key = frozenset((first.type, second.type))
         if key in self.pair_types:
@@ -260,13 +275,15 @@ class GromacsTopology:
         return pair_energy(positions, self._products, self._c6, self._c12)
 
     def plain_text(self) -> str:
-        """The file as it stands, after the preprocessor."""
+        """The file as it stands, after the preprocessor, but for masses, by which readers tell elements."""
+        masses = {line.where: mass for molecule, _ in self.molecules for line, mass in self._masses(molecule)}
         text, section = [], ""
         for line in self.lines:
             if line.section != section or section == "moleculetype":
                 section = line.section
                 text.append(f"[ {section} ]")
-            text.append(" ".join(line.fields))
+            mass = [f"{masses[line.where]:.6f}"] if line.where in masses else line.fields[7:8]
+            text.append(" ".join([*line.fields[:7], *(mass if len(line.fields) > 7 else []), *line.fields[8:]]))
         return "\n".join([*text, ""])
 
     def _molecule_text(
@@ -288,8 +305,7 @@ class GromacsTopology:
 
     def _text(self, molecules: dict[str, list[str]]) -> str:
         text = ["[ defaults ]", f"1 {self.rule} no {self.fudge_lj!r} {self.fudge_qq!r}", "[ atomtypes ]"]
-        masses = {line.fields[1]: line.fields[7] for m, _ in self.molecules for line in m.lines["atoms"]
-                  if len(line.fields) > 7}  # fmt: skip
+        masses = {line.fields[1]: mass for molecule, _ in self.molecules for line, mass in self._masses(molecule)}
         text += [" ".join(with_element(fields, masses)) for fields in self.types.values()]
         if self.mixed:
             text.append("[ nonbond_params ]")

@@ -38,7 +38,7 @@ def atom_type(line: Line) -> list[str]:
     return [name, bonded, number, *rest[:5]]
 
 
-def with_element(fields: list[str], masses: dict[str, str]) -> list[str]:
+def with_element(fields: list[str], masses: dict[str, float]) -> list[str]:
     """An atom type in eight columns. Without an atomic number its mass decides; OpenMM would go by the atom's name.
 
     Arguments:
@@ -47,7 +47,7 @@ def with_element(fields: list[str], masses: dict[str, str]) -> list[str]:
     """
     name, bonded, number, mass, charge, *rest = fields
     rest = [repr(float(charge)), *rest]  # OpenMM takes a charge of one character for the particle type
-    heavy = float(mass) or float(masses.get(name, 0.0))
+    heavy = float(mass) or masses.get(name, 0.0)
     if not number:
         element = app.Element.getByMass(heavy) if heavy > 0 else None
         if element is not None and abs(element.mass.value_in_unit(unit.dalton) - heavy) < ELEMENT_MASS:

@@ -17,6 +17,7 @@ from openmm_cgflow.inputs.gromacs import from_gromacs
 from openmm_cgflow.inputs.parts import System, read, sorted_by_kind
 from openmm_cgflow.inputs.pdb import from_pdb
 from openmm_cgflow.inputs.serialized import from_xml
+from openmm_cgflow.potentials.systems import refuse_periodic
 
 __all__ = ["CONSTRAINTS", "SOLVENTS", "load_system"]
 
@@ -97,11 +98,7 @@ def _checked(topology: app.Topology, system: openmm.System, positions: unit.Quan
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{what} {n}" for what, n in counts.items())
         raise MismatchError(f"the files do not belong together; numbers of atoms: {listed}")
-    if system.usesPeriodicBoundaryConditions():
-        raise InvalidInputError(
-            "the System is periodic: build it without a cutoff (nonbondedMethod=NoCutoff), without water and with an "
-            "implicit solvent such as OBC2"
-        )
+    refuse_periodic(system)
     if not np.all(np.isfinite(x)):
         atom = int(np.argmax(~np.isfinite(x).all(axis=1)))
         raise InvalidInputError(f"atom {atom} has the position {x[atom].tolist()} nm: give finite positions")

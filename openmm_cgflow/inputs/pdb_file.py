@@ -32,7 +32,7 @@ def read_pdb(path: Path) -> app.PDBFile | app.PDBxFile:
         text = _checked(path, text)
         pdb = read(path, lambda: app.PDBFile(io.StringIO(text)))
     else:
-        _say_alternates_of_cif(path, text)
+        _check_rows_of_cif(path, text)
         pdb = read(path, lambda: app.PDBxFile(str(path)))
         _as_hydrogen(path, pdb.topology)
     return pdb
@@ -74,6 +74,7 @@ def _checked(path: Path, text: str) -> str:
     if not atoms:
         raise InvalidInputError(f"{path} has no atoms (lines that begin with ATOM or HETATM)")
     _refuse_twins(path, atoms)
+    _say_models(path, sum(line.startswith("MODEL ") for line in lines))
     _say_alternates(path, atoms)
     names = {(atom.residue, atom.name) for atom in atoms}
     deuterium = [atom for atom in atoms if atom.element.upper() == "D"]
@@ -95,13 +96,16 @@ def _refuse_twins(path: Path, atoms: list[_Atom]) -> None:
     for atom in atoms:
         key = (atom.residue, atom.residue_name, atom.name, atom.alternate)
         if key in seen:
-            count = sum((a.residue, a.residue_name, a.name, a.alternate) == key for a in atoms)
-            raise InvalidInputError(
-                f"{path}, line {atom.line + 1}: the residue {atom.label} has {count} atoms named {atom.name}, of which "
-                "OpenMM would keep one. Give each atom of a residue its own name (C1, C2, H1, ...), and separate "
-                "molecules their own residue numbers or a TER line between them"
-            )
+            raise InvalidInputError(_twins(f"{path}, line {atom.line + 1}", atom.label, atom.name))
         seen[key] = atom
+
+
+def _twins(where: str, residue: str, name: str) -> str:
+    return (
+        f"{where}: the residue {residue} has several atoms named {name}, of which OpenMM would keep one. Give each "
+        "atom of a residue its own name (C1, C2, H1, ...), and separate molecules their own residue numbers or a TER "
+        "line between them"
+    )
 
 
 def _say_alternates(path: Path, atoms: list[_Atom]) -> None:
@@ -124,15 +128,38 @@ def _say_alternates(path: Path, atoms: list[_Atom]) -> None:
             )
 
 
-def _say_alternates_of_cif(path: Path, text: str) -> None:
+def _check_rows_of_cif(path: Path, text: str) -> None:
+    """See that there are atoms, each with a name of its own; say which alternate locations and models there are."""
     lines = [line.strip() for line in text.splitlines()]
     columns = [line.split(".")[1].split()[0] for line in lines if line.startswith("_atom_site.")]
-    if "label_alt_id" not in columns:
-        return
     rows = [line.split() for line in lines if line.startswith(("ATOM", "HETATM"))]
-    found = {row[columns.index("label_alt_id")] for row in rows if len(row) == len(columns)} - {".", "?"}
+    if not columns:
+        raise InvalidInputError(f"{path} has no atoms (columns _atom_site)")
+    whole = [row for row in rows if len(row) == len(columns)]  # names with a blank between quotes are left to OpenMM
+
+    def column(*names: str) -> list[str]:
+        name = next((name for name in names if name in columns), None)
+        return [row[columns.index(name)] if name else "" for row in whole]
+
+    alternates = column("label_alt_id")
+    found = set(alternates) - {".", "?", ""}
     if len(found) > 1:
         _log.info("%s has alternate locations %s; the first of each atom is taken", path, ", ".join(sorted(found)))
+    models = column("pdbx_PDB_model_num")
+    _say_models(path, len(set(models)))
+    residues = zip(column("auth_asym_id", "label_asym_id"), column("auth_seq_id", "label_seq_id"),
+                   column("pdbx_PDB_ins_code"), column("label_comp_id"), strict=True)  # fmt: skip
+    names = column("label_atom_id", "auth_atom_id")
+    seen: set[tuple] = set()
+    for key in zip(residues, names, alternates, models, strict=True):
+        if key in seen:
+            raise InvalidInputError(_twins(f"{path}", " ".join([key[0][3], *key[0][:2]]), key[1]))
+        seen.add(key)
+
+
+def _say_models(path: Path, count: int) -> None:
+    if count > 1:
+        _log.info("%s has %d models; the first is read", path, count)
 
 
 def _as_hydrogen(path: Path, topology: app.Topology) -> None:

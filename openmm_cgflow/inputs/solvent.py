@@ -1,6 +1,7 @@
 """Implicit solvents for readers that have none, and what parmed does not know of them."""
 
 import logging
+import math
 import re
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def solvent_force(path: Path, topology: app.Topology, system: openmm.System, sol
     """
     for atom in topology.atoms():
         mass = system.getParticleMass(atom.index).value_in_unit(unit.dalton)
-        if atom.element is None or mass - atom.element.mass.value_in_unit(unit.dalton) > UNITED:
+        own = math.inf if atom.element is app.element.hydrogen else UNITED  # heavy hydrogens are repartitioned masses
+        if atom.element is None or mass - atom.element.mass.value_in_unit(unit.dalton) > own:
             raise InvalidInputError(
                 f"{path}: atom {atom.index + 1} ({atom.name}, {mass:g} Da) is a united atom, for which implicit "
                 "solvents have no radii: leave --implicit-solvent out, or use a force field with all hydrogens"

@@ -46,6 +46,7 @@ def make_potential(
     x = positions_array(positions, system.getNumParticles())
     reference = reference or Reference(system)
     demand_finite(reference.energy(x))
+    x = x - x.mean(axis=0)  # as samples are: far from the origin single precision has no digits left
     try:
         exact = TorchPotential.fromSystem(system, dtype=torch.float64)
         judge = Judge(system, x, temperature, reference)

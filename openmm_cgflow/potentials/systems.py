@@ -4,7 +4,7 @@ import openmm
 
 from openmm_cgflow.errors import InvalidInputError
 
-__all__ = ["BAROSTATS", "ENERGY_FREE", "check_system", "without_barostats"]
+__all__ = ["BAROSTATS", "ENERGY_FREE", "check_system", "refuse_periodic", "without_barostats"]
 
 BAROSTATS = tuple(
     getattr(openmm, name)
@@ -20,22 +20,35 @@ ENERGY_FREE = (openmm.CMMotionRemover, openmm.AndersenThermostat, *BAROSTATS)
 
 
 def check_system(system: openmm.System) -> None:
-    """Raise InvalidInputError for what no potential here can do: periodic boxes, virtual sites, no particles."""
-    for force in system.getForces():
-        try:
-            periodic = force.usesPeriodicBoundaryConditions()
-        except openmm.OpenMMException:
-            periodic = False
-        if periodic and not isinstance(force, ENERGY_FREE):
-            raise InvalidInputError(
-                f"the System is periodic ({force.getName()} uses a periodic box); build it without a box: "
-                "nonbondedMethod=NoCutoff or CutoffNonPeriodic, in vacuum or with an implicit solvent"
-            )
+    """Raise InvalidInputError for periodic boxes, virtual sites, and Systems without particles."""
+    refuse_periodic(system)
     if system.getNumParticles() == 0:
         raise InvalidInputError("the System has no particles")
     for i in range(system.getNumParticles()):
         if system.isVirtualSite(i):
             raise InvalidInputError(f"particle {i} is a virtual site; use a force field without virtual sites")
+
+
+def refuse_periodic(system: openmm.System) -> None:
+    """Raise InvalidInputError if a force uses a periodic box, naming the forces and the fix that is theirs."""
+    periodic = [force for force in system.getForces() if not isinstance(force, ENERGY_FREE) and _is_periodic(force)]
+    if not periodic:
+        return
+    fix = "call setUsesPeriodicBoundaryConditions(False) on it; in an expression, write distance, not periodicdistance"
+    if any("Nonbonded" in type(force).__name__ for force in periodic):
+        fix = "create the System with nonbondedMethod=NoCutoff (or CutoffNonPeriodic)"
+    names = ", ".join(dict.fromkeys(force.getName() or type(force).__name__ for force in periodic))
+    raise InvalidInputError(
+        f"the System is periodic ({names} uses a periodic box), but a flow is of one molecule in vacuum or implicit "
+        f"solvent: {fix}"
+    )
+
+
+def _is_periodic(force: openmm.Force) -> bool:
+    try:
+        return bool(force.usesPeriodicBoundaryConditions())
+    except openmm.OpenMMException:
+        return False
 
 
 def without_barostats(system: openmm.System) -> openmm.System:

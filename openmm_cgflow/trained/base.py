@@ -191,9 +191,10 @@ class Trained(Generic[Coordinates]):
             `(n,)`; minus infinity for the other chirality or another isomer, and where the density is too small to be
             told from zero.
         """
-        return self._log_density(self._read(positions))
+        return self.log_density_at(self._read(positions))
 
-    def _log_density(self, x: np.ndarray) -> np.ndarray:
+    @torch.no_grad()
+    def log_density_at(self, x: np.ndarray) -> np.ndarray:
         """Log-density `(n,)` at structures or vectors `(n, ...)` that need no check."""
         q, logdet = self.coordinates.to_internal(self.compute.tensor(x))
         log_prob = self.flow.log_prob(q.float()).double() - logdet

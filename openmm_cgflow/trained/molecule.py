@@ -45,6 +45,7 @@ FRAMES_AT_ONCE = 2000
 """Of a file that is read piece by piece."""
 
 _log = logging.getLogger("openmm_cgflow")
+_SHOWN = 3  # names in a message
 
 
 class TrainedFlow(Trained[InternalCoordinates]):
@@ -175,7 +176,8 @@ class TrainedFlow(Trained[InternalCoordinates]):
 
     def _log_density_of(self, positions: PositionsLike) -> np.ndarray:
         x = self._read(positions)
-        log_density = self._log_density(x)
+        log_density = self.log_density_at(x)
+        self._say_if_outside(x)
         off = self._structures.off_constraints(x) > CONSTRAINT_TOLERANCE
         if off.any():
             first = int(off.argmax())
@@ -187,6 +189,20 @@ class TrainedFlow(Trained[InternalCoordinates]):
                 self._structures.worst_constraint(x[first]),
             )
         return np.where(off, -np.inf, log_density)
+
+    def _say_if_outside(self, x: np.ndarray) -> None:
+        """Warn where all of the structures are ones that the flow never gives."""
+        q, _ = self.coordinates.to_internal(self.compute.tensor(x))
+        if not len(q) or self.coordinates.in_domain(q).any():
+            return
+        beyond = ((q[0] <= self.coordinates.low.to(q)) | (q[0] >= self.coordinates.high.to(q))).tolist()
+        names = [name for name, is_beyond in zip(self.coordinates.names, beyond, strict=True) if is_beyond]
+        _log.warning(
+            "logDensity: none of %d frames is one that the flow gives: they are of the mirror image or another isomer "
+            "than its structure, or hydrogens of one atom are in another order (frame 0: %s)",
+            len(q),
+            ", ".join(names[:_SHOWN] or ["a straight angle"]) + (", ..." if len(names) > _SHOWN else ""),
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the model to one file that holds everything: flow, coordinates, System, topology, history.

@@ -156,8 +156,8 @@ def test_audit_names_what_it_found_where_the_flow_is_too_poor_to_tell(one_chair,
     """A short training of a ring was "not audited", without a word of the chair that it cannot give."""
     flow = one_chair
     if poor == "density":
-        density = flow.logDensity
-        monkeypatch.setattr(flow, "logDensity", lambda x: density(x) - 15.0)
+        density = flow.log_density_at
+        monkeypatch.setattr(flow, "log_density_at", lambda x: density(x) - 15.0)
     elif poor == "samples":
         monkeypatch.setattr(run, "_LEAST_SAMPLES", 10**6)
     else:
@@ -175,12 +175,12 @@ def test_audit_names_what_it_found_where_the_flow_is_too_poor_to_tell(one_chair,
 
 def test_audit_of_weights_that_spread_too_far_does_not_say_covered(vacuum, monkeypatch):
     """At an ESS of some percent a form may be e^8 times too seldom without standing out: that is no coverage."""
-    density, phi = vacuum.logDensity, vacuum.slow_names.index("ALA2:phi")
+    density, phi = vacuum.log_density_at, vacuum.slow_names.index("ALA2:phi")
 
     def without_one(x):  # of the two lowest minima, at phi -74 and -147: the one with fewer samples
         return density(x) - 6.0 * (np.degrees(vacuum.slowVariables(x)[:, phi]) > -120)
 
-    monkeypatch.setattr(vacuum, "logDensity", without_one)
+    monkeypatch.setattr(vacuum, "log_density_at", without_one)
     assert [form.what[:23] for form in vacuum.audit(8_000).forms] == ["torsions at ALA2:phi -7"]
     monkeypatch.setattr(run, "_SPREADS", 1000.0)
     coverage = vacuum.audit(8_000)
@@ -227,8 +227,8 @@ def test_audit_that_cannot_be_paid_is_no_audit(vacuum):
 
 def test_audit_of_a_flow_that_has_not_learned_its_own_minima_says_so(vacuum, monkeypatch):
     """Cyclooctane at an ESS of 0.0 % was "covered": what is far below everything cannot be told from what is not."""
-    density = vacuum.logDensity
-    monkeypatch.setattr(vacuum, "logDensity", lambda x: density(x) - 15.0)
+    density = vacuum.log_density_at
+    monkeypatch.setattr(vacuum, "log_density_at", lambda x: density(x) - 15.0)
     coverage = vacuum.audit(8_000)
     assert not coverage.covered
     assert "e^15 times too little" in str(coverage)

@@ -73,6 +73,14 @@ def test_periodic_system():
     refuse("the System is periodic.*nonbondedMethod=NoCutoff", topology, system, x)
 
 
+def test_a_restraint_with_a_periodic_box_is_named():
+    topology, system, x = butane()
+    force = openmm.CustomExternalForce("periodicdistance(x, y, z, 0, 0, 0)^2")
+    force.setName("restraint")
+    system.addForce(force)
+    refuse("periodic .restraint uses a periodic box.*write distance, not periodicdistance", topology, system, x)
+
+
 def test_virtual_sites_and_frozen_atoms():
     topology, system, x = butane()
     system.setParticleMass(13, 0)

@@ -162,7 +162,7 @@ def test_the_demo_is_the_published_target(folder):
         (("integrator.xml", "a.pdb"), {}, "holds a VerletIntegrator, not a System"),
         (("nohydrogens.pdb",), {}, r"does not describe residue ACE .*missing 3 H.*Modeller or PDBFixer"),
         (("water.pdb",), {}, r"explicit water \(1 x HOH\): take the water out"),
-        (("periodic.xml", "a.pdb"), {}, "the System is periodic: build it without a cutoff"),
+        (("periodic.xml", "a.pdb"), {}, r"the System is periodic \(NonbondedForce .*nonbondedMethod=NoCutoff"),
         (("python.xml", "a.pdb"), {}, "holds a PythonForce"),
         (("nan.xml", "nan.pdb"), {}, "atom 3 has the position"),
     ],

@@ -375,6 +375,7 @@ MOLECULE = "[ system ]"
         ("[ defaults ]", '#include "mol.top"\n#include "mol.top"\n[ defaults ]', r"include one another without end"),
         ("[ defaults ]", "#define A B B\n#define B A A\n[ defaults ]\nA", r"macros refer to one another without end"),
         ("[ defaults ]", "#if 1\n[ defaults ]", r"#if 1 is not understood"),
+        ("3 opls_c  1 EGL C1", "4 opls_c  1 EGL C1", r"line \d+: atom 4 of .* EG stands at place 3: number the atoms"),
         ("1 opls_ho 1 EGL", "1 nothing 1 EGL", r"has no type of \[ atomtypes \]"),
         ("0.250 0.125520", "zero 0.125520", r"has the parameter zero"),
     ],

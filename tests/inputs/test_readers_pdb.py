@@ -70,10 +70,7 @@ def test_readers_alternate_locations(tmp_path, caplog):
 
 
 def test_readers_alternate_locations_of_mmcif(tmp_path, caplog):
-    pdb = app.PDBFile(str(DATA / "ALA.pdb"))
-    path = tmp_path / "mol.cif"
-    with path.open("w") as file:
-        app.PDBxFile.writeFile(pdb.topology, pdb.positions, file)
+    path = cif_of_alanine(tmp_path / "mol.cif")
     lines = []
     for line in path.read_text().splitlines():
         words = line.split()
@@ -93,8 +90,47 @@ def test_readers_duplicate_names(tmp_path, beside):
     """Two atoms of one name in a residue: OpenMM would drop one of them."""
     lines = [line.replace(" H2  LIG", " H1  LIG") for line in BUTANE]
     files = [DATA / beside] if beside else []
-    with pytest.raises(InvalidInputError, match=r"line 7: the residue LIG A 1 has 2 atoms named H1, of which"):
+    with pytest.raises(InvalidInputError, match=r"line 7: the residue LIG A 1 has several atoms named H1, of which"):
         load_system(*files, write(tmp_path, lines))
+
+
+def cif_of_alanine(path):
+    pdb = app.PDBFile(str(DATA / "ALA.pdb"))
+    with path.open("w") as file:
+        app.PDBxFile.writeFile(pdb.topology, pdb.positions, file)
+    return path
+
+
+def test_readers_duplicate_names_of_mmcif(tmp_path):
+    path = cif_of_alanine(tmp_path / "mol.cif")
+    path.write_text(path.read_text().replace(" H2  ", " H1  "))
+    with pytest.raises(InvalidInputError, match=r"the residue ACE A 1 has several atoms named H1, of which"):
+        load_system(path)
+
+
+def test_readers_mmcif_without_atoms(tmp_path):
+    path = tmp_path / "mol.cif"
+    path.write_text("data_nothing\n")
+    with pytest.raises(InvalidInputError, match=r"mol.cif has no atoms"):
+        load_system(path)
+
+
+@pytest.mark.parametrize("suffix", ["pdb", "cif"])
+def test_readers_several_models_are_said(tmp_path, caplog, suffix):
+    """The first is read, and that there are others is said."""
+    if suffix == "pdb":
+        atoms = [line for line in ALA if line.startswith(("ATOM", "HETATM"))]
+        path = write(tmp_path, [line for k in "12" for line in (f"MODEL        {k}", *atoms, "ENDMDL")])
+    else:
+        path = cif_of_alanine(tmp_path / "mol.cif")
+        lines = path.read_text().splitlines()
+        first = [line for line in lines if line.startswith(("ATOM", "HETATM"))]
+        second = [re.sub(r"\s1\s*$", " 2", line) for line in first]
+        last = lines.index(first[-1]) + 1
+        path.write_text("\n".join([*lines[:last], *second, *lines[last:]]))
+    with caplog.at_level(logging.INFO, "openmm_cgflow"):
+        assert total(path) == pytest.approx(total(DATA / "ALA.pdb"), abs=1e-3)
+    assert "has 2 models; the first is read" in caplog.text
 
 
 def test_readers_charmm_caps(caplog):

@@ -253,3 +253,29 @@ def test_a_minimum_among_thermal_structures_is_no_reason_for_double_precision():
     rounded[1, 0, 0] *= 1.01
     with pytest.raises(ImpreciseError, match="1 % of the largest"):
         compare_totals(energies, rounded, energies, forces, "energies")
+
+
+@pytest.mark.parametrize("bend", [0.0, 1e-9, 1e-6])
+def test_a_straight_angle_is_no_reason_for_contexts_or_double_precision(bend, caplog):
+    system = openmm.System()
+    for mass in (1.0, 12.0, 12.0, 1.0):
+        system.addParticle(mass)
+    bonds, angles = openmm.HarmonicBondForce(), openmm.HarmonicAngleForce()
+    for k, length in enumerate((0.107, 0.12, 0.107)):
+        bonds.addBond(k, k + 1, length, 2e5)
+    for k in range(2):
+        angles.addAngle(k, k + 1, k + 2, np.pi, 500.0)
+    system.addForce(bonds)
+    system.addForce(angles)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    x = np.array([[0, 0, 0], [0.107, 0, 0], [0.227, 0, 0], [0.334, bend, 0]]) @ turn
+    with caplog.at_level(logging.WARNING):
+        assert make_potential(system, x).dtype == torch.float32
+    assert not caplog.messages
+
+
+def test_a_structure_far_from_the_origin_is_no_reason_for_double_precision(caplog):
+    _, system, x = molecules.load("butane")
+    with caplog.at_level(logging.WARNING):
+        assert make_potential(system, x + 1000.0).dtype == torch.float32
+    assert not caplog.messages

@@ -20,6 +20,11 @@ _PER_PAIR = {  # microseconds of a pair of particles on the Reference platform b
     "NonbondedForce": 0.05,
 }
 Result = tuple[np.ndarray, np.ndarray]
+_FIXES = {
+    "identical exclusions": "give each CustomNonbondedForce the pairs that are exceptions of the NonbondedForce as "
+    "exclusions (addExclusion)"
+}
+"""What to do where OpenMM says why it cannot."""
 
 
 def make_context(system: openmm.System, integrator: openmm.Integrator, platform: str) -> openmm.Context:
@@ -36,8 +41,9 @@ def make_context(system: openmm.System, integrator: openmm.Integrator, platform:
     try:
         return openmm.Context(without_barostats(system), integrator, chosen, properties)
     except openmm.OpenMMException as error:
+        fix = next((f": {fix}" for reason, fix in _FIXES.items() if reason in str(error)), "")
         raise InvalidInputError(
-            f"OpenMM cannot make a Context of this System on the platform {platform}: {error}"
+            f"OpenMM cannot make a Context of this System on the platform {platform}: {error}{fix}"
         ) from error
 
 
