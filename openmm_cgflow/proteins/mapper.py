@@ -14,7 +14,16 @@ from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.proteins.backbone import CIS_BELOW
 from openmm_cgflow.proteins.bead_minimiser import BeadMinimiser
-from openmm_cgflow.proteins.beads import ATOMS, TOLERANCE, BeadKind, beads_in, checked_beads, checked_kind, rough_trace
+from openmm_cgflow.proteins.beads import (
+    ATOMS,
+    TOLERANCE,
+    BeadKind,
+    beads_in,
+    checked_beads,
+    checked_kind,
+    rough_trace,
+    whole_beads,
+)
 from openmm_cgflow.proteins.builder import Assemble, ProteinBuilder
 from openmm_cgflow.proteins.force_field import amber14
 from openmm_cgflow.proteins.layout import ProteinLayout, with_disulfides
@@ -22,6 +31,7 @@ from openmm_cgflow.proteins.library import FragmentLibrary
 from openmm_cgflow.proteins.result import BackmappedProtein
 from openmm_cgflow.proteins.sequence import ProteinSequence
 from openmm_cgflow.proteins.trace import near_cysteines, warn_of_near
+from openmm_cgflow.structures import given_structures
 from openmm_cgflow.units import PositionsLike, in_kelvin, in_nm
 
 __all__ = ["ProteinBackmapper"]
@@ -169,10 +179,10 @@ class ProteinBackmapper:
         """Structures around beads.
 
         Arguments:
-            trace: beads `(beads, 3)` or `(frames, beads, 3)`, Quantity or nm, or whatever holds positions: alpha
-                carbons, or those of the kind `beads`, residue by residue, or as the Topology has them. What is
-                `(frames, residues, 3, 3)` is N, CA and C of each residue whatever the kind; `(frames, residues, 4, 3)`
-                has O too.
+            trace: beads `(beads, 3)` or `(frames, beads, 3)`, Quantity or nm, or whatever holds positions (what has its
+                box is made whole): alpha carbons, or those of the kind `beads`, residue by residue, or as the Topology
+                has them. What is `(frames, residues, 3, 3)` is N, CA and C of each residue whatever the kind;
+                `(frames, residues, 4, 3)` has O too.
             n: structures for each frame.
             relax: iterations of minimisation with the beads held; 0 for none, which leaves centres of mass some
                 hundredths of a nm off.
@@ -198,10 +208,13 @@ class ProteinBackmapper:
             whole_number(value, f"backmap: {name}", least)
         if assemble not in ("packed", "chain"):
             raise InvalidInputError(f'assemble is {assemble!r}; give "packed" or "chain"')
-        x = in_nm(trace)
+        given = given_structures(trace)
+        x = given.x
         kind = _BY_ATOMS.get(x.shape[2], self.beads) if x.ndim == 4 else self.beads
         if self._order is not None and x.ndim < 4 and x.shape[-2] == self._n_given:
             x = x[..., self._order, :]
+        if x.ndim == 3:
+            x = whole_beads(x, given.box, self.given, kind)
         beads = checked_beads(x, self.given, kind)
         if assemble == "chain" and kind not in ATOMS:
             raise InvalidInputError(f'the density of structures around beads of kind {kind!r} is not known: give '
