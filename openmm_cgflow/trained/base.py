@@ -11,6 +11,7 @@ from torch import Tensor
 
 from openmm_cgflow.compute import BATCH, Compute, Device, Parallel, seeded
 from openmm_cgflow.coordinates import InternalCoordinates, LinearCoordinates
+from openmm_cgflow.counts import fits_memory
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import FlowSettings, JointFlow
 from openmm_cgflow.potentials import Potential
@@ -139,10 +140,11 @@ class Trained(Generic[Coordinates]):
             seed: of the draw; a new one each call by default.
 
         Raises:
-            InvalidInputError: if `n` is not a positive integer.
+            InvalidInputError: if `n` is not a positive integer, or so many do not fit into the memory.
         """
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n <= 0:
             raise InvalidInputError(f"sample: n is {n!r}; give a positive number of samples.")
+        fits_memory(n, 2 * sum(self.coordinates.sizes), "sample: n")
         generator = seeded(seed)
         with self.compute.parallel() as parallel:
             parts = [self._draw(min(BATCH, n - i), generator, parallel) for i in range(0, n, BATCH)]

@@ -297,3 +297,9 @@ def test_a_package_that_a_format_needs_is_named(flow, tmp_path, monkeypatch):
     for read in (flow.backmap, flow.slowVariables, BeadModel.fromTopology(flow.topology, flow.beads.atoms).read):
         with pytest.raises(cgf.InvalidInputError, match="pip install tables"):
             read(path)
+
+
+def test_a_scheduler_that_is_not_there_is_named(beads, tmp_path):
+    pytest.importorskip("distributed")
+    with pytest.raises(cgf.InvalidInputError, match=r"no dask scheduler at 'nowhere'.*tcp://HOST"):
+        backmap_file(MODEL, beads, tmp_path / "atoms.dcd", scheduler="nowhere")
