@@ -24,6 +24,7 @@ from openmm_cgflow.backmapping.pieces import (
     outputs_beside,
     progress_bar,
 )
+from openmm_cgflow.compute import plain_torch
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.storage import locked
 from openmm_cgflow.trained import TrainedFlow
@@ -64,6 +65,7 @@ class BackmappedFile:
     checks: StructureChecks
 
 
+@plain_torch
 def backmap_file(
     flow: TrainedFlow | str | Path,
     beads: str | Path,

@@ -18,6 +18,7 @@ from openmm import app
 from openmm_cgflow.analysis.structure_checks import StructureChecks
 from openmm_cgflow.atom_matching import match_atoms
 from openmm_cgflow.backmapping import Joined, all_pieces, in_processes, kept_pieces, outputs_beside, progress_bar
+from openmm_cgflow.compute import plain_torch
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.proteins.beads import (
@@ -86,6 +87,7 @@ class _Task:
     beads: BeadKind
 
 
+@plain_torch
 def backmap_protein_file(
     structure: str | Path,
     output: str | Path,

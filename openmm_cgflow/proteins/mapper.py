@@ -9,7 +9,7 @@ import openmm
 import torch
 from openmm import app
 
-from openmm_cgflow.compute import seeded
+from openmm_cgflow.compute import plain_torch, seeded
 from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.proteins.backbone import CIS_BELOW
@@ -77,6 +77,7 @@ class ProteinBackmapper:
         structures.save("chignolin.pdb")
     """
 
+    @plain_torch
     def __init__(
         self,
         protein: Any,  # noqa: ANN401
@@ -166,6 +167,7 @@ class ProteinBackmapper:
         """The System that energies are taken from."""
         return self._known().system
 
+    @plain_torch
     def backmap(
         self,
         trace: PositionsLike,
