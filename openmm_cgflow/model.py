@@ -223,7 +223,8 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
             scale: default value of the parameter.
             parameter: its name.
             atoms: the particles of a larger System that are this molecule's atoms, in its order, as `findAtoms` gives
-                them; there may be solvent and a periodic box. By default the System is that of the molecule alone.
+                them; there may be solvent and a periodic box. By default the System is that of the molecule alone; a
+                `"tabulated"` force cannot see whether that is so, and acts on the first particles of any other.
 
         Raises:
             UnsupportedForceError: if a TorchForce is asked for, and openmmtorch is missing or does not work with the

@@ -203,6 +203,7 @@ class CGForceField:
             n = len(forces[0])
             if n == len(model.owners) != model.n_beads:
                 forces = aggregated_map(model)(forces)
+        temperature = in_kelvin(temperature)  # before the fit, which takes a while
         found = fit_beads(frames, model, forces, temperature, weights, fit, fixed, seed)
         return cls.fromTeacher(found.density, found.coordinates, found.particles, temperature, settings)
 

@@ -238,7 +238,10 @@ def _read_structure(
     try:
         whole = app.PDBFile(str(path)).topology
     except Exception as error:  # OpenMM raises whatever it meets
-        raise InvalidInputError(f"{path} cannot be read as a PDB file ({type(error).__name__}: {error})") from error
+        raise InvalidInputError(
+            f"{path} cannot be read as a PDB file ({type(error).__name__}: {error}); save the structure as one, and give "
+            "frames in another format after it"
+        ) from error
     protein = [residue for residue in whole.residues() if _is_protein(residue, beads)]
     left = Counter(residue.name for residue in whole.residues() if not _is_protein(residue, beads))
     if left:
