@@ -239,8 +239,8 @@ def _read_structure(
         whole = app.PDBFile(str(path)).topology
     except Exception as error:  # OpenMM raises whatever it meets
         raise InvalidInputError(
-            f"{path} cannot be read as a PDB file ({type(error).__name__}: {error}); save the structure as one, and give "
-            "frames in another format after it"
+            f"{path} cannot be read as a PDB file ({type(error).__name__}: {error}); save the structure as one; "
+            "frames after it may be in another format"
         ) from error
     protein = [residue for residue in whole.residues() if _is_protein(residue, beads)]
     left = Counter(residue.name for residue in whole.residues() if not _is_protein(residue, beads))
