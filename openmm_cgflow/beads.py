@@ -22,6 +22,7 @@ from openmm_cgflow.copies import copied_topology
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.structures import StructureReader, given_structures
 from openmm_cgflow.text_files import check_encoding
+from openmm_cgflow.trajectory_files import ascii_path, why_unreadable
 from openmm_cgflow.units import PositionsLike, in_nm
 
 __all__ = ["HEAVIEST", "BeadParticles", "Beads"]
@@ -238,8 +239,9 @@ class Beads:
         ours = mdtraj.Topology.from_openmm(self.topology)
         needs_topology = path.suffix.lower() in (".dcd", ".xtc", ".trr", ".nc", ".netcdf", ".mdcrd", ".crd", ".xyz")
         try:
-            return mdtraj.load(str(path), top=ours) if needs_topology else mdtraj.load(str(path))
+            with ascii_path(path) as plain:
+                return mdtraj.load(str(plain), top=ours) if needs_topology else mdtraj.load(str(plain))
         except Exception as error:  # mdtraj's readers raise whatever they meet
             raise InvalidInputError(
-                f"{what}: {path} cannot be read as a trajectory of {ours.n_atoms} beads: {error}"
+                f"{what}: {path} cannot be read as a trajectory of {ours.n_atoms} beads: {why_unreadable(error)}"
             ) from error

@@ -1,5 +1,6 @@
 """Whole numbers that users give: counts, indices and seeds."""
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from openmm_cgflow.errors import InvalidInputError
 
-__all__ = ["LARGEST_SEED", "indices", "many", "seed_number", "whole_number"]
+__all__ = ["LARGEST_SEED", "fits_memory", "indices", "many", "seed_number", "whole_number"]
 
 LARGEST_SEED = 2**63 - 1
 """What torch's and numpy's generators, and a model file, all take."""
@@ -59,6 +60,25 @@ def seed_number(value: Any) -> int:  # noqa: ANN401
     if whole_number(value, "seed", least=0) > LARGEST_SEED:
         raise InvalidInputError(f"seed is {value}; give one of at most {LARGEST_SEED}.")
     return int(value)
+
+
+def fits_memory(n: int, numbers: int, what: str) -> None:
+    """See that so many rows can be held before they are made.
+
+    Arguments:
+        n: of rows.
+        numbers: in each, in single precision; they are held twice where pieces of them are joined.
+        what: their name, for the message.
+
+    Raises:
+        InvalidInputError: they need more than all the memory of this machine.
+    """
+    wanted, there = 8 * n * numbers, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if wanted > there:
+        raise InvalidInputError(
+            f"{what} is {n:,}, which takes {wanted / 2**30:,.0f} GiB of memory, and this machine has "
+            f"{there / 2**30:,.0f}; take fewer at a time"
+        )
 
 
 def indices(values: Any, what: str) -> list[int]:  # noqa: ANN401

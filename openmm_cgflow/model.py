@@ -14,7 +14,7 @@ from openmm_cgflow.audit import LEAST
 from openmm_cgflow.audit import audit as run_audit
 from openmm_cgflow.backmapping import Backmapped, JoinedDensity, backmap
 from openmm_cgflow.chemistry import kept_isomers, perceive
-from openmm_cgflow.compute import Compute, Device
+from openmm_cgflow.compute import Compute, Device, plain_torch
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.counts import many, seed_number
 from openmm_cgflow.coverage import Coverage
@@ -76,6 +76,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         print(flow.sample(10_000), flow.coverage)
     """
 
+    @plain_torch
     def __init__(
         self,
         topology: app.Topology,
@@ -147,6 +148,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
             self.coverage = Coverage(why_not=str(error))
             _log.warning("the audit failed: %s", error)
 
+    @plain_torch
     def audit(self, evaluations: int | None = None, time: unit.Quantity | float | None = None) -> Coverage:
         """Look for forms of the molecule that the flow does not reach, by hot dynamics from its samples, quenched.
 
@@ -199,6 +201,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         """
         return find_molecule(self, topology)
 
+    @plain_torch
     def createForce(
         self,
         backend: Backend | None = None,
@@ -220,7 +223,8 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
             scale: default value of the parameter.
             parameter: its name.
             atoms: the particles of a larger System that are this molecule's atoms, in its order, as `findAtoms` gives
-                them; there may be solvent and a periodic box. By default the System is that of the molecule alone.
+                them; there may be solvent and a periodic box. By default the System is that of the molecule alone; a
+                `"tabulated"` force cannot see whether that is so, and acts on the first particles of any other.
 
         Raises:
             UnsupportedForceError: if a TorchForce is asked for, and openmmtorch is missing or does not work with the
@@ -233,6 +237,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         """
         return create_force(self, backend, scale, parameter, atoms)
 
+    @plain_torch
     def createBeadForce(
         self,
         backend: BeadBackend | None = None,
@@ -260,6 +265,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         """
         return create_force_on_bead_atoms(self, backend, scale, parameter, atoms)
 
+    @plain_torch
     def createCGSystem(
         self, backend: BeadBackend | None = None, model: Literal["flow", "student"] = "flow"
     ) -> CGSystem:
@@ -292,6 +298,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
             raise InvalidInputError(f'createCGSystem: model is {model!r}; give "flow" or "student".')
         return create_cg_system(self, backend) if model == "flow" else student_of(self).createCGSystem(backend)
 
+    @plain_torch
     def backmap(self, cg: PositionsLike, n: int = 1, relax: bool | int = False, seed: int | None = None) -> Backmapped:
         """All-atom structures around beads, drawn from the flow's conditional density, with weights.
 
@@ -316,6 +323,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         """
         return backmap(self, cg, n, relax, seed)
 
+    @plain_torch
     def withBeads(self, beads: FittedBeads) -> JoinedDensity:
         """A density of all atoms whose beads are those of other frames, and whose atoms around them are this flow's.
 

@@ -14,7 +14,7 @@ from openmm_cgflow.chemistry.system_bonds import BondLength
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.units import PositionsLike, in_nm
 
-__all__ = ["Given", "StructureReader", "distances", "given_structures", "made_whole"]
+__all__ = ["Given", "StructureReader", "distances", "given_structures", "made_whole", "whole_frames"]
 
 _log = logging.getLogger("openmm_cgflow")
 _SHOWN = 5  # frames named in a message
@@ -93,6 +93,22 @@ def made_whole(x: np.ndarray, bonds: np.ndarray, box: np.ndarray) -> np.ndarray:
         for parent, atom in networkx.bfs_edges(graph, min(part)):
             images = np.round(np.einsum("fk,fkl->fl", x[:, atom] - x[:, parent], inverse))
             x[:, atom] -= np.einsum("fk,fkl->fl", images, box)
+    return x
+
+
+def whole_frames(x: np.ndarray, bonds: np.ndarray, box: np.ndarray | None) -> np.ndarray:
+    """Frames `(frames, atoms, 3)`, put together where a pair of `bonds` is nearer across the box; see `made_whole`."""
+    if box is None:
+        return x
+    box = np.broadcast_to(box, (len(x), 3, 3))
+    inverse = np.linalg.inv(box)
+    along = np.einsum("fbk,fkl->fbl", x[:, bonds[:, 1]] - x[:, bonds[:, 0]], inverse)
+    split = (np.round(along) != 0).any((1, 2))
+    if not split.any():
+        return x
+    x = x.copy()
+    x[split] = made_whole(x[split], bonds, box[split])
+    _log.info("%d of %d frames were split by their periodic box; they are made whole", split.sum(), len(x))
     return x
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from openmm import unit
 from torch import Tensor
 
+from openmm_cgflow.compute import plain_torch
 from openmm_cgflow.counts import many
 from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError, ModelFileError, TrainingError
 from openmm_cgflow.storage import locked, read_file
@@ -39,6 +40,7 @@ class Trainable(Trained[Coordinates]):
         """Whether the last call of `train` was ended before its budget was spent, by Ctrl-C."""
         return self._trainer is not None and self._trainer.loop.call is not None
 
+    @plain_torch
     def train(
         self,
         time: unit.Quantity | float | None = None,

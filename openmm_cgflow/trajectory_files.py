@@ -1,6 +1,7 @@
 """Trajectory files of any length: frames read and written piece by piece, in any format of mdtraj's."""
 
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,9 @@ from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.text_files import check_encoding
 
 __all__ = [
+    "NO_TOPOLOGY",
     "WRITTEN",
+    "ascii_path",
     "count_frames",
     "frame_range",
     "read_array",
@@ -22,13 +25,40 @@ __all__ = [
     "save_arrays",
     "save_trajectory",
     "whole_file",
+    "why_unreadable",
     "write_frames",
 ]
 
 WRITTEN = (".dcd", ".xtc", ".trr", ".nc", ".pdb")
 """Formats that `write_frames` writes."""
 
-_NO_TOPOLOGY = (".dcd", ".xtc", ".trr", ".nc", ".netcdf", ".ncdf", ".mdcrd", ".crd", ".binpos", ".xyz", ".lammpstrj")
+NO_TOPOLOGY = (".dcd", ".xtc", ".trr", ".nc", ".netcdf", ".ncdf", ".mdcrd", ".crd", ".binpos", ".xyz", ".lammpstrj")
+"""Formats whose files name no atoms."""
+
+
+@contextmanager
+def ascii_path(path: Path) -> Iterator[Path]:
+    """A file or folder by a path of ASCII letters: mdtraj opens DCD, XTC and TRR files by no other.
+
+    That is the path itself if it is one, else a link to it in a temporary folder.
+    """
+    if str(path).isascii():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"link{_ascii(path.name)}"
+        link.symlink_to(path.resolve())
+        yield link
+
+
+def _ascii(name: str) -> str:
+    return name.encode("ascii", "ignore").decode()
+
+
+def why_unreadable(error: Exception) -> str:
+    """What to say of an error of one of mdtraj's readers; a package that is missing by its name."""
+    missing = getattr(error.__context__, "name", None) if isinstance(error, ImportError) else None
+    return str(error) if missing is None else f"its format needs the package {missing}: pip install {missing}"
 
 
 def frame_range(text: str | None) -> tuple[int, int | None]:
@@ -54,7 +84,7 @@ def frame_range(text: str | None) -> tuple[int, int | None]:
 def count_frames(path: Path, stride: int = 1, start: int = 0, stop: int | None = None) -> int | None:
     """How many frames `read_pieces` will give, where the format tells without reading all of them; else None."""
     try:
-        with mdtraj.open(str(path)) as file:
+        with ascii_path(path) as plain, mdtraj.open(str(plain)) as file:
             total = len(file)
     except Exception:  # of formats that cannot, and of files that are refused when they are read
         return None
@@ -83,13 +113,13 @@ def read_pieces(
     Raises:
         InvalidInputError: for a file that cannot be read, or is text in another encoding than UTF-8, by name.
     """
-    options = {"top": topology} if path.suffix.lower() in _NO_TOPOLOGY else {}
+    options = {"top": topology} if path.suffix.lower() in NO_TOPOLOGY else {}
     waiting: list[mdtraj.Trajectory] = []
     seen = 0
     if path.is_file():
         check_encoding(path)
     try:  # not mdtraj's own skip and stride, which some formats take for something else, or not at all
-        for block in mdtraj.iterload(str(path), chunk=chunk, **options):
+        for block in _blocks(path, chunk, **options):
             number = np.arange(seen, seen + len(block))
             seen += len(block)
             wanted = (number >= start) & ((number - start) % stride == 0) & (number < (seen if stop is None else stop))
@@ -103,10 +133,15 @@ def read_pieces(
                 break
         if waiting:
             yield mdtraj.join(waiting) if len(waiting) > 1 else waiting[0]
-    except (OSError, ValueError, RuntimeError, EOFError, IndexError, TypeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, IndexError, TypeError, KeyError, ImportError) as error:
         raise InvalidInputError(
-            f"{path} cannot be read as a trajectory of {topology.n_atoms} particles: {error}"
+            f"{path} cannot be read as a trajectory of {topology.n_atoms} particles: {why_unreadable(error)}"
         ) from error
+
+
+def _blocks(path: Path, chunk: int, **options: mdtraj.Topology) -> Iterator[mdtraj.Trajectory]:
+    with ascii_path(path) as plain:
+        yield from mdtraj.iterload(str(plain), chunk=chunk, **options)
 
 
 def read_topology(path: Path) -> mdtraj.Topology:
@@ -191,9 +226,10 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of `path` when all went well."""
-    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{_ascii(path.name)}")
     try:
-        yield temporary
+        with ascii_path(path.parent) as folder:
+            yield folder / temporary.name
         for made in path.parent.glob(f"{temporary.name}*"):  # some formats are a file for each frame, with a number
             made.replace(path.with_name(path.name + made.name[len(temporary.name) :]))
     except CGFlowError:

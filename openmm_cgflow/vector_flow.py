@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from openmm_cgflow.compute import Compute, Device
+from openmm_cgflow.compute import Compute, Device, plain_torch
 from openmm_cgflow.coordinates import LinearCoordinates
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
@@ -50,6 +50,7 @@ class VectorFlow(Trainable[LinearCoordinates]):
         (100, 2)
     """
 
+    @plain_torch
     def __init__(
         self,
         potential: Potential,
@@ -83,6 +84,7 @@ class VectorFlow(Trainable[LinearCoordinates]):
             )
         return x
 
+    @plain_torch
     def save(self, path: str | Path) -> None:
         """Write everything but the potential to one file.
 
@@ -92,6 +94,7 @@ class VectorFlow(Trainable[LinearCoordinates]):
         write_file(path, "vector model", self._tensors(), self._header() | {"layout": self._layout()})
 
     @classmethod
+    @plain_torch
     def load(cls, path: str | Path, potential: Potential, device: Device | None = None) -> Self:
         """Read a model that `save` wrote, for the potential that it was trained on.
 

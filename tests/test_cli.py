@@ -395,6 +395,38 @@ def test_simulate_says_how_much_of_it_is_outside_the_trained_region(tmp_path):
     assert "2 of 2 frames" in result.output
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--time", "inf"], "--time is inf"),
+        (["--time", "1e12"], "GiB of memory"),
+        (["--time", "1", "--interval", "2"], "longer than --time"),
+        (["--time", "1e12", "--interval", "1e9"], "of more than 2,147,483,648 steps"),
+    ],
+)
+def test_a_simulation_that_cannot_be_is_refused(tmp_path, options, message):
+    result = run("simulate", MODELS / "alanine_dipeptide.cgflow", "-o", tmp_path / "b.dcd", *options, "--device", "cpu")
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_more_samples_than_fit_into_memory_are_refused(tmp_path):
+    result = run(
+        "sample", MODELS / "alanine_dipeptide.cgflow", "-o", tmp_path / "a.dcd", "-n", 10**13, "--device", "cpu"
+    )
+    assert result.exit_code == 2
+    assert "GiB of memory" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("form", ["--log-file {}", "--log-file={}"])
+def test_a_log_is_not_written_into_a_file_of_the_command(tmp_path, form):
+    model = tmp_path / "model.cgflow"
+    model.write_bytes(b"model")
+    result = run(*form.format(model).split(), "sample", model, "-o", tmp_path / "a.dcd")
+    assert "a file of the command itself" in " ".join(result.output.split())
+    assert model.read_bytes() == b"model"
+
+
 def test_a_device_that_is_not_there_is_no_fault_of_the_file(tmp_path):
     result = run("sample", MODELS / "alanine_dipeptide.cgflow", "-o", tmp_path / "a.dcd", "--device", "nowhere")
     assert "error: device is 'nowhere'" in result.output

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from fuzz.seeds import model, peroxide
+from molecules import MODELS
 
 import openmm_cgflow as cgf
 from openmm_cgflow import cli
@@ -104,6 +107,57 @@ def test_hostile_free_training_and_samples_leave_the_process_alone(tmp_path):
         assert not changed(before)
     for name in ("c", "m", "f", "s.dcd", "s.npz"):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o640, name
+
+
+@contextmanager
+def double_by_default() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def what_a_model_gives(folder: Path) -> dict[str, np.ndarray]:
+    flow = cgf.CGFlow.load(MODELS / "alanine_dipeptide.cgflow", device="cpu")
+    samples = flow.sample(50, seed=0)
+    flow.save(folder / "f")
+    return {
+        "samples": samples.positions,
+        "weights": samples.log_weights,
+        "density": flow.logDensity(samples.positions),
+        "free energy": flow.freeEnergy(samples.slow)._value,
+        "atoms": flow.backmap(samples.positions[:, flow.beads.atoms], seed=0).positions,
+    }
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        double_by_default,
+        torch.inference_mode,
+        lambda: torch.device("meta"),
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    ],
+    ids=["double", "inference", "device", "autocast"],
+)
+def test_hostile_settings_of_torch_change_nothing(tmp_path, setting):
+    """As other packages' potentials and training loops leave them: MACE sets the default precision, for instance."""
+    wanted = what_a_model_gives(tmp_path)
+    with setting():
+        got = what_a_model_gives(tmp_path)
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(got[name], values, name)
+
+
+def test_hostile_settings_of_torch_do_not_reach_a_training():
+    got = []
+    for setting in (nullcontext, double_by_default):
+        with setting():
+            flow = cgf.CGFlow(*peroxide(), seed=0)
+            flow.train(evaluations=3000, settings=QUICK, progress=False, audit=False)
+            got.append(flow.sample(50, seed=0).positions)
+    np.testing.assert_array_equal(*got)
 
 
 def test_hostile_free_failed_training_leaves_the_process_alone(tmp_path, monkeypatch):

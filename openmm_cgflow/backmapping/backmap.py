@@ -10,7 +10,7 @@ from openmm_cgflow.backmapping.placer import FlowPlacer, Placer
 from openmm_cgflow.backmapping.relax import relaxed
 from openmm_cgflow.backmapping.result import Backmapped, listed, warn_of_failed
 from openmm_cgflow.compute import BATCH, seeded
-from openmm_cgflow.counts import whole_number
+from openmm_cgflow.counts import fits_memory, whole_number
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import PositionsLike
@@ -39,6 +39,7 @@ def place_atoms(
     flow: TrainedFlow, beads: np.ndarray, n: int, relax: bool | int, seed: int | None
 ) -> tuple[Backmapped, Placer]:
     """Structures around beads `(frames, beads, 3)` that were read, and the placer, which knows what is strange."""
+    fits_memory(n * len(beads), 3 * flow.coordinates.n_atoms, "backmap: the number of structures")
     placer: Placer = FlowPlacer(flow, flow.compute.tensor(beads))
     generator = seeded(seed)
     with flow.compute.parallel() as parallel, torch.no_grad():

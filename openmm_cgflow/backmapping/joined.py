@@ -6,7 +6,7 @@ from openmm import unit
 
 from openmm_cgflow.backmapping.backmap import warn_of_strange
 from openmm_cgflow.backmapping.placer import FlowPlacer
-from openmm_cgflow.compute import BATCH, seeded
+from openmm_cgflow.compute import BATCH, plain_torch, seeded
 from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import MismatchError
 from openmm_cgflow.forcematching import FittedBeads
@@ -35,6 +35,7 @@ class JoinedDensity:
         InvalidInputError: if they are at other distances than those of the flow.
     """
 
+    @plain_torch
     def __init__(self, flow: TrainedFlow, beads: FittedBeads) -> None:
         self.flow, self.beads = flow, beads
         wide = [name for name, group in zip(beads.model.labels, beads.model.groups or (), strict=False) if group[1:]]
@@ -60,6 +61,7 @@ class JoinedDensity:
                 f"System, and {theirs[off]:.4f} nm in the frames: take a System with the lengths of the frames"
             )
 
+    @plain_torch
     @torch.no_grad()
     def sample(self, n: int, seed: int | None = None) -> Samples:
         """`n` independent structures of all atoms; their beads are distributed as the frames were.
@@ -97,6 +99,7 @@ class JoinedDensity:
             system=self.flow.system,
         )
 
+    @plain_torch
     @torch.no_grad()
     def logDensity(self, positions: PositionsLike) -> np.ndarray:
         """Log-density at positions of all atoms, per nm^(3 atoms - 6), rigid motion taken out.

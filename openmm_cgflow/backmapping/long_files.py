@@ -23,6 +23,7 @@ from openmm_cgflow.backmapping.pieces import (
     outputs_beside,
     progress_bar,
 )
+from openmm_cgflow.compute import plain_torch
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.storage import locked
 from openmm_cgflow.structure_checks import StructureChecks
@@ -64,6 +65,7 @@ class BackmappedFile:
     checks: StructureChecks
 
 
+@plain_torch
 def backmap_file(
     flow: TrainedFlow | str | Path,
     beads: str | Path,
@@ -227,7 +229,13 @@ def _doing(
         from distributed import Client
     except ImportError as error:
         raise InvalidInputError('a scheduler needs dask: pip install "openmm_cgflow[dask]"') from error
-    with Client(scheduler) as client:
+    try:
+        client = Client(scheduler)
+    except (OSError, ValueError) as error:  # nobody is there, or it is no address
+        raise InvalidInputError(
+            f"there is no dask scheduler at {scheduler!r} ({error}); give its address, such as tcp://HOST:8786"
+        ) from error
+    with client:
         ahead = AHEAD * max(1, len(client.ncores()))
         yield lambda piece, number, task: client.submit(_do, where, piece, number, task, pure=False), ahead
 

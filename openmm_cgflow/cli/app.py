@@ -12,7 +12,7 @@ import rich
 import typer
 from typer.core import TyperGroup
 
-from openmm_cgflow.errors import CGFlowError
+from openmm_cgflow.errors import CGFlowError, InvalidInputError
 
 __all__ = ["app", "fail", "load_torch", "main"]
 
@@ -82,6 +82,7 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
     ] = False,
@@ -96,6 +97,9 @@ def _options(
         for shown in logger.handlers:
             shown.setLevel(logging.WARNING)
     if log_file is not None:
+        words = [Path(word.removeprefix("--log-file=")).resolve() for word in shlex.split(ctx.obj)]
+        if words.count(log_file.resolve()) > 1:
+            raise InvalidInputError(f"--log-file {log_file} is a file of the command itself: choose another one")
         kept = logging.FileHandler(log_file, encoding="utf-8")
         kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.setLevel(logging.DEBUG)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["backmap", "fit_cg", "simulate"]
 
+_MOST_STEPS = 2**31
+"""OpenMM counts the steps of a call in a C integer."""
+
 
 @app.command()
 def backmap(
@@ -209,13 +212,25 @@ def simulate(
     ],
     picoseconds: Annotated[float, typer.Option("--time", help="Length, ps.")] = 100.0,
     timestep: Annotated[float, typer.Option(help="Time step, fs.")] = 2.0,
-    interval: Annotated[float, typer.Option(help="Between frames, ps.")] = 0.1,
+    interval: Annotated[
+        float | None, typer.Option(help="Between frames, ps: 0.1, or --time if that is shorter.", show_default=False)
+    ] = None,
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
     """Run Langevin dynamics of the beads, at the temperature of the model: a flow's, or a force field's of fit-cg."""
     for name, value in (("--time", picoseconds), ("--timestep", timestep), ("--interval", interval)):
         positive(name, value)
+    if interval is None:
+        interval = min(0.1, picoseconds)
+    if interval > picoseconds:
+        raise InvalidInputError(
+            f"--interval is {interval:g} ps, longer than --time, {picoseconds:g} ps: there is no frame"
+        )
+    if 1000 * interval / timestep >= _MOST_STEPS:
+        raise InvalidInputError(
+            f"--interval is {interval:g} ps, of more than {_MOST_STEPS:,} steps: give a shorter one"
+        )
     trajectory_file(output, "beads")
     topology = output.with_suffix(".topology.pdb")
     no_input((output, topology), (model,))

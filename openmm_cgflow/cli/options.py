@@ -1,5 +1,6 @@
 """Options that several commands have, and how their values are checked before any long work."""
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,8 +39,8 @@ DrawSeed = Annotated[int | None, typer.Option("--seed", help="Seed of the draw; 
 
 
 def positive(name: str, value: float | None) -> float:
-    """The value, if it is above 0 or was not given."""
-    if value is not None and not value > 0:
+    """The value, if it is finite and above 0 or was not given."""
+    if value is not None and not 0 < value < math.inf:
         raise InvalidInputError(f"{name} is {value:g}: give a number above 0")
     return value or 0
 

@@ -7,6 +7,7 @@ CPU, by `seeded`, and go to the device with the batches.
 from openmm_cgflow.compute.device import Compute, Device, choose, seeded
 from openmm_cgflow.compute.graphs import Graphs, on_host
 from openmm_cgflow.compute.parallel import BATCH, CHUNK, Parallel, available_cores
+from openmm_cgflow.compute.plain import plain_torch, with_plain_torch
 
 __all__ = [
     "BATCH",
@@ -18,5 +19,7 @@ __all__ = [
     "available_cores",
     "choose",
     "on_host",
+    "plain_torch",
     "seeded",
+    "with_plain_torch",
 ]

@@ -12,7 +12,7 @@ from openmm import app, unit
 from torch import Tensor
 
 from openmm_cgflow.beads import BeadParticles
-from openmm_cgflow.compute import Device
+from openmm_cgflow.compute import Device, plain_torch
 from openmm_cgflow.coordinates import InternalCoordinates, chain_coordinates
 from openmm_cgflow.copies import copied_topology
 from openmm_cgflow.errors import InvalidInputError, MismatchError, UnsupportedForceError
@@ -99,6 +99,7 @@ class CGForceField:
             )
 
     @classmethod
+    @plain_torch
     def fromFlow(cls, flow: TrainedFlow, settings: DistilSettings | None = None) -> Self:
         """The force field of a trained flow: its exact density of beads is the teacher, and no frame is needed.
 
@@ -123,6 +124,7 @@ class CGForceField:
         )
 
     @classmethod
+    @plain_torch
     def fromTeacher(
         cls,
         teacher: Teacher,
@@ -150,6 +152,7 @@ class CGForceField:
         return cls(found.student, beads, temperature, _fitted(found, settings))
 
     @classmethod
+    @plain_torch
     def fromFrames(
         cls,
         topology: Any,  # noqa: ANN401
@@ -200,10 +203,12 @@ class CGForceField:
             n = len(forces[0])
             if n == len(model.owners) != model.n_beads:
                 forces = aggregated_map(model)(forces)
+        temperature = in_kelvin(temperature)  # before the fit, which takes a while
         found = fit_beads(frames, model, forces, temperature, weights, fit, fixed, seed)
         return cls.fromTeacher(found.density, found.coordinates, found.particles, temperature, settings)
 
     @classmethod
+    @plain_torch
     def fromFits(
         cls,
         fits: Sequence[FittedBeads],
@@ -237,6 +242,7 @@ class CGForceField:
             for fit, found in zip(fits, distil_many(chains, KB * in_kelvin(temperature), settings), strict=True)
         ]
 
+    @plain_torch
     def forBeads(self, model: BeadModel, positions: PositionsLike) -> Self:
         """The force field of another chain of beads by the same weights; it was not trained on this sequence.
 
@@ -287,6 +293,7 @@ class CGForceField:
         """At which dynamics with this energy samples the teacher's distribution."""
         return self._kelvin * unit.kelvin
 
+    @plain_torch
     def createCGSystem(self, backend: BeadBackend | Literal["nnpops"] | None = None) -> CGSystem:
         """A System of the beads with this energy; the parameter `cgflow_scale` scales it.
 
@@ -325,6 +332,7 @@ class CGForceField:
         force.addGlobalParameter("cgflow_scale", 1.0)
         return force
 
+    @plain_torch
     def createWalkers(
         self,
         positions: PositionsLike,
@@ -358,6 +366,7 @@ class CGForceField:
             self.student, x, self.masses, KB * self._kelvin, friction, timestep, seed, device, centred=True
         )
 
+    @plain_torch
     @torch.no_grad()
     def outside(self, frames: PositionsLike) -> np.ndarray:
         """Whether beads are where no point of the fit was: there walls drive them back, and nothing else is known.
@@ -380,6 +389,7 @@ class CGForceField:
             raise InvalidInputError("outside: frames hold NaN or infinite values; remove them")
         return self.student.outside(torch.as_tensor(x, dtype=torch.float64)).numpy()
 
+    @plain_torch
     def save(self, path: str | Path) -> None:
         """Write everything to one file, usually with the suffix `.cgff`.
 
@@ -403,6 +413,7 @@ class CGForceField:
         write_file(path, _KIND, tensors | {"positions": torch.as_tensor(self.beads.positions)}, header)
 
     @classmethod
+    @plain_torch
     def load(cls, path: str | Path) -> Self:
         """Read a force field that `save` wrote. Nothing in the file is run.
 

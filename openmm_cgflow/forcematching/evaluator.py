@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openmm_cgflow.compute import Parallel, seeded
+from openmm_cgflow.compute import Parallel, plain_torch, seeded
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import BeadFlow
@@ -172,6 +172,7 @@ def reweighted_histogram(flow: BeadFlow, torsions: np.ndarray, weights: np.ndarr
     return p / p.sum()
 
 
+@plain_torch
 def judge_beads(
     energy: Callable[[Tensor], Tensor],
     flow: BeadFlow | None,

@@ -15,7 +15,10 @@ import mdtraj
 import numpy as np
 from openmm import app
 
+from openmm_cgflow.structure_checks import StructureChecks
+from openmm_cgflow.atom_matching import match_atoms
 from openmm_cgflow.backmapping import Joined, all_pieces, in_processes, kept_pieces, outputs_beside, progress_bar
+from openmm_cgflow.compute import plain_torch
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.proteins.beads.kinds import (
@@ -26,6 +29,7 @@ from openmm_cgflow.proteins.beads.kinds import (
     checked_kind,
     kind_of_names,
     rough_trace,
+    whole_beads,
 )
 from openmm_cgflow.proteins.chain.residues import CHI, ONE_LETTER, OTHER_NAMES, REFUSED
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
@@ -35,8 +39,9 @@ from openmm_cgflow.proteins.mapper import ProteinBackmapper
 from openmm_cgflow.proteins.result import write_pdb
 from openmm_cgflow.storage import locked
 from openmm_cgflow.structure_checks import StructureChecks
+from openmm_cgflow.structures import given_structures
 from openmm_cgflow.text_files import check_encoding
-from openmm_cgflow.trajectory_files import WRITTEN, count_frames, read_pieces, save_arrays, write_frames
+from openmm_cgflow.trajectory_files import NO_TOPOLOGY, WRITTEN, count_frames, read_pieces, save_arrays, write_frames
 from openmm_cgflow.version import __version__
 
 __all__ = ["BackmappedProteinFile", "backmap_protein_file"]
@@ -83,6 +88,7 @@ class _Task:
     beads: BeadKind
 
 
+@plain_torch
 def backmap_protein_file(
     structure: str | Path,
     output: str | Path,
@@ -143,7 +149,7 @@ def backmap_protein_file(
     outputs = outputs_beside(output, read)
     whole, kept, chosen, kind = _read_structure(structure, beads)
     sequence = ProteinSequence.of(kept)
-    source = _Beads(frames_of, whole, kept, chosen, kind)
+    source = _Beads(frames_of, whole, kept, chosen, sequence, kind)
     pieces = source.pieces(max(1, _PIECE // (len(sequence) * n)), stride, *frames)
     first = next(source.pieces(1, 1, *frames), None)
     if first is None:
@@ -168,8 +174,16 @@ def backmap_protein_file(
 class _Beads:
     """Beads of a file of frames."""
 
-    def __init__(self, path: Path, whole: app.Topology, kept: app.Topology, chosen: list[int], kind: BeadKind) -> None:
-        self.path, self.chosen, self.kind = path, chosen, kind
+    def __init__(
+        self,
+        path: Path,
+        whole: app.Topology,
+        kept: app.Topology,
+        chosen: list[int],
+        sequence: ProteinSequence,
+        kind: BeadKind,
+    ) -> None:
+        self.path, self.chosen, self.sequence, self.kind = path, chosen, sequence, kind
         self.whole, self.kept = (mdtraj.Topology.from_openmm(t) for t in (whole, kept))
         self.ranks = np.argsort(np.argsort(chosen)).tolist()
 
@@ -183,20 +197,37 @@ class _Beads:
             top = self.kept
         if first is None:
             return
+        named = self.path.suffix.lower() not in NO_TOPOLOGY
         for piece in read_pieces(self.path, top, chunk, stride, start, stop):
-            if piece.n_atoms == self.kept.n_atoms:
-                yield self._ordered(piece)
-            elif piece.n_atoms == self.whole.n_atoms:
-                yield self._ordered(piece.atom_slice(sorted(self.chosen)))
-            elif self.kind != "ca":
-                yield piece  # is refused by its number of beads
-            else:
-                carbons = piece.topology.select("name CA")
-                yield piece.atom_slice(carbons) if len(carbons) else piece
+            found = self._found(piece, named)
+            found.xyz = whole_beads(found.xyz, given_structures(found).box, self.sequence, self.kind)
+            yield found
 
-    def _ordered(self, piece: mdtraj.Trajectory) -> mdtraj.Trajectory:
-        """Beads in the order of their kind, which that of the file need not be."""
+    def _found(self, piece: mdtraj.Trajectory, named: bool) -> mdtraj.Trajectory:
+        """The beads of frames of them, or of all atoms, in the order of their kind, which that of the file need not be.
+
+        Arguments:
+            piece: frames.
+            named: whether the file has names of its own, by which its atoms are put into the structure's order.
+        """
+        atoms = piece.n_atoms
+        if self.kind == "ca" and atoms not in (self.whole.n_atoms, self.kept.n_atoms):
+            carbons = piece.topology.select("name CA")
+            piece = piece.atom_slice(carbons) if len(carbons) else piece
+        if atoms == self.whole.n_atoms:
+            piece = self._by_names(piece, self.whole, named).atom_slice(sorted(self.chosen))
+        elif piece.n_atoms == self.kept.n_atoms:
+            piece = self._by_names(piece, self.whole.subset(sorted(self.chosen)), named)
+        else:
+            return piece  # is refused by its number of beads
         piece.xyz = piece.xyz[:, self.ranks]
+        return piece
+
+    def _by_names(self, piece: mdtraj.Trajectory, ours: mdtraj.Topology, named: bool) -> mdtraj.Trajectory:
+        theirs = list(piece.topology.atoms)
+        order = match_atoms(list(ours.atoms), theirs, str(self.path)) if named else None
+        if order is not None:
+            piece.xyz = piece.xyz[:, order]
         return piece
 
 
@@ -208,7 +239,10 @@ def _read_structure(
     try:
         whole = app.PDBFile(str(path)).topology
     except Exception as error:  # OpenMM raises whatever it meets
-        raise InvalidInputError(f"{path} cannot be read as a PDB file ({type(error).__name__}: {error})") from error
+        raise InvalidInputError(
+            f"{path} cannot be read as a PDB file ({type(error).__name__}: {error}); save the structure as one; "
+            "frames after it may be in another format"
+        ) from error
     protein = [residue for residue in whole.residues() if _is_protein(residue, beads)]
     left = Counter(residue.name for residue in whole.residues() if not _is_protein(residue, beads))
     if left:

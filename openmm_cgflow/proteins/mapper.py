@@ -9,7 +9,7 @@ import openmm
 import torch
 from openmm import app
 
-from openmm_cgflow.compute import seeded
+from openmm_cgflow.compute import plain_torch, seeded
 from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.proteins.beads.kinds import (
@@ -20,6 +20,7 @@ from openmm_cgflow.proteins.beads.kinds import (
     checked_beads,
     checked_kind,
     rough_trace,
+    whole_beads,
 )
 from openmm_cgflow.proteins.builder import Assemble, ProteinBuilder
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
@@ -30,6 +31,7 @@ from openmm_cgflow.proteins.placing.planes import CIS_BELOW
 from openmm_cgflow.proteins.relaxing.bead_minimiser import BeadMinimiser
 from openmm_cgflow.proteins.relaxing.force_field import amber14
 from openmm_cgflow.proteins.result import BackmappedProtein
+from openmm_cgflow.structures import given_structures
 from openmm_cgflow.units import PositionsLike, in_kelvin, in_nm
 
 __all__ = ["ProteinBackmapper"]
@@ -75,6 +77,7 @@ class ProteinBackmapper:
         structures.save("chignolin.pdb")
     """
 
+    @plain_torch
     def __init__(
         self,
         protein: Any,  # noqa: ANN401
@@ -164,6 +167,7 @@ class ProteinBackmapper:
         """The System that energies are taken from."""
         return self._known().system
 
+    @plain_torch
     def backmap(
         self,
         trace: PositionsLike,
@@ -177,10 +181,10 @@ class ProteinBackmapper:
         """Structures around beads.
 
         Arguments:
-            trace: beads `(beads, 3)` or `(frames, beads, 3)`, Quantity or nm, or whatever holds positions: alpha
-                carbons, or those of the kind `beads`, residue by residue, or as the Topology has them. What is
-                `(frames, residues, 3, 3)` is N, CA and C of each residue whatever the kind; `(frames, residues, 4, 3)`
-                has O too.
+            trace: beads `(beads, 3)` or `(frames, beads, 3)`, Quantity or nm, or whatever holds positions (what has its
+                box is made whole): alpha carbons, or those of the kind `beads`, residue by residue, or as the Topology
+                has them. What is `(frames, residues, 3, 3)` is N, CA and C of each residue whatever the kind;
+                `(frames, residues, 4, 3)` has O too.
             n: structures for each frame.
             relax: iterations of minimisation with the beads held; 0 for none, which leaves centres of mass some
                 hundredths of a nm off.
@@ -206,10 +210,13 @@ class ProteinBackmapper:
             whole_number(value, f"backmap: {name}", least)
         if assemble not in ("packed", "chain"):
             raise InvalidInputError(f'assemble is {assemble!r}; give "packed" or "chain"')
-        x = in_nm(trace)
+        given = given_structures(trace)
+        x = given.x
         kind = _BY_ATOMS.get(x.shape[2], self.beads) if x.ndim == 4 else self.beads
         if self._order is not None and x.ndim < 4 and x.shape[-2] == self._n_given:
             x = x[..., self._order, :]
+        if x.ndim == 3:
+            x = whole_beads(x, given.box, self.given, kind)
         beads = checked_beads(x, self.given, kind)
         if assemble == "chain" and kind not in ATOMS:
             raise InvalidInputError(f'the density of structures around beads of kind {kind!r} is not known: give '

@@ -61,7 +61,7 @@ def read_file(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str,
     path = Path(path)
     with reading(path, kind):
         if not path.is_file():
-            raise ModelFileError(f"{path}: there is no such file.")
+            raise ModelFileError(f"{path}: {'this is a folder' if path.is_dir() else 'there is no such file'}.")
         size = path.stat().st_size
         if size > MOST_BYTES:
             raise ModelFileError(f"{path} has {size:,} bytes; up to {MOST_BYTES:,} are read.")

@@ -9,8 +9,9 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
-from openmm_cgflow.compute import BATCH, Compute, Device, Parallel, seeded
+from openmm_cgflow.compute import BATCH, Compute, Device, Parallel, plain_torch, seeded
 from openmm_cgflow.coordinates import InternalCoordinates, LinearCoordinates
+from openmm_cgflow.counts import fits_memory
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import FlowSettings, JointFlow
 from openmm_cgflow.potentials import Potential
@@ -127,6 +128,7 @@ class Trained(Generic[Coordinates]):
         if self.history:
             self._count(self.history[-1]["evaluations"])
 
+    @plain_torch
     @torch.no_grad()
     def sample(self, n: int, seed: int | None = None) -> Samples:
         """`n` independent samples with importance weights.
@@ -139,10 +141,11 @@ class Trained(Generic[Coordinates]):
             seed: of the draw; a new one each call by default.
 
         Raises:
-            InvalidInputError: if `n` is not a positive integer.
+            InvalidInputError: if `n` is not a positive integer, or so many do not fit into the memory.
         """
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n <= 0:
             raise InvalidInputError(f"sample: n is {n!r}; give a positive number of samples.")
+        fits_memory(n, 2 * sum(self.coordinates.sizes), "sample: n")
         generator = seeded(seed)
         with self.compute.parallel() as parallel:
             parts = [self._draw(min(BATCH, n - i), generator, parallel) for i in range(0, n, BATCH)]
@@ -172,6 +175,7 @@ class Trained(Generic[Coordinates]):
 
         return tuple(column.cpu() for column in parallel.map(draw, self.flow.draw_noise(n, generator)))
 
+    @plain_torch
     def internal(self, positions: PositionsLike) -> tuple[Tensor, Tensor]:
         """Internal coordinates and log-determinants of positions, after checking that they can be this molecule's."""
         return self.coordinates.to_internal(self.compute.tensor(self._read(positions)))
@@ -180,6 +184,7 @@ class Trained(Generic[Coordinates]):
         """Structures or vectors `(n, ...)` that may be this flow's, checked."""
         raise NotImplementedError
 
+    @plain_torch
     @torch.no_grad()
     def logDensity(self, positions: PositionsLike) -> np.ndarray:
         """Log-density of the flow at positions, per nm^(3 atoms - 6), rigid motion taken out (for vectors: in x).
@@ -201,11 +206,13 @@ class Trained(Generic[Coordinates]):
         fine = self.coordinates.in_domain(q) & ~torch.isnan(log_prob)
         return torch.where(fine, log_prob, -torch.inf).cpu().numpy()
 
+    @plain_torch
     @torch.no_grad()
     def slowVariables(self, positions: PositionsLike) -> np.ndarray:
         """The slow variables `(n, n_slow)` of positions: torsions in radians."""
         return self.internal(positions)[0][:, : self.coordinates.sizes[0]].cpu().numpy()
 
+    @plain_torch
     @torch.no_grad()
     def freeEnergy(self, slow: Any) -> unit.Quantity:  # noqa: ANN401
         """The CG free energy `-kT log q(s)` of slow torsions, in kJ/mol.

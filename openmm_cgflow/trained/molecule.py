@@ -16,7 +16,7 @@ from torch import Tensor
 
 from openmm_cgflow.beads import Beads
 from openmm_cgflow.chemistry.system_bonds import constraints_of
-from openmm_cgflow.compute import Compute, Device
+from openmm_cgflow.compute import Compute, Device, plain_torch
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.copies import copied_system, copied_topology
 from openmm_cgflow.coverage import Coverage
@@ -67,6 +67,7 @@ class TrainedFlow(Trained[InternalCoordinates]):
 
     coverage: Coverage | None = None
 
+    @plain_torch
     def __init__(
         self,
         molecule: Molecule,
@@ -114,6 +115,7 @@ class TrainedFlow(Trained[InternalCoordinates]):
         # a poor flow's samples may have open rings, but no atom is far from that on which it was placed
         return self._structures.read(positions, only=self.coordinates.placing_pairs)
 
+    @plain_torch
     @torch.no_grad()
     def logDensity(self, positions: PositionsLike) -> np.ndarray:
         """Log-density of the flow at positions, per nm^(3 atoms - 6), rigid motion taken out.
@@ -138,6 +140,7 @@ class TrainedFlow(Trained[InternalCoordinates]):
         """
         return self._by_pieces(positions, self._log_density_of)
 
+    @plain_torch
     def slowVariables(self, positions: PositionsLike) -> np.ndarray:
         """The slow variables `(n, n_slow)` of positions, radians.
 
@@ -204,6 +207,7 @@ class TrainedFlow(Trained[InternalCoordinates]):
             ", ".join(names[:_SHOWN] or ["a straight angle"]) + (", ..." if len(names) > _SHOWN else ""),
         )
 
+    @plain_torch
     def save(self, path: str | Path) -> None:
         """Write the model to one file that holds everything: flow, coordinates, System, topology, history.
 
@@ -232,6 +236,7 @@ class TrainedFlow(Trained[InternalCoordinates]):
         return self._tensors() | {"positions": positions}, self._header() | header
 
     @classmethod
+    @plain_torch
     def load(cls, path: str | Path, device: Device | None = None) -> Self:
         """Read a model that `save` wrote. Nothing in the file is run: forces that are programs are refused.
 

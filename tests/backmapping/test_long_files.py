@@ -13,6 +13,7 @@ from molecules import MODELS
 
 import openmm_cgflow as cgf
 from openmm_cgflow.backmapping import backmap_file, long_files
+from openmm_cgflow.forcematching import BeadModel
 from openmm_cgflow.trajectory_files import WRITTEN, count_frames, frame_range, read_pieces, write_frames
 
 MODEL = MODELS / "alanine_dipeptide.cgflow"
@@ -273,3 +274,32 @@ def test_command(beads, tmp_path):
         "atoms.npz",
         "atoms.topology.pdb",
     ]
+
+
+@pytest.mark.parametrize("suffix", WRITTEN)
+def test_paths_need_not_be_ascii(flow, tmp_path, suffix):
+    folder = tmp_path / "zwölf körner"
+    folder.mkdir()
+    path, x = folder / f"häufig{suffix}", flow.sample(3, seed=1).positions
+    beads = mdtraj.Topology.from_openmm(flow.beads.topology)
+    write_frames(path, beads, [(x[:, flow.beads.atoms], np.arange(3.0))])
+    assert backmap_file(flow, path, folder / f"auf{suffix}", seed=1).structures == 3
+    assert flow.backmap(path, seed=1).positions.shape == (3, 1, 22, 3)
+    assert len(flow.slowVariables(folder / f"auf{suffix}")) == 3
+    assert len(BeadModel.fromTopology(flow.topology, flow.beads.atoms).read(path)) == 3
+    assert not [file for file in folder.iterdir() if file.name.startswith(".")]
+
+
+def test_a_package_that_a_format_needs_is_named(flow, tmp_path, monkeypatch):
+    path = tmp_path / "beads.h5"
+    path.write_bytes(b"not looked at")
+    monkeypatch.setitem(sys.modules, "tables", None)
+    for read in (flow.backmap, flow.slowVariables, BeadModel.fromTopology(flow.topology, flow.beads.atoms).read):
+        with pytest.raises(cgf.InvalidInputError, match="pip install tables"):
+            read(path)
+
+
+def test_a_scheduler_that_is_not_there_is_named(beads, tmp_path):
+    pytest.importorskip("distributed")
+    with pytest.raises(cgf.InvalidInputError, match=r"no dask scheduler at 'nowhere'.*tcp://HOST"):
+        backmap_file(MODEL, beads, tmp_path / "atoms.dcd", scheduler="nowhere")

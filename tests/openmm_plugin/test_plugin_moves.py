@@ -11,10 +11,17 @@ import openmm
 import pytest
 import torch
 from openmm import app, unit
-from openmmtools import cache, states
+from openmmtools import cache, integrators, states
 
 import openmm_cgflow as cgf
 from openmm_cgflow.openmm_plugin.moves.dynamics import ConstraintMetric, integrated_groups, thermostat_temperature
+from openmm_cgflow.openmm_plugin.moves.structure_density import StructureDensity
+from openmm_cgflow.openmm_plugin.moves.dynamics import (
+    ConstraintMetric,
+    boosts_forces,
+    integrated_groups,
+    thermostat_temperatures,
+)
 from openmm_cgflow.openmm_plugin.moves.structure_density import StructureDensity
 
 KT = 0.0083144626 * 300
@@ -360,7 +367,19 @@ def test_temperatures_are_read_wherever_they_are(flow):
     system.addForce(openmm.AndersenThermostat(310, 1))
     with pytest.raises(cgf.MismatchError, match=r"310 K"):
         cgf.FlowMonteCarlo(simulate(system, openmm.VerletIntegrator(0.001)), flow)
-    assert thermostat_temperature(simulate(chain(), openmm.VerletIntegrator(0.001)).context) is None
+    assert thermostat_temperatures(simulate(chain(), openmm.VerletIntegrator(0.001)).context) == []
+
+
+def test_every_thermostat_must_be_at_the_temperature_of_the_flow(flow):
+    system = chain()
+    system.addForce(openmm.AndersenThermostat(310, 1))
+    parts = openmm.NoseHooverIntegrator(0.001)
+    parts.addSubsystemThermostat([0, 1], [], 300, 1, 10, 1, 3, 3, 3)
+    parts.addSubsystemThermostat([2, 3], [], 310, 1, 10, 1, 3, 3, 3)
+    with pytest.raises(cgf.MismatchError, match=r"310 K"):
+        cgf.FlowMonteCarlo(simulate(system, openmm.LangevinMiddleIntegrator(300, 1, 0.001)), flow)
+    with pytest.raises(cgf.MismatchError, match=r"310 K"):
+        cgf.FlowMonteCarlo(simulate(chain(constraints=False), parts), free_flow())
 
 
 def test_an_integrator_of_which_no_temperature_can_be_read_is_said(flow, caplog):
@@ -374,6 +393,26 @@ def test_fixed_particles_and_copies_are_refused(flow):
         cgf.FlowMonteCarlo(simulate(chain((0.0, 12.0, 12.0, 12.0), constraints=False)), free_flow())
     with pytest.raises(cgf.MismatchError, match="RPMDIntegrator"):
         cgf.FlowMonteCarlo(simulate(chain(constraints=False), openmm.RPMDIntegrator(4, 300, 1, 0.001)), free_flow())
+
+
+def test_dynamics_that_samples_something_else_is_refused(flow):
+    accelerated = (
+        openmm.amd.AMDIntegrator(0.001, 10.0, 5.0),
+        openmm.amd.AMDForceGroupIntegrator(0.001, 1, 10.0, 5.0),
+        openmm.amd.DualAMDIntegrator(0.001, 1, 10.0, 5.0, 10.0, 5.0),
+    )
+    for integrator in (openmm.QTBIntegrator(300, 1, 0.001), *accelerated):
+        with pytest.raises(cgf.MismatchError, match=type(integrator).__name__):
+            cgf.FlowMonteCarlo(simulate(chain(), integrator), flow)
+    for sound in (integrators.GHMCIntegrator(), integrators.HMCIntegrator(), integrators.BAOABIntegrator()):
+        assert not boosts_forces(sound)
+
+
+def test_what_is_no_flow_or_no_simulation_is_refused(flow):
+    simulation = simulate(chain())
+    for wrong in ((simulation, "model.cgflow"), (simulation.context, flow)):
+        with pytest.raises(cgf.InvalidInputError, match=r"CGFlow\.load"):
+            cgf.FlowMonteCarlo(*wrong)
 
 
 def free_flow() -> cgf.CGFlow:

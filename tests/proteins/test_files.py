@@ -1,5 +1,6 @@
 """The command line, files in pieces and processes, and a run that goes on where it was ended."""
 
+import itertools
 from pathlib import Path
 
 import mdtraj
@@ -133,3 +134,39 @@ def test_waters_are_left_out_and_named(folder, tmp_path, caplog):
         found = backmap_protein_file(path, tmp_path / "dry.pdb", relax=0, seed=0)
     assert "1 HOH" in caplog.text
     assert found.residues == len(NAMES)
+
+
+def _split(trajectory: mdtraj.Trajectory) -> mdtraj.Trajectory:
+    """The same in a small box, with every atom inside it."""
+    lengths, right = np.full((len(trajectory), 3), 1.2), np.full((len(trajectory), 3), 90.0)
+    x = (trajectory.xyz + np.array([0.4, 0.9, 0.7])) % 1.2
+    return mdtraj.Trajectory(x, trajectory.topology, trajectory.time, lengths, right)
+
+
+def test_traces_that_a_box_splits_are_made_whole(folder, tmp_path):
+    whole = mdtraj.load(str(folder / "ca.xtc"), top=str(folder / "ca.pdb"))
+    split = _split(whole)
+    assert (np.linalg.norm(np.diff(split.xyz, axis=1), axis=2) > 0.6).any()
+    split.save(str(tmp_path / "split.trr"))
+    split[0].save(str(tmp_path / "split.pdb"))
+    backmap_protein_file(tmp_path / "split.pdb", tmp_path / "atoms.trr", tmp_path / "split.trr", relax=0, seed=1)
+    atoms = mdtraj.load(str(tmp_path / "atoms.trr"), top=str(tmp_path / "atoms.topology.pdb"))
+    pairs = list(itertools.combinations(range(len(NAMES)), 2))
+    distances = [
+        mdtraj.compute_distances(t, t.topology.select("name CA")[pairs], periodic=False) for t in (whole, atoms)
+    ]
+    np.testing.assert_allclose(*distances, atol=1e-5)
+    in_memory = cgf.ProteinBackmapper("GACKPS").backmap(split, relax=0, seed=1)
+    assert in_memory.bead_error.max() < 1e-6
+
+
+def test_residues_in_another_order_are_found_by_their_names(folder, tmp_path):
+    frames = mdtraj.load(str(folder / "ca.xtc"), top=str(folder / "ca.pdb"))
+    turned, residues = mdtraj.Topology(), list(frames.topology.residues)
+    chain = turned.add_chain()
+    for residue in residues[::-1]:
+        turned.add_atom("CA", mdtraj.element.carbon, turned.add_residue(residue.name, chain, residue.resSeq))
+    mdtraj.Trajectory(frames.xyz[:, ::-1], turned).save(str(tmp_path / "turned.gro"))
+    backmap_protein_file(folder / "ca.pdb", tmp_path / "atoms.trr", tmp_path / "turned.gro", relax=0, seed=1)
+    atoms = mdtraj.load(str(tmp_path / "atoms.trr"), top=str(tmp_path / "atoms.topology.pdb"))
+    np.testing.assert_allclose(atoms.xyz[:, atoms.topology.select("name CA")], frames.xyz, atol=1e-3)

@@ -7,7 +7,7 @@ import torch
 from openmm import unit
 from torch import Tensor, nn
 
-from openmm_cgflow.compute import Parallel
+from openmm_cgflow.compute import Parallel, plain_torch
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.forcematching.baselines.members import (
     Matched,
@@ -27,6 +27,7 @@ from openmm_cgflow.units import KB, PositionsLike, in_kelvin
 __all__ = ["fit_forces"]
 
 
+@plain_torch
 def fit_forces(
     frames: PositionsLike,
     model: BeadModel,

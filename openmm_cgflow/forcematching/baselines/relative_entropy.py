@@ -9,7 +9,7 @@ import torch
 from openmm import unit
 from torch import Tensor, nn
 
-from openmm_cgflow.compute import Parallel, seeded
+from openmm_cgflow.compute import Parallel, plain_torch, seeded
 from openmm_cgflow.errors import TrainingError
 from openmm_cgflow.forcematching.baselines.members import (
     Matched,
@@ -51,6 +51,7 @@ class EntropySettings(MatchSettings):
     points: int = 10_000
 
 
+@plain_torch
 def fit_relative_entropy(
     frames: PositionsLike,
     model: BeadModel,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from openmm_cgflow.beads import BeadParticles
 from openmm_cgflow.chemistry.molecule import bond_key
-from openmm_cgflow.compute import BATCH, seeded
+from openmm_cgflow.compute import BATCH, plain_torch, seeded
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
@@ -116,6 +116,7 @@ def frames_needed(dof: int) -> int:
     return max(60, 5 * dof)
 
 
+@plain_torch
 def fit_beads(
     frames: PositionsLike,
     model: BeadModel | None = None,

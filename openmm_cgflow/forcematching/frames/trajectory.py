@@ -1,6 +1,5 @@
 """Frames of beads in trajectories of all atoms, or of the beads alone."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,12 @@ from openmm_cgflow.atom_matching import atom_label, order_by_names, same_element
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.forcematching.frames.mapping import as_mdtraj
 from openmm_cgflow.structures import given_structures, made_whole
+from openmm_cgflow.forcematching.frames.mapping import as_mdtraj
+from openmm_cgflow.structures import given_structures, whole_frames
 from openmm_cgflow.text_files import check_encoding
+from openmm_cgflow.trajectory_files import ascii_path, why_unreadable
 
 __all__ = ["FrameReader"]
-
-_log = logging.getLogger("openmm_cgflow")
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,15 @@ class FrameReader:
             choices = [str(top) if isinstance(top, str | Path) else as_mdtraj(top)]
         else:
             choices = [beads] if self.atoms is None else [self.atoms, beads]
-        problem: Exception | None = None
+        problem: Exception = OSError("it has no frames")
         for choice in choices:
             begun = False
             try:
                 options = {} if choice is None else {"top": choice}
-                for piece in mdtraj.iterload(str(path), chunk=chunk, stride=stride, **options):
-                    begun = True
-                    yield piece
+                with ascii_path(path) as plain:
+                    for piece in mdtraj.iterload(str(plain), chunk=chunk, stride=stride, **options):
+                        begun = True
+                        yield piece
             except Exception as error:  # mdtraj's readers raise whatever they meet
                 problem = error
                 if begun:
@@ -77,7 +78,7 @@ class FrameReader:
                 return
         what = f"{len(self.labels)} beads" + (f" or {self.atoms.n_atoms} atoms" if self.atoms is not None else "")
         raise InvalidInputError(
-            f"{path} cannot be read as a trajectory of {what}: {problem}; give its own Topology as top"
+            f"{path} cannot be read as a trajectory of {what}: {why_unreadable(problem)}; give its own Topology as top"
         ) from problem
 
     def beads_of(self, piece: Any) -> np.ndarray:  # noqa: ANN401
@@ -104,7 +105,7 @@ class FrameReader:
             )
         if given.atoms is not None:
             x = self._ordered(x, list(self.topology.atoms()), given.atoms)
-        return _whole(x, np.array(self.bonds), given.box)
+        return whole_frames(x, np.array(self.bonds), given.box)
 
     def _ordered(self, x: np.ndarray, ours: Sequence[Any], theirs: Sequence[Any]) -> np.ndarray:
         """The positions in our order of atoms, by names where they tell."""
@@ -129,21 +130,5 @@ class FrameReader:
             place = {int(atom): k for k, atom in enumerate(mine)}
             bonds = [(b[0].index, b[1].index) for b in self.atoms.bonds if b[0].index in place]
             x = x.copy()
-            x[:, mine] = _whole(x[:, mine], np.array([(place[i], place[j]) for i, j in bonds]), box)
+            x[:, mine] = whole_frames(x[:, mine], np.array([(place[i], place[j]) for i, j in bonds]), box)
         return np.einsum("ba,fax->fbx", self.shares, x)
-
-
-def _whole(x: np.ndarray, bonds: np.ndarray, box: np.ndarray | None) -> np.ndarray:
-    """Frames put together across the box, where a bond is nearer to an image of its end."""
-    if box is None:
-        return x
-    box = np.broadcast_to(box, (len(x), 3, 3))
-    inverse = np.linalg.inv(box)
-    along = np.einsum("fbk,fkl->fbl", x[:, bonds[:, 1]] - x[:, bonds[:, 0]], inverse)
-    split = (np.round(along) != 0).any((1, 2))
-    if not split.any():
-        return x
-    x = x.copy()
-    x[split] = made_whole(x[split], bonds, box[split])
-    _log.info("%d of %d frames were split by their periodic box; they are made whole", split.sum(), len(x))
-    return x

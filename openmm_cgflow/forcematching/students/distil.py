@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from openmm_cgflow.compute import Parallel, seeded
+from openmm_cgflow.compute import Parallel, plain_torch, seeded
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.forcematching.density.teacher import Points, Teacher, labels, training_points
@@ -117,6 +117,7 @@ class Chain(NamedTuple):
     types: Sequence[str] | None = None
 
 
+@plain_torch
 def distil(
     teacher: Teacher,
     coordinates: InternalCoordinates,
@@ -156,6 +157,7 @@ def distil(
     return distil_many([Chain(teacher, coordinates, types)], kT, settings)[0]
 
 
+@plain_torch
 def distil_many(chains: Sequence[Chain], kT: float, settings: DistilSettings | None = None) -> list[Distilled]:
     """Students of several teachers, of different sequences, that share one network: a transferable force field.
 

@@ -10,7 +10,7 @@ from rich.progress import track
 
 from openmm_cgflow.beads import BeadParticles
 from openmm_cgflow.copies import copied_topology
-from openmm_cgflow.counts import seed_number
+from openmm_cgflow.counts import fits_memory, seed_number
 from openmm_cgflow.errors import TrainingError
 from openmm_cgflow.openmm_plugin.forces.force import BeadBackend, create_bead_force
 from openmm_cgflow.trained import TrainedFlow
@@ -68,8 +68,12 @@ def langevin_frames(
         seed: of velocities and noise.
 
     Raises:
+        InvalidInputError: so many frames do not fit into the memory.
         TrainingError: if positions are not finite any more.
     """
+    every = max(1, round(1000 * interval / timestep))
+    n, beads = max(1, round(1000 * picoseconds / timestep / every)), cg.topology.getNumAtoms()
+    fits_memory(n, 6 * beads, "simulate: the number of frames")
     integrator = openmm.LangevinMiddleIntegrator(temperature, 1 / unit.picosecond, timestep * unit.femtosecond)
     seed = 1 + seed_number(seed) % (2**31 - 1)  # OpenMM takes 0 for "choose one"
     integrator.setRandomNumberSeed(seed)
@@ -77,8 +81,7 @@ def langevin_frames(
     context = openmm.Context(cg.system, integrator, openmm.Platform.getPlatformByName("Reference"))
     context.setPositions(cg.positions)
     context.setVelocitiesToTemperature(temperature, seed)
-    every = max(1, round(1000 * interval / timestep))
-    frames = np.empty((max(1, round(1000 * picoseconds / timestep / every)), cg.topology.getNumAtoms(), 3))
+    frames = np.empty((n, beads, 3))
     for frame in track(frames, description="beads", transient=True):
         integrator.step(every)
         frame[:] = context.getState(positions=True).getPositions(asNumpy=True)._value

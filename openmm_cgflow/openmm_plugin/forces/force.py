@@ -11,6 +11,7 @@ import numpy as np
 import openmm
 import torch
 
+from openmm_cgflow.compute import plain_torch, with_plain_torch
 from openmm_cgflow.counts import indices
 from openmm_cgflow.errors import InvalidInputError, MismatchError, TrainingError, UnsupportedForceError
 from openmm_cgflow.openmm_plugin.forces.bead_free_energy import BeadFreeEnergy
@@ -74,7 +75,8 @@ class PythonFreeEnergy:
             known = self._factor = factor, torch.tensor(factor, dtype=torch.float64)
         if self._compiled is None:
             compiler = compile_to_machine_code if self.machine_code else compile_forces
-            self._compiled = compiler(self.module, self.positions)
+            with with_plain_torch():
+                self._compiled = compiler(self.module, self.positions)
         with torch.no_grad():
             energy, pulled = self._compiled(torch.from_numpy(x[self._chosen]), known[1])
         value = energy.item()
@@ -194,6 +196,7 @@ class _Scaled(torch.nn.Module):
         return self.energy(positions).to(torch.float64).sum() * scale.to(torch.float64)
 
 
+@plain_torch
 def force_from_energy(
     module: torch.nn.Module,
     start: PositionsLike,

@@ -8,9 +8,10 @@ from openmm import unit
 
 from openmm_cgflow.units import KB
 
-__all__ = ["ConstraintMetric", "integrated_groups", "thermostat_temperature"]
+__all__ = ["ConstraintMetric", "boosts_forces", "current_integrator", "integrated_groups", "thermostat_temperatures"]
 
 _ALL_GROUPS = 0xFFFFFFFF
+_NAME, _FORCE, _ENERGY = re.compile(r"[A-Za-z_]\w*"), re.compile(r"f\d*"), re.compile(r"energy\d*")
 _READ = re.compile(r"\b(f|energy)(\d*)\b")
 
 
@@ -35,22 +36,56 @@ def integrated_groups(integrator: openmm.Integrator) -> set[int]:
     return named | groups if "" in wanted else named
 
 
-def thermostat_temperature(context: openmm.Context) -> unit.Quantity | None:
-    """The temperature at which dynamics is held; None where there is no thermostat, or none that can be read.
+def thermostat_temperatures(context: openmm.Context) -> list[unit.Quantity]:
+    """The temperature of each thermostat; there are none where dynamics has none, or none that can be read.
 
     Of a `CustomIntegrator` the global variable `kT` is read, as `MTSLangevinIntegrator` has it.
     """
-    integrator = context.getIntegrator()
-    if isinstance(integrator, openmm.CompoundIntegrator):
-        integrator = integrator.getIntegrator(integrator.getCurrentIntegrator())
-    if hasattr(integrator, "getTemperature"):
-        return integrator.getTemperature()
-    if isinstance(integrator, openmm.CustomIntegrator):
+    integrator, found = current_integrator(context), []
+    if isinstance(integrator, openmm.NoseHooverIntegrator):
+        found += [integrator.getTemperature(chain) for chain in range(integrator.getNumThermostats())]
+    elif hasattr(integrator, "getTemperature"):
+        found.append(integrator.getTemperature())
+    elif isinstance(integrator, openmm.CustomIntegrator):
         names = [integrator.getGlobalVariableName(k) for k in range(integrator.getNumGlobalVariables())]
         if "kT" in names:
-            return integrator.getGlobalVariableByName("kT") / KB * unit.kelvin
+            found.append(integrator.getGlobalVariableByName("kT") / KB * unit.kelvin)
     andersen = openmm.AndersenThermostat.Temperature()
-    return context.getParameter(andersen) * unit.kelvin if andersen in context.getParameters() else None
+    if andersen in context.getParameters():
+        found.append(context.getParameter(andersen) * unit.kelvin)
+    return found
+
+
+def current_integrator(context: openmm.Context) -> openmm.Integrator:
+    """The integrator of a Context, and of a `CompoundIntegrator` the current one."""
+    integrator = context.getIntegrator()
+    if isinstance(integrator, openmm.CompoundIntegrator):
+        return integrator.getIntegrator(integrator.getCurrentIntegrator())
+    return integrator
+
+
+def boosts_forces(integrator: openmm.Integrator) -> bool:
+    """Whether a `CustomIntegrator` changes forces by what the energy is, as accelerated dynamics does.
+
+    A step of it reads both, or globals and forces of the particles that were made of them before. Metropolized
+    integrators read energies too, but not where they read forces.
+    """
+    if not isinstance(integrator, openmm.CustomIntegrator):
+        return False
+    of_energy, of_force = set[str](), set[str]()
+    for k in range(integrator.getNumComputations()):
+        kind, variable, expression = integrator.getComputationStep(k)
+        read = set(_NAME.findall(expression))
+        forced = bool(read & of_force) or any(_FORCE.fullmatch(name) for name in read)
+        if forced and (read & of_energy or any(_ENERGY.fullmatch(name) for name in read)):
+            return True
+        if kind == openmm.CustomIntegrator.ComputeGlobal and (
+            read & of_energy or any(_ENERGY.fullmatch(name) for name in read)
+        ):
+            of_energy.add(variable)
+        elif _FORCE.fullmatch(expression.strip()):
+            of_force.add(variable)
+    return False
 
 
 class ConstraintMetric:

@@ -12,13 +12,14 @@ from openmm_cgflow.atom_matching import order_by_names, same_elements, symbol_of
 from openmm_cgflow.chemistry.system_bonds import constraints_of
 from openmm_cgflow.errors import MismatchError
 from openmm_cgflow.openmm_plugin.moves.dynamics import thermostat_temperature
+from openmm_cgflow.openmm_plugin.moves.dynamics import boosts_forces, current_integrator, thermostat_temperatures
 from openmm_cgflow.trained import TrainedFlow
 
 __all__ = [
+    "check_dynamics",
     "check_masses",
     "check_system",
     "check_temperature",
-    "check_thermostat",
     "check_topology",
     "find_molecule",
     "same_temperature",
@@ -28,6 +29,10 @@ _log = logging.getLogger("openmm_cgflow")
 _SAME_LENGTH = 1e-5  # nm
 _SAME_TEMPERATURE = 1e-4  # relative
 _SAME_MASS = 1e-3  # relative
+_OTHERS = {
+    openmm.RPMDIntegrator: "moves many copies of the molecule",
+    openmm.QTBIntegrator: "gives the molecule a quantum bath",
+}
 
 
 def find_molecule(flow: TrainedFlow, topology: app.Topology) -> list[int]:
@@ -161,20 +166,23 @@ def check_temperature(flow: TrainedFlow, temperature: unit.Quantity, fix: str) -
         raise MismatchError(f"the temperature is {theirs:g} K, but the flow was trained at {ours:g} K: {fix}")
 
 
-def check_thermostat(flow: TrainedFlow, context: openmm.Context, fix: str) -> None:
-    """Refuse a Context whose dynamics is held at another temperature than that of the flow, or is one of many copies.
+def check_dynamics(flow: TrainedFlow, context: openmm.Context, fix: str) -> None:
+    """Refuse a Context whose dynamics samples something else than its energy at the temperature of the flow.
 
     Raises:
-        MismatchError: with `fix`.
+        MismatchError: for a thermostat at another temperature, with `fix`; for many copies of the molecule, a quantum
+            bath, or forces that an integrator changes.
     """
-    integrator = context.getIntegrator()
-    if isinstance(integrator, openmm.RPMDIntegrator):
+    integrator = current_integrator(context)
+    other = _OTHERS.get(type(integrator))
+    if other is None and boosts_forces(integrator):
+        other = "changes forces where the energy is low, and its frames need weights"
+    if other is not None:
         raise MismatchError(
-            "an RPMDIntegrator moves many copies of the molecule, but a proposal replaces one structure: use a "
-            "classical integrator, such as LangevinMiddleIntegrator."
+            f"{type(integrator).__name__} {other}, but a proposal is accepted for one structure by the System's own "
+            "energy: use another integrator, such as LangevinMiddleIntegrator."
         )
-    temperature = thermostat_temperature(context)
-    if temperature is not None:
+    for temperature in thermostat_temperatures(context):
         check_temperature(flow, temperature, fix)
 
 

@@ -16,6 +16,9 @@ from openmm_cgflow.errors import InvalidInputError, ModelFileError, TrainingErro
 from openmm_cgflow.openmm_plugin.moves.dynamics import ConstraintMetric, integrated_groups, thermostat_temperature
 from openmm_cgflow.openmm_plugin.moves.matching import check_masses, check_system, check_thermostat, check_topology
 from openmm_cgflow.openmm_plugin.moves.proposals import IndependenceSampler
+from openmm_cgflow.openmm_plugin.moves.dynamics import ConstraintMetric, integrated_groups, thermostat_temperatures
+from openmm_cgflow.openmm_plugin.moves.matching import check_dynamics, check_masses, check_system, check_topology
+from openmm_cgflow.openmm_plugin.moves.proposals import IndependenceSampler
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import KB
 
@@ -92,7 +95,8 @@ class FlowMonteCarlo:
 
     Raises:
         MismatchError: for a Simulation of another molecule, with other constraints or at another temperature.
-        InvalidInputError: if `frequency` is not a positive integer, or the log cannot be written.
+        InvalidInputError: for what is no Simulation or no flow of a molecule, if `frequency` is not a positive integer,
+            or the log cannot be written.
 
     Example:
         monte_carlo = cgf.FlowMonteCarlo(simulation, flow, frequency=500)  # as openmm.app.Metadynamics is used
@@ -118,11 +122,16 @@ class FlowMonteCarlo:
 
     def _check(self, simulation: app.Simulation) -> None:
         """Whether flow and Simulation belong together, and what the dynamics of this System samples."""
+        if not isinstance(self.flow, TrainedFlow) or not isinstance(simulation, app.Simulation):
+            raise InvalidInputError(
+                f"FlowMonteCarlo: simulation is a {type(simulation).__name__} and flow a {type(self.flow).__name__}; "
+                "give an openmm.app.Simulation and a CGFlow (of a file: CGFlow.load)."
+            )
         check_topology(self.flow, simulation.topology)
         check_system(self.flow, simulation.system)
         check_masses(self.flow, simulation.system)
-        self._check_temperature(simulation)
-        if thermostat_temperature(simulation.context) is None:
+        self._check_dynamics(simulation)
+        if not thermostat_temperatures(simulation.context):
             logging.getLogger("openmm_cgflow").warning(
                 "FlowMonteCarlo: no temperature can be read from this integrator (%s); if it has a thermostat, it must "
                 "be at %g K, the temperature of the flow.",
@@ -131,8 +140,8 @@ class FlowMonteCarlo:
             )
         self._simulation, self._metric = simulation, ConstraintMetric(simulation.system)
 
-    def _check_temperature(self, simulation: app.Simulation) -> None:
-        check_thermostat(
+    def _check_dynamics(self, simulation: app.Simulation) -> None:
+        check_dynamics(
             self.flow, simulation.context, "set the thermostat to that, or train a flow at this temperature."
         )
 
@@ -181,7 +190,7 @@ class FlowMonteCarlo:
         """
         if simulation is not self._simulation:
             self._check(simulation)
-        self._check_temperature(simulation)
+        self._check_dynamics(simulation)
         accepted, log_ratio = attempt(simulation.context, self._sampler, self.flow.temperature, self._metric)
         if self._log is not None:
             s = self._sampler

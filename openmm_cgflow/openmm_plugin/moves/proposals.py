@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from openmm_cgflow.compute import plain_torch
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.openmm_plugin.moves.structure_density import StructureDensity
 from openmm_cgflow.trained import TrainedFlow
@@ -36,6 +37,7 @@ class IndependenceSampler:
         outside: how many found a structure that the flow never gives (another isomer), where it cannot be left.
     """
 
+    @plain_torch
     def __init__(self, flow: TrainedFlow, seed: int, batch: int = 1024) -> None:
         self.flow, self._batch = flow, batch
         self.density = StructureDensity.of(flow)
@@ -48,6 +50,7 @@ class IndependenceSampler:
         """Share of the proposals that were accepted; NaN before the first."""
         return self.accepted / self.attempted if self.attempted else math.nan
 
+    @plain_torch
     def propose(self, positions: np.ndarray) -> tuple[np.ndarray, float]:
         """A proposal `(atoms, 3)` in nm around the centroid of the current positions, and its log-density.
 

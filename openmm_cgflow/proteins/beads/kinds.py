@@ -19,6 +19,11 @@ from openmm_cgflow.proteins.chain.residues import OTHER_NAMES, PUBLIC_NAMES, VAR
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
 from openmm_cgflow.proteins.chain.trace import checked_trace
 from openmm_cgflow.proteins.placing.layout import ProteinLayout
+from openmm_cgflow.proteins.placing.layout import ProteinLayout
+from openmm_cgflow.proteins.chain.residues import OTHER_NAMES, PUBLIC_NAMES, VARIANTS
+from openmm_cgflow.proteins.chain.sequence import ProteinSequence
+from openmm_cgflow.proteins.chain.trace import checked_trace
+from openmm_cgflow.structures import whole_frames
 from openmm_cgflow.units import PositionsLike, in_nm
 
 __all__ = [
@@ -35,6 +40,7 @@ __all__ = [
     "first_beads",
     "kind_of_names",
     "rough_trace",
+    "whole_beads",
 ]
 
 BeadKind = Literal["ca", "n-ca-c", "backbone", "martini2", "martini3", "com"]
@@ -273,6 +279,21 @@ def first_beads(sequence: ProteinSequence, kind: str) -> np.ndarray:
     """Index of the first bead of each residue, `(residues,)`."""
     counts = [len(bead_names(kind, residue.variant)) for residue in sequence.residues]
     return np.cumsum([0, *counts[:-1]])
+
+
+def whole_beads(x: np.ndarray, box: np.ndarray | None, sequence: ProteinSequence, kind: BeadKind) -> np.ndarray:
+    """Beads `(frames, beads, 3)`, nm, each chain put together where its box `(frames, 3, 3)` splits it, if it is known.
+
+    Another number of beads than these residues have, and values that are not finite, are left as they are.
+    """
+    names = [bead_names(kind, residue.variant) for residue in sequence.residues]
+    owner = np.repeat(np.arange(len(names)), [len(of_residue) for of_residue in names])
+    if x.shape[1] != len(owner) or not np.isfinite(x).all():
+        return x
+    first = first_beads(sequence, kind)
+    chain = [(first[k], first[k + 1]) for k in range(len(first) - 1) if not sequence.is_last(k)]
+    inner = [(first[k], bead) for bead, k in enumerate(owner) if bead != first[k]]
+    return whole_frames(x, np.array([*chain, *inner]).reshape(-1, 2), box)
 
 
 def checked_beads(beads: PositionsLike, sequence: ProteinSequence, kind: BeadKind) -> np.ndarray:

@@ -68,7 +68,8 @@ def _refuse_wrong_distances(x: np.ndarray, sequence: ProteinSequence) -> None:
         frame, k = wrong[0]
         many = len(wrong) > 0.3 * length[:, inner].size
         cause = (
-            "beads are in another order than the sequence, or are no alpha carbons"
+            "beads are in another order than the sequence, are no alpha carbons, or the molecule is split by a "
+            "periodic box that is not known: make it whole (trajectory.make_molecules_whole())"
             if many
             else "residues are missing there, the molecule is split by a periodic box, or a chain ends there: give "
             "what is missing, make it whole (trajectory.make_molecules_whole()), or begin a new chain (/ in the "

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openmm_cgflow.compute import plain_torch
 from openmm_cgflow.errors import ModelFileError
 from openmm_cgflow.proteins.chain.geometry import residue_frames
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
@@ -101,6 +102,7 @@ class FragmentLibrary:
             for k, residue in enumerate(sequence.residues)
         ]
 
+    @plain_torch
     def save(self, path: str | Path) -> None:
         """Write the library, whole or not at all; free energies as float16.
 
@@ -114,6 +116,7 @@ class FragmentLibrary:
         write_file(path, KIND, tensors, header)
 
     @classmethod
+    @plain_torch
     def train(
         cls,
         forcefield: str | Sequence[str],
@@ -178,6 +181,7 @@ class FragmentLibrary:
         return cls.load(path)
 
     @classmethod
+    @plain_torch
     def load(cls, path: str | Path | None = None) -> "FragmentLibrary":
         """The library of a file, or the one that is shipped.
 
