@@ -9,11 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import openmm
 from openmm import app, unit
+from torch import Tensor
 
 from openmm_cgflow.audit import LEAST
 from openmm_cgflow.audit import audit as run_audit
 from openmm_cgflow.backmapping import Backmapped, JoinedDensity, backmap
 from openmm_cgflow.chemistry import kept_isomers, perceive
+from openmm_cgflow.chemistry.puckers import flipped_forms
 from openmm_cgflow.compute import Compute, Device, plain_torch
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.counts import many, seed_number
@@ -109,6 +111,15 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
 
     def _described(self) -> list[Any]:
         return [system_to_xml(self._system), self.coordinates.state()]
+
+    def _forms(self) -> Tensor | None:
+        molecule = perceive(self.topology, self._system, self.positions).molecule
+        forms = flipped_forms(molecule, self._system)
+        if not forms:
+            return None
+        q, _ = self.coordinates.to_internal(self.compute.tensor(np.stack(forms)))
+        inside = self.coordinates.in_domain(q)
+        return q[inside].float() if bool(inside.any()) else None
 
     def _read_frames(self, frames: PositionsLike) -> np.ndarray:
         x = self._structures.read(frames, closest=OVERLAP)

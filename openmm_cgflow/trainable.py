@@ -136,6 +136,7 @@ class Trainable(Trained[Coordinates]):
             if settings is not None:
                 trainer.follow(settings)
             trainer.task.frames, self._trainer = rows, trainer
+            trainer.task.forms = self._forms() if trainer.loop.stage == "laplace" else None
             fresh = not trainer.history
             with (
                 Interruptible() as interrupted,
@@ -207,6 +208,10 @@ class Trainable(Trained[Coordinates]):
     def _described(self) -> list[Any]:
         """What tells the target apart from others, as what JSON can hold."""
         raise NotImplementedError
+
+    def _forms(self) -> Tensor | None:
+        """Rows `(k, dof)` of minima that are known before the training, if there are any."""
+        return None
 
     def _read_frames(self, frames: PositionsLike) -> np.ndarray:
         """Frames to learn from `(n, ...)`, checked."""

@@ -8,7 +8,7 @@ from openmm_cgflow.flows.coupling import SinhArcsinhCoupling
 from openmm_cgflow.flows.factor import Chain, Decoded, Encoded, Factor
 from openmm_cgflow.flows.joint import AtomFlow, BeadFlow, FlowSettings, JointFlow
 from openmm_cgflow.flows.mixture import MixtureDensity
-from openmm_cgflow.flows.scored import ScoredSamples, draw_with_score
+from openmm_cgflow.flows.scored import Given, ScoredSamples, draw_with_score
 from openmm_cgflow.flows.soft import SoftVariables
 from openmm_cgflow.flows.stiff import StiffDensity
 
@@ -20,6 +20,7 @@ __all__ = [
     "Encoded",
     "Factor",
     "FlowSettings",
+    "Given",
     "JointFlow",
     "MixtureDensity",
     "ScoredSamples",

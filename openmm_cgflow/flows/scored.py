@@ -8,7 +8,21 @@ from torch import Tensor
 from openmm_cgflow.flows.by_hand import Gradients, differentiable
 from openmm_cgflow.flows.joint import JointFlow
 
-__all__ = ["ScoredSamples", "draw_with_score"]
+__all__ = ["Given", "ScoredSamples", "draw_with_score"]
+
+
+class Given(NamedTuple):
+    """Soft variables to be taken in place of those made of noise.
+
+    Attributes:
+        slow: `(batch, n_slow)`.
+        log_prob: the flow's log-density of these, `(batch,)`.
+        rotors: `(n, n_rotors)`, of the first n rows; the others are made of noise.
+    """
+
+    slow: Tensor
+    log_prob: Tensor
+    rotors: Tensor | None = None
 
 
 class ScoredSamples(NamedTuple):
@@ -27,7 +41,7 @@ class ScoredSamples(NamedTuple):
     score: Tensor
 
 
-def draw_with_score(flow: JointFlow, noise: Tensor, given: tuple[Tensor, Tensor] | None = None) -> ScoredSamples:
+def draw_with_score(flow: JointFlow, noise: Tensor, given: Given | None = None) -> ScoredSamples:
     """The samples that `flow.sample_from` would make, with the score; but for `q`, nothing is differentiable.
 
     The atoms see the beads whitened, `w`. What their log-density says about these goes through the beads' colour
@@ -36,26 +50,27 @@ def draw_with_score(flow: JointFlow, noise: Tensor, given: tuple[Tensor, Tensor]
     Arguments:
         flow: what is sampled.
         noise: from `flow.draw_noise`.
-        given: slow variables `(batch, n_slow)` to be taken in place of those made of the noise, and the flow's
-            log-density `(batch,)` at these.
+        given: soft variables that are drawn already.
     """
     beads, atoms, rotors = flow.bead_flow.stiff, flow.atom_flow.stiff, flow.atom_flow.rotors
     with torch.no_grad():
         slow_noise, bead_latent, rotor_noise, atom_latent = flow.split_noise(noise)
         if given is None:
             slow = flow.bead_flow.slow.draw(slow_noise, noise[:, :0])
-            given = slow, flow.bead_flow.slow.learned_log_prob(slow)
-        slow, log_prob_slow = given
+            given = Given(slow, flow.bead_flow.slow.learned_log_prob(slow))
+        slow = given.slow
         features = flow.bead_flow.slow.features(slow)
         shown = features.shape[1] + torch.arange(beads.n, device=noise.device)
         bead = beads.push(bead_latent, features, shown[:0])
         context = torch.cat([features, bead.whitened], dim=1)
         rotor = rotors.draw(rotor_noise, context)
+        if given.rotors is not None:
+            rotor[: len(given.rotors)] = given.rotors
         atom = atoms.push(atom_latent, torch.cat([context, rotors.features(rotor)], dim=1), shown)
         atom_score, change = atoms.colour_score(atom.tape, atom.score)
         bead_score, _ = beads.colour_score(bead.tape, bead.score + atom.context_score + change)
         score = torch.cat([torch.zeros_like(slow), bead_score, torch.zeros_like(rotor), atom_score], dim=1)
-        log_prob_soft = log_prob_slow + rotors.learned_log_prob(rotor, context)
+        log_prob_soft = given.log_prob + rotors.learned_log_prob(rotor, context)
 
     def pull_beads(values: Tensor, whitened: Tensor) -> tuple[list[Tensor], Gradients]:
         return [], beads.pull(bead.tape, values, whitened)[1]

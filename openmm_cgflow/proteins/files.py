@@ -15,7 +15,6 @@ import mdtraj
 import numpy as np
 from openmm import app
 
-from openmm_cgflow.structure_checks import StructureChecks
 from openmm_cgflow.atom_matching import match_atoms
 from openmm_cgflow.backmapping import Joined, all_pieces, in_processes, kept_pieces, outputs_beside, progress_bar
 from openmm_cgflow.compute import plain_torch

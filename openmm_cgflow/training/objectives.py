@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from openmm_cgflow.flows import Factor, JointFlow, draw_with_score
+from openmm_cgflow.flows import Factor, Given, JointFlow, draw_with_score
 from openmm_cgflow.sampling import BoltzmannTarget, soften_log_weights
 
 __all__ = [
@@ -38,9 +38,9 @@ def stiff_divergence(
     flow: JointFlow,
     target: BoltzmannTarget,
     noise: Tensor,
-    given: tuple[Tensor, Tensor] | None,
+    given: Given | None,
     least_ess: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A divergence between `q(stiff | soft)` and `p(stiff | soft)`, on own samples.
 
     Between the reverse and the forward Kullback-Leibler divergence: samples count by their importance weights raised to
@@ -56,13 +56,12 @@ def stiff_divergence(
         flow: whose stiff densities are trained.
         target: gives the action.
         noise: from `flow.draw_noise`.
-        given: slow variables `(batch, n_slow)` in place of those made of the noise, and the flow's log-density
-            `(batch,)` at these.
+        given: soft variables in place of those made of the noise.
         least_ess: share of the samples that is to be effective, in (0, 1].
 
     Returns:
-        the reverse divergence up to a constant, with the gradient as above; the samples `(batch, dof)`; and their
-        log-weights `(batch,)`.
+        the reverse divergence up to a constant, with the gradient as above; the samples `(batch, dof)`; their
+        log-weights and the flow's log-density of their soft variables, `(batch,)` each.
     """
     drawn = draw_with_score(flow, noise, given)
     leaf = drawn.q.detach().requires_grad_(True)
@@ -77,7 +76,7 @@ def stiff_divergence(
     (weights,) = torch.autograd.grad((torch.softmax(softened, 0) * divergence).sum(), raw)
     force = weights.unsqueeze(1) * (drawn.score + slope)
     path = (torch.where(torch.isfinite(force), force, 0.0) * drawn.q).sum()
-    return divergence.mean().detach() + path - path.detach(), leaf.detach(), log_weights
+    return divergence.mean().detach() + path - path.detach(), leaf.detach(), log_weights, drawn.log_prob_soft
 
 
 def reverse_kl(

@@ -1,6 +1,5 @@
 """What the stages of a training share: the flow, its target, and what they hand to one another."""
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from openmm_cgflow.compute import CHUNK
-from openmm_cgflow.flows import JointFlow, SoftVariables
+from openmm_cgflow.flows import JointFlow
 from openmm_cgflow.sampling import BoltzmannTarget, Drawn
 from openmm_cgflow.storage import fill, read_as
+from openmm_cgflow.training.broad import Broad
 from openmm_cgflow.training.loop import Loop
 from openmm_cgflow.training.replay import Replay
 from openmm_cgflow.training.settings import TrainSettings
@@ -34,7 +34,8 @@ class Task:
         settings: the recipe.
         generator: of everything random.
         frames: rows `(n, dof)` of a simulation to learn from as well, if there are any.
-        broad: the density of the slow variables at the start, once there is one.
+        forms: rows `(k, dof)`, minima that are known before, such as the other chair of a ring: the start has them.
+        broad: the densities of the soft variables at the start, once there are any.
         soft: `(n_soft,)` indices of the soft variables.
         stiff: `(n_stiff,)` indices of the stiff coordinates.
         replay: own samples, kept.
@@ -45,7 +46,8 @@ class Task:
     settings: TrainSettings
     generator: torch.Generator
     frames: Tensor | None = None
-    broad: SoftVariables | None = None
+    forms: Tensor | None = None
+    broad: Broad | None = None
     soft: Tensor = field(init=False)
     stiff: Tensor = field(init=False)
     replay: Replay = field(init=False)
@@ -136,5 +138,5 @@ class Task:
         self.replay.dropped = read_as(int, state["dropped"], "dropped")
         self.broad = None
         if state["broad"] is not None:
-            self.broad = copy.deepcopy(self.flow.bead_flow.slow)
+            self.broad = Broad(self.flow)
             fill(self.broad, state["broad"])

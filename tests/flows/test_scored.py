@@ -7,7 +7,7 @@ import torch
 from test_flows import joint, shake
 from torch import Tensor, nn
 
-from openmm_cgflow.flows import JointFlow, MixtureDensity, draw_with_score
+from openmm_cgflow.flows import Given, JointFlow, MixtureDensity, draw_with_score
 from openmm_cgflow.flows.by_hand import asinh, tanh
 from openmm_cgflow.sampling import soften_log_weights
 from openmm_cgflow.training.objectives import clip_action, stiff_divergence
@@ -41,7 +41,8 @@ def divergence_by_autograd(flow, target, noise, slow, least_ess):
     leaf = q.detach().requires_grad_(True)
     log_prob, action = flow.log_prob_stiff(leaf), target.action(leaf)
     with torch.no_grad():
-        log_weights = -action - log_prob - flow.log_prob_soft(leaf)
+        log_prob_soft = flow.log_prob_soft(leaf)
+        log_weights = -action - log_prob - log_prob_soft
         log_weights = torch.where(torch.isfinite(log_weights), log_weights, -torch.inf)
         weights = torch.softmax(soften_log_weights(log_weights, least_ess, 5 / len(q))[0], 0)
     divergence = log_prob + action
@@ -50,7 +51,7 @@ def divergence_by_autograd(flow, target, noise, slow, least_ess):
     divergence = clip_action(torch.where(finite, divergence, torch.inf), ceiling)
     (force,) = torch.autograd.grad((weights * divergence).sum(), leaf)
     path = (torch.where(torch.isfinite(force), force, 0.0) * q).sum()
-    return divergence.mean().detach() + path - path.detach(), leaf.detach(), log_weights
+    return divergence.mean().detach() + path - path.detach(), leaf.detach(), log_weights, log_prob_soft
 
 
 def gradients(loss: Tensor, flow: JointFlow) -> dict[str, Tensor]:
@@ -65,7 +66,7 @@ def test_divergence_by_hand_is_that_by_autograd(sizes, given):
     flow = joint(sizes)
     noise = flow.draw_noise(64, torch.Generator().manual_seed(1))
     slow = 0.3 * torch.ones(64, sizes[0], dtype=torch.float64) if given else None
-    own = None if slow is None else (slow, flow.bead_flow.slow.log_prob(slow).detach())
+    own = None if slow is None else Given(slow, flow.bead_flow.slow.log_prob(slow).detach())
     ours = stiff_divergence(flow, Waves(), noise, own, 0.3)
     theirs = divergence_by_autograd(flow, Waves(), noise, slow, 0.3)
     for a, b in zip(ours, theirs, strict=True):

@@ -14,8 +14,6 @@ from openmm import app, unit
 from openmmtools import cache, integrators, states
 
 import openmm_cgflow as cgf
-from openmm_cgflow.openmm_plugin.moves.dynamics import ConstraintMetric, integrated_groups, thermostat_temperature
-from openmm_cgflow.openmm_plugin.moves.structure_density import StructureDensity
 from openmm_cgflow.openmm_plugin.moves.dynamics import (
     ConstraintMetric,
     boosts_forces,

@@ -8,7 +8,7 @@ from molecules import load
 from torch import Tensor, nn
 
 import openmm_cgflow as cgf
-from openmm_cgflow.flows import FlowSettings, JointFlow, SoftVariables
+from openmm_cgflow.flows import FlowSettings, Given, JointFlow, draw_with_score
 from openmm_cgflow.training import (
     AdaptiveTempering,
     Budget,
@@ -18,6 +18,7 @@ from openmm_cgflow.training import (
     TrainSettings,
     laplace,
 )
+from openmm_cgflow.training.broad import Broad
 from openmm_cgflow.training.laplace import curvature_factor
 from openmm_cgflow.training.objectives import clip_action, stiff_divergence
 from openmm_cgflow.training.start import anneal_soft
@@ -88,26 +89,39 @@ def test_annealed_walkers_follow_the_flattened_density():
     assert torch.cos(q[:, 0] - 1).mean().item() == pytest.approx(0.698, abs=0.03)
 
 
-def test_defended_slow_variables_have_the_weights_of_both_densities():
-    flow = cgf.CGFlow(*load("butane"))
+@pytest.mark.parametrize("name", ["butane", "cyclohexanol"])
+def test_defended_soft_variables_have_the_weights_of_both_densities(name):
+    """Of cyclohexanol the rotors, which are torsions of its ring, are defended as well."""
+    flow = cgf.CGFlow(*load(name), device="cpu")
     trainer = Trainer(flow.flow, flow.target, TrainSettings(defended=0.25))
     noise = flow.flow.draw_noise(4000, torch.Generator().manual_seed(0))
-    _, log_ratio, own = trainer.refine.defended(noise)
-    assert own.all()
-    assert not log_ratio.any()
-    trainer.task.broad = SoftVariables(torch.zeros(1), torch.tensor([2 * math.pi]))
+    assert trainer.refine.defended(noise) is None
+    broad = trainer.task.broad = Broad(flow.flow)
+    assert (broad.rotors is not None) == (name == "cyclohexanol")
     with torch.no_grad():
-        for parameter in flow.flow.bead_flow.slow.parameters():
+        for parameter in [*flow.flow.bead_flow.slow.parameters(), *flow.flow.atom_flow.rotors.parameters()]:
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    (slow, log_prob), log_ratio, own = trainer.refine.defended(noise)
-    assert own.float().mean() == 0.75
+    defended = trainer.refine.defended(noise)
+    drawn = draw_with_score(flow.flow, noise, defended.given)
+    log_ratio = trainer.refine.log_ratio(defended, drawn.q.detach(), drawn.log_prob_soft)
+    assert defended.own.float().mean() == 0.75
     share = torch.exp(-log_ratio)  # the flow's density over that of the mixture: its mean over the mixture is 1
+    assert share.std() > 0.05
     assert share.mean().item() == pytest.approx(1, abs=4 * share.std().item() / 4000**0.5)
     assert share.max() <= 1 / 0.75 + 1e-4
+    slow = defended.given.slow
     with torch.no_grad():
-        q, r = (density.log_prob(slow, slow[:, :0]) for density in (flow.flow.bead_flow.slow, trainer.task.broad))
-    torch.testing.assert_close(log_prob, q, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(log_ratio, torch.log(0.75 + 0.25 * torch.exp(r - q)), rtol=1e-4, atol=1e-4)
+        q, r = (density.log_prob(slow, slow[:, :0]) for density in (flow.flow.bead_flow.slow, broad.slow))
+    torch.testing.assert_close(defended.given.log_prob, q, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(defended.difference, r - q, rtol=1e-4, atol=1e-4)
+
+
+def test_both_chairs_of_a_ring_are_learned():
+    """They are half of the ensemble each. One was lost, with stiff torsions twenty widths from those of the other."""
+    flow = train(20_000, "cyclohexanol")
+    q, _ = flow.coordinates.to_internal(torch.as_tensor(flow.sample(2000, seed=1).positions))
+    towards_oxygen = q[:, flow.coordinates.names.index("torsion LIG1:C5 LIG1:C6 LIG1:C1 LIG1:O1")]
+    assert 0.05 < (torch.cos(towards_oxygen) < 0).float().mean() < 0.95
 
 
 def test_parallel_gradients_are_those_of_one_worker():
@@ -171,8 +185,8 @@ def test_divergence_of_the_stiff_variables_reaches_its_minimum(least_ess):
     for _ in range(250):
         slow = 2 * math.pi * torch.rand(128, 1, generator=generator, dtype=torch.float64)
         noise = flow.draw_noise(128, generator)
-        given = slow, flow.bead_flow.slow.log_prob(slow).detach()
-        loss, _, _ = stiff_divergence(flow, target, noise, given, least_ess)
+        given = Given(slow, flow.bead_flow.slow.log_prob(slow).detach())
+        loss, *_ = stiff_divergence(flow, target, noise, given, least_ess)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -12,8 +12,6 @@ from openmm import app
 from openmm_cgflow.atom_matching import atom_label, order_by_names, same_elements, symbol_of
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.forcematching.frames.mapping import as_mdtraj
-from openmm_cgflow.structures import given_structures, made_whole
-from openmm_cgflow.forcematching.frames.mapping import as_mdtraj
 from openmm_cgflow.structures import given_structures, whole_frames
 from openmm_cgflow.text_files import check_encoding
 from openmm_cgflow.trajectory_files import ascii_path, why_unreadable

@@ -11,8 +11,11 @@ from openmm import app, unit
 from openmm_cgflow.atom_matching import order_by_names, same_elements, symbol_of
 from openmm_cgflow.chemistry.system_bonds import constraints_of
 from openmm_cgflow.errors import MismatchError
-from openmm_cgflow.openmm_plugin.moves.dynamics import thermostat_temperature
-from openmm_cgflow.openmm_plugin.moves.dynamics import boosts_forces, current_integrator, thermostat_temperatures
+from openmm_cgflow.openmm_plugin.moves.dynamics import (
+    boosts_forces,
+    current_integrator,
+    thermostat_temperatures,
+)
 from openmm_cgflow.trained import TrainedFlow
 
 __all__ = [

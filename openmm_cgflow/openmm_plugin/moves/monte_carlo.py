@@ -13,11 +13,17 @@ from openmm import app, unit
 
 from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import InvalidInputError, ModelFileError, TrainingError
-from openmm_cgflow.openmm_plugin.moves.dynamics import ConstraintMetric, integrated_groups, thermostat_temperature
-from openmm_cgflow.openmm_plugin.moves.matching import check_masses, check_system, check_thermostat, check_topology
-from openmm_cgflow.openmm_plugin.moves.proposals import IndependenceSampler
-from openmm_cgflow.openmm_plugin.moves.dynamics import ConstraintMetric, integrated_groups, thermostat_temperatures
-from openmm_cgflow.openmm_plugin.moves.matching import check_dynamics, check_masses, check_system, check_topology
+from openmm_cgflow.openmm_plugin.moves.dynamics import (
+    ConstraintMetric,
+    integrated_groups,
+    thermostat_temperatures,
+)
+from openmm_cgflow.openmm_plugin.moves.matching import (
+    check_dynamics,
+    check_masses,
+    check_system,
+    check_topology,
+)
 from openmm_cgflow.openmm_plugin.moves.proposals import IndependenceSampler
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import KB

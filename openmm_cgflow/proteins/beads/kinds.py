@@ -19,10 +19,6 @@ from openmm_cgflow.proteins.chain.residues import OTHER_NAMES, PUBLIC_NAMES, VAR
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
 from openmm_cgflow.proteins.chain.trace import checked_trace
 from openmm_cgflow.proteins.placing.layout import ProteinLayout
-from openmm_cgflow.proteins.placing.layout import ProteinLayout
-from openmm_cgflow.proteins.chain.residues import OTHER_NAMES, PUBLIC_NAMES, VARIANTS
-from openmm_cgflow.proteins.chain.sequence import ProteinSequence
-from openmm_cgflow.proteins.chain.trace import checked_trace
 from openmm_cgflow.structures import whole_frames
 from openmm_cgflow.units import PositionsLike, in_nm
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from openmm_cgflow.storage import read_as
+from openmm_cgflow.training.broad import Defended
 from openmm_cgflow.training.loop import Loop
 from openmm_cgflow.training.objectives import negative_log_likelihood, negative_log_soft, stiff_divergence
 from openmm_cgflow.training.task import BUFFER, Task
@@ -90,36 +91,40 @@ class Refine:
             chosen: indices `(n,)` of the simulation's frames, if there are any.
         """
         task, frames = self.task, self.task.frames
-        given, log_ratio, own = self.defended(noise)
         # with weights as if all were the flow's own: nearly those of the stiff variables at given slow ones
-        divergence, q, log_weights = stiff_divergence(
+        defended = self.defended(noise)
+        given = None if defended is None else defended.given
+        divergence, q, log_weights, log_prob_soft = stiff_divergence(
             task.flow, task.target, noise, given, task.settings.least_path_ess
         )
         total = divergence + negative_log_soft(task.flow, rows)
         if frames is not None:
             total = total + _FRAMES * negative_log_likelihood(task.flow, frames[chosen], frames[chosen])
-        return total, q, log_weights - log_ratio, torch.where(own, log_weights, torch.nan)
+        if defended is None:
+            return total, q, log_weights, log_weights
+        log_ratio = self.log_ratio(defended, q, log_prob_soft)
+        return total, q, log_weights - log_ratio, torch.where(defended.own, log_weights, torch.nan)
 
-    @torch.no_grad()
-    def defended(self, noise: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-        """Slow variables, a share of them from the broad density of the start, so that rare regions are learned too.
+    def defended(self, noise: Tensor) -> Defended | None:
+        """Soft variables, a share of them from the broad density of the start, so that rare regions are learned too.
 
-        Returns:
-            `(batch, n_slow)`, and the flow's log-density at these; the log of the density that they are from over that;
-            and whether they were drawn from the flow's own, `(batch,)` each.
+        Nothing where there is no such density.
         """
-        density, broad, share = self.task.flow.bead_flow.slow, self.task.broad, self.task.settings.defended
-        nothing, noise = noise[:, :0], noise[:, : density.n_noise]
-        slow, own = density.draw(noise, nothing), torch.ones(len(noise), dtype=torch.bool)
-        if broad is None or not share:
-            return (slow, density.learned_log_prob(slow)), torch.zeros(len(noise)), own
-        n = round(share * len(noise))
-        own[:n] = False
-        slow[:n] = broad.draw(noise[:n], nothing[:n])
-        log_prob = density.learned_log_prob(slow)
-        difference = broad.learned_log_prob(slow) - log_prob
-        log_ratio = torch.logaddexp(torch.full_like(difference, math.log1p(-share)), math.log(share) + difference)
-        return (slow, log_prob), log_ratio, own
+        broad, share = self.task.broad, self.task.settings.defended
+        return broad.draw(self.task.flow, noise, share) if broad is not None and share else None
+
+    def log_ratio(self, defended: Defended, q: Tensor, log_prob_soft: Tensor) -> Tensor:
+        """The log of the density that soft variables are from over the flow's own, `(batch,)`.
+
+        Arguments:
+            defended: how they were drawn.
+            q: samples `(batch, dof)`.
+            log_prob_soft: the flow's log-density `(batch,)` of their soft variables.
+        """
+        share, broad = self.task.settings.defended, self.task.broad
+        assert broad is not None
+        difference = defended.difference + broad.difference(self.task.flow, q, log_prob_soft - defended.given.log_prob)
+        return torch.logaddexp(torch.full_like(difference, math.log1p(-share)), math.log(share) + difference)
 
     def state_dict(self) -> dict[str, Any]:
         """Where it began."""

@@ -1,6 +1,5 @@
 """The Laplace start: Gaussians around minima, found with a few thousand energies, and a flow that is fitted to them."""
 
-import copy
 import math
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from openmm_cgflow.compute import choose
 from openmm_cgflow.coordinates import LinearCoordinates
 from openmm_cgflow.errors import InvalidInputError, TrainingError
+from openmm_cgflow.training.broad import Broad
 from openmm_cgflow.training.laplace import LaplaceMixture, curvature_factor, laplace
 from openmm_cgflow.training.loop import Loop
 from openmm_cgflow.training.objectives import negative_log_likelihood
@@ -20,6 +20,9 @@ from openmm_cgflow.training.task import Task
 __all__ = ["Start"]
 
 _SHARE, _LARGEST_SHARE = 0.3, 0.6  # of the budget: first without giving up much, then in any case
+_ANOTHER = 0.35  # radians by which a soft variable of another form differs
+_FAR = 30.0  # kT: points that are higher than the lowest by more say nothing of the means
+_HELD = 1e-2  # of the variance of a feature
 _FEW = 24  # points below which the larger share is taken
 
 
@@ -46,7 +49,7 @@ class Start:
         mixture, weights = self._laplace(loop, plan)
         loop.report("laplace", self.task.replay.dropped)
         self._fit(loop, mixture, weights)
-        self.task.broad = copy.deepcopy(self.task.flow.bead_flow.slow)
+        self.task.broad = Broad(self.task.flow)
 
     def _searching(self) -> bool:
         coordinates = self.task.target.coordinates
@@ -121,18 +124,37 @@ class Start:
         return mixture, torch.softmax(flat, 0)
 
     def _spread(self, structure: Tensor, n: int) -> Tensor:
-        """`n` copies of a structure with its soft variables on a low-discrepancy set; the first as it was."""
+        """`n` copies of a structure with its soft variables on a low-discrepancy set; the first as it was.
+
+        Where other forms of the structure are known, most copies are of one of them all, and keep its values of the
+        soft variables in which the forms differ: no chance finds the few places where a ring is closed.
+        """
         points, soft = structure.expand(n, -1).clone(), self.task.soft
         if soft.numel() and n > 1:
             sobol = torch.quasirandom.SobolEngine(soft.numel(), scramble=True, seed=self.task.seed())
             span = self.task.target.coordinates.span[soft].float()
             points[1:, soft] += (sobol.draw(n - 1).to(points) - 0.5) * span
+            if self.task.forms is not None:
+                self._place_forms(points[1:], torch.cat([structure, self.task.forms.to(structure)]))
         return points
+
+    def _place_forms(self, points: Tensor, forms: Tensor) -> None:
+        """Put points `(n, dof)` into forms `(k, dof)`, one after the other, but for a fifth of the points."""
+        soft, period = self.task.soft, self.task.target.coordinates.period[self.task.soft].to(forms)
+        apart = (forms - forms[0])[:, soft]
+        apart = (apart - period * torch.round(apart / period.clamp(min=1e-9))).abs()
+        free = soft[~(apart > _ANOTHER).any(0)]
+        kept = torch.arange(len(points), device=points.device)
+        kept = kept[kept % 5 > 0]
+        placed = forms[torch.arange(len(kept), device=points.device) % len(forms)]
+        placed[:, free] = points[kept][:, free]
+        points[kept] = placed
 
     def _fit(self, loop: Loop, mixture: LaplaceMixture, weights: Tensor) -> None:
         """Maximum likelihood on samples of the mixture; no energies needed."""
         task, settings = self.task, self.task.settings
         self._set_factors(mixture)
+        self._set_means(mixture, weights)
         weights = weights.cpu()
         progress = loop.progress(settings.shares[0])
         for i in range(settings.fit_steps):
@@ -167,9 +189,43 @@ class Start:
         n_features = flow.bead_flow.slow.n_features
         atoms.linear.weight[:, n_features : n_features + n_bead] = factor[n_bead:, :n_bead]
 
+    @torch.no_grad()
+    def _set_means(self, mixture: LaplaceMixture, weights: Tensor) -> None:
+        """Start the Gaussians' means as the linear functions of the features that come nearest to the start's points.
+
+        Rings that flip have stiff torsions that are some twenty widths apart in both forms, which is more than the
+        steps of the fit could learn.
+        """
+        flow = self.task.flow
+        weights = torch.where(mixture.log_partition > mixture.log_partition.max() - _FAR, weights, 0.0)
+        slow, bead, rotor, atom = flow.split(mixture.minima)
+        features = flow.bead_flow.slow.features(slow)
+        beads, atoms = flow.stiff_densities()
+        n = features.shape[1]
+        slopes, constant = _regression((bead - beads.reference) / beads.scale, features, weights)
+        beads.linear.weight += slopes
+        beads.reference += beads.scale * constant
+        features = torch.cat([features, flow.atom_flow.rotors.features(rotor)], dim=1)
+        slopes, constant = _regression((atom - atoms.reference) / atoms.scale, features, weights)
+        atoms.linear.weight[:, :n] += slopes[:, :n]
+        atoms.linear.weight[:, n + bead.shape[1] :] += slopes[:, n:]
+        atoms.reference += atoms.scale * constant
+
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to set."""
+
+
+def _regression(values: Tensor, features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes `(n, n_features)` and constants `(n,)` of the linear function nearest to values `(points, n)`."""
+    share = (weights / weights.sum()).double()
+    v, c = values.double(), features.double()
+    v_mean, c_mean = share @ v, share @ c
+    v, c = v - v_mean, c - c_mean
+    weighted = share.unsqueeze(1) * c
+    held = weighted.T @ c + _HELD * torch.eye(c.shape[1], dtype=c.dtype, device=c.device)
+    slopes = torch.linalg.solve(held, weighted.T @ v).T
+    return slopes.to(values), (v_mean - slopes @ c_mean).to(values)
