@@ -76,7 +76,8 @@ def origin(entries: Entries, *groups: str) -> str:
     most, *others = sorted(found.items(), key=lambda item: -len(item[1]))
     text = "Measured at {}, {}, on {}".format(*most[0])
     for (commit, date, machine), names in others:
-        text += f"; {', '.join(names)} at {commit}, {date}" + (f", on {machine}" if machine != most[0][2] else "")
+        which = ", ".join(names) if len(names) < 4 else f"{len(names)} others"
+        text += f"; {which} at {commit}, {date}" + (f", on {machine}" if machine != most[0][2] else "")
     return " ".join([f"*{text}{f', load up to {load:.0f}' if load else ''}.", *notes]) + "*"
 
 
