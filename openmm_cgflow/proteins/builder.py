@@ -184,6 +184,10 @@ class ProteinBuilder:
         unknown = torch.full_like(log_evidence, torch.nan)
         return Built(x + back, log_evidence, unknown, ess[:, self.planes.after])
 
+    def log_evidence(self, traces: np.ndarray) -> Tensor:
+        """How likely traces `(batch, residues, 3)` nm are by the chain of planes: its log-normaliser `(batch,)`."""
+        return self._planes(torch.as_tensor(traces, dtype=torch.float32, device=self.device))[1].log_z
+
     def _planes(self, trace: Tensor, tied: TiedBeads | None = None) -> tuple[Backbone, PlaneChain]:
         backbone = Backbone.of(self.planes, trace)
         sterics = plane_sterics(backbone, grid(trace, COARSE)).repeat_interleave(BINS // COARSE, -1)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +39,7 @@ __all__ = ["ProteinBackmapper"]
 
 _log = logging.getLogger("openmm_cgflow")
 _SAME = 0.01  # K
+_DOUBTFUL = 20.0  # kT; of 256 traces of dynamics with and without 0.02 nm of noise none is likelier by more than 14
 _AMBER14 = ["amber14-all.xml"]
 _BY_ATOMS: dict[int, BeadKind] = {3: "n-ca-c", 4: "backbone"}
 _RESIDUES = 1600  # that are worked on at a time, over all frames
@@ -101,6 +103,7 @@ class ProteinBackmapper:
             )  # fmt: skip
         self._system = system
         self._parts: ProteinBuilder | None = None
+        self._doubted = False
         if disulfides != "auto":
             self._parts = self._made([tuple(pair) for pair in disulfides])
         elif self.all_atoms is not None:
@@ -131,6 +134,23 @@ class ProteinBackmapper:
                 _log.warning("%s and %s are near: a disulfide is built; disulfides=[] leaves it out", *names)
             self._parts = self._made(pairs)
         return self._parts
+
+    def _doubt(self, parts: ProteinBuilder, trace: np.ndarray) -> None:
+        """Warn, once, of a trace that is far likelier as its own mirror image, or read from the other ends."""
+        if self._doubted:
+            return
+        self._doubted, trace = True, trace - trace.mean(0)
+        ends = np.cumsum([0, *self.given.lengths])
+        backwards = np.concatenate([np.arange(first, last)[::-1] for first, last in pairwise(ends)])
+        as_it_is, mirrored, reversed_ = parts.log_evidence(np.stack([trace, -trace, trace[backwards]])).tolist()
+        likelier, what = max((mirrored, "as its mirror image"), (reversed_, "with its residues in reverse order"))
+        if likelier - as_it_is > _DOUBTFUL:
+            _log.warning(
+                "the first trace is likelier %s, by exp(%.0f): see whether an axis, or the order of the residues, was "
+                "turned round; if the trace is right, so is this structure",
+                what,
+                likelier - as_it_is,
+            )
 
     def beadsOf(self, positions: PositionsLike) -> np.ndarray:
         """Beads of this kind of all-atom structures.
@@ -224,6 +244,8 @@ class ProteinBackmapper:
         if kind == "ca":
             warn_of_near(beads, self.given, CIS_BELOW)
         parts = self._of_beads(beads, kind)
+        if kind == "ca":
+            self._doubt(parts, beads[0])
         generator = seeded(seed)
         rows = np.repeat(np.arange(len(beads)), n)
         pieces = [

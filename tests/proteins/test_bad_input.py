@@ -4,8 +4,9 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
+import torch
 from openmm import app, unit
-from traces import helix
+from traces import SEQUENCE, helix
 
 import openmm_cgflow as cgf
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
@@ -149,3 +150,30 @@ def test_other_holders_of_positions_are_read(mapper):
     first = mapper.backmap(mdtraj.Trajectory(x, topology), relax=0, seed=1)
     second = mapper.backmap(10 * x * unit.angstrom, relax=0, seed=1)
     np.testing.assert_allclose(first.positions, second.positions, atol=2e-3)
+
+
+def test_a_mirrored_trace_is_doubted_once(caplog):
+    """Nothing said so: only the energies of what was built."""
+    mapper = cgf.ProteinBackmapper(SEQUENCE)
+    mapper.backmap(helix(20), seed=0, relax=0, refine=0, particles=4)
+    assert "likelier" not in caplog.text
+    mapper = cgf.ProteinBackmapper(SEQUENCE)
+    for _ in range(2):
+        mapper.backmap(helix(20) * [1, 1, -1], seed=0, relax=0, refine=0, particles=4)
+    assert caplog.text.count("likelier as its mirror image, by exp(71)") == 1
+
+
+def test_a_reversed_trace_is_doubted_chain_by_chain(caplog, monkeypatch):
+    mapper = cgf.ProteinBackmapper("GAS/LK")
+    asked = []
+
+    def log_evidence(traces: np.ndarray) -> torch.Tensor:
+        asked.append(traces)
+        return torch.tensor([-30.0, -29.0, -5.0])
+
+    monkeypatch.setattr(mapper._parts, "log_evidence", log_evidence)
+    two = np.concatenate([helix(3), helix(2) + 3.0])
+    mapper.backmap(two, seed=0, relax=0, refine=0, particles=4)
+    np.testing.assert_allclose(np.diff(asked[0][2][:3], axis=0), np.diff(two[2::-1], axis=0))
+    np.testing.assert_allclose(asked[0][2][3] - asked[0][2][4], two[4] - two[3])
+    assert "with its residues in reverse order, by exp(25)" in caplog.text
