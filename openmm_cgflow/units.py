@@ -1,5 +1,6 @@
 """Units at the public surface: OpenMM quantities, mdtraj objects or bare numbers in nm, K and s."""
 
+import logging
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,6 +11,9 @@ from openmm import unit
 from openmm_cgflow.errors import InvalidInputError
 
 __all__ = ["KB", "PositionsLike", "finite_number", "in_kelvin", "in_nm", "in_radians", "in_seconds", "real_array"]
+
+_COLD = 100.0  # K
+_log = logging.getLogger("openmm_cgflow")
 
 KB: float = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
 """Boltzmann's constant per mole, kJ/mol/K."""
@@ -118,7 +122,7 @@ def finite_number(value: Any, what: str) -> float:  # noqa: ANN401
 
 
 def in_kelvin(temperature: unit.Quantity | float) -> float:
-    """A temperature as a float in K; bare numbers are taken to be in K.
+    """A temperature as a float in K; bare numbers are taken to be in K, with a warning if that is cold.
 
     Raises:
         InvalidInputError: not a temperature, not a number, or not above 0.
@@ -130,6 +134,10 @@ def in_kelvin(temperature: unit.Quantity | float) -> float:
     kelvin = _scalar(temperature, unit.kelvin, "temperature")
     if kelvin <= 0:
         raise InvalidInputError(f"temperature is {kelvin:g} K; give one above 0, for instance 300*unit.kelvin")
+    if kelvin < _COLD and not unit.is_quantity(temperature):
+        _log.warning(
+            "the temperature is taken to be %g K: if it was meant in degrees Celsius, give %g", kelvin, kelvin + 273.15
+        )
     return kelvin
 
 

@@ -161,6 +161,14 @@ def test_units_of_positions():
         in_nm([["a", "b", "c"]])
 
 
+def test_a_bare_temperature_that_may_be_in_degrees_celsius_is_doubted(caplog):
+    assert in_kelvin(77 * unit.kelvin) == 77
+    assert in_kelvin(110) == 110
+    assert not caplog.text
+    assert in_kelvin(25) == 25
+    assert "taken to be 25 K: if it was meant in degrees Celsius, give 298.15" in caplog.text
+
+
 def test_units_of_temperature_and_time():
     assert in_kelvin(300) == in_kelvin(300 * unit.kelvin) == 300.0
     assert in_seconds(2) == in_seconds(2000 * unit.millisecond) == 2.0
