@@ -73,6 +73,8 @@ def fits_memory(n: int, numbers: int, what: str) -> None:
     Raises:
         InvalidInputError: they need more than all the memory of this machine.
     """
+    if not hasattr(os, "sysconf"):  # Windows
+        return
     wanted, there = 8 * n * numbers, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if wanted > there:
         raise InvalidInputError(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import openmm
+import torch
 from openmm import app, unit
 from torch import Tensor
 
@@ -15,7 +16,8 @@ from openmm_cgflow.audit import LEAST
 from openmm_cgflow.audit import audit as run_audit
 from openmm_cgflow.backmapping import Backmapped, JoinedDensity, backmap
 from openmm_cgflow.chemistry import kept_isomers, perceive
-from openmm_cgflow.chemistry.puckers import flipped_forms
+from openmm_cgflow.chemistry.forms import fours_of
+from openmm_cgflow.chemistry.puckers import flipped_forms, puckered_rings
 from openmm_cgflow.compute import Compute, Device, plain_torch
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.counts import many, seed_number
@@ -118,6 +120,10 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         if not forms:
             return None
         q, _ = self.coordinates.to_internal(self.compute.tensor(np.stack(forms)))
+        rings = [four for ring in puckered_rings(molecule) for four in fours_of(ring)]
+        outside = ~torch.as_tensor(self.coordinates.turned_torsions(rings).any(1), device=q.device)
+        free = torch.nonzero(self.coordinates.period > 0).flatten()[outside]
+        q[:, free] = self.coordinates.reference[free].to(q)  # of all else the input's: only rings have these forms
         inside = self.coordinates.in_domain(q)
         return q[inside].float() if bool(inside.any()) else None
 

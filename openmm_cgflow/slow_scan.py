@@ -8,7 +8,7 @@ import torch
 from openmm import app, unit
 
 from openmm_cgflow.chemistry import KeptBack, Perceived, find_kept_back, perceive
-from openmm_cgflow.compute import Parallel, seeded
+from openmm_cgflow.compute import Parallel, plain_torch, seeded
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.door import Bonds, admit
 from openmm_cgflow.potentials import Potential, make_potential
@@ -95,6 +95,7 @@ class SlowScan:
         return "\n".join([head, *map(str, self.torsions), *(f"left out: {kept}" for kept in self.kept_back)])
 
 
+@plain_torch
 def scanTorsions(
     topology: app.Topology,
     system: openmm.System,

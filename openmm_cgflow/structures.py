@@ -108,7 +108,7 @@ def whole_frames(x: np.ndarray, bonds: np.ndarray, box: np.ndarray | None) -> np
         return x
     x = x.copy()
     x[split] = made_whole(x[split], bonds, box[split])
-    _log.info("%d of %d frames were split by their periodic box; they are made whole", split.sum(), len(x))
+    _log.debug("%d of %d frames were split by their periodic box; they are made whole", split.sum(), len(x))
     return x
 
 

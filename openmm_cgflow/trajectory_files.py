@@ -1,5 +1,6 @@
 """Trajectory files of any length: frames read and written piece by piece, in any format of mdtraj's."""
 
+import glob
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -227,10 +228,13 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of `path` when all went well."""
     temporary = path.with_name(f".{secrets.token_hex(4)}.{_ascii(path.name)}")
+    made_files = f"{glob.escape(temporary.name)}*"
     try:
         with ascii_path(path.parent) as folder:
             yield folder / temporary.name
-        for made in path.parent.glob(f"{temporary.name}*"):  # some formats are a file for each frame, with a number
+        for made in path.parent.glob(
+            f"{glob.escape(temporary.name)}*"
+        ):  # some formats are a file for each frame, with a number
             made.replace(path.with_name(path.name + made.name[len(temporary.name) :]))
     except CGFlowError:
         raise
@@ -240,5 +244,5 @@ def whole_file(path: Path) -> Iterator[Path]:
             "another place. What was there stays."
         ) from error
     finally:
-        for made in path.parent.glob(f"{temporary.name}*"):
+        for made in path.parent.glob(made_files):
             made.unlink()

@@ -427,6 +427,15 @@ def test_a_log_is_not_written_into_a_file_of_the_command(tmp_path, form):
     assert model.read_bytes() == b"model"
 
 
+@pytest.mark.parametrize("output", ["--output={}", "-o{}"])
+def test_a_log_is_not_written_into_the_output_of_the_command(tmp_path, output):
+    log = tmp_path / "a.dcd"
+    model = MODELS / "alanine_dipeptide.cgflow"
+    result = run("--log-file", log, "sample", model, output.format(log), "-n", 2, "--device", "cpu")
+    assert "a file of the command itself" in " ".join(result.output.split())
+    assert not log.exists()
+
+
 def test_a_device_that_is_not_there_is_no_fault_of_the_file(tmp_path):
     result = run("sample", MODELS / "alanine_dipeptide.cgflow", "-o", tmp_path / "a.dcd", "--device", "nowhere")
     assert "error: device is 'nowhere'" in result.output

@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from molecules import MODELS
 
 import openmm_cgflow as cgf
 from openmm_cgflow import cli
+from openmm_cgflow.compute import with_plain_torch
 
 QUICK = cgf.TrainSettings(points=32, sweeps=1, fit_steps=5, buffer=500, buffer_steps=2, soft_buffers=2, batch=128)
 
@@ -228,3 +230,27 @@ print("changed", changed(before))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert done.stdout.strip().splitlines()[-1:] == ["changed {}"], done.stdout + done.stderr
+
+
+def test_hostile_precision_of_two_threads_is_given_back_by_the_last():
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> torch.dtype:
+        with with_plain_torch():
+            inside.set()
+            leave.wait()
+            return torch.get_default_dtype()
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(stay)
+            inside.wait()
+            with with_plain_torch():
+                pass
+            assert torch.get_default_dtype() == torch.float32  # the other is still there
+            leave.set()
+            assert waiting.result() == torch.float32
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -10,6 +10,8 @@ __all__ = ["correct_elements", "original_masses"]
 _log = logging.getLogger("openmm_cgflow")
 _HYDROGEN = 1.008  # Da
 _HEAVY_HYDROGEN = (1.5, 4.6)  # Da: of an atom with one bond; helium has none
+_DEUTERIUM = 2.014  # Da
+_ROUNDED = 0.01  # Da; two deuterons beside a carbon make nitrogen but for 0.016
 _CLOSE = 0.1  # Da: force fields round masses
 
 
@@ -17,7 +19,7 @@ def original_masses(masses: Sequence[float], bonds: Iterable[tuple[int, int]]) -
     """Masses in Da before some of the heavy atoms' was moved to their hydrogens; those of other molecules as they are.
 
     An atom with one bond and 1.5 to 4.6 Da is a hydrogen. What it has too much goes back to its neighbour if that is
-    then nearer to an element, which it is not where the hydrogens are deuterium.
+    then as near to an element, or nearer, which it is not where the hydrogens are deuterium.
 
     Arguments:
         masses: of the atoms.
@@ -28,12 +30,16 @@ def original_masses(masses: Sequence[float], bonds: Iterable[tuple[int, int]]) -
         near[i].append(j)
         near[j].append(i)
     low, high = _HEAVY_HYDROGEN
-    hydrogens = {i for i, mass in enumerate(masses) if low < mass < high and len(set(near[i])) == 1}
-    found = [_HYDROGEN if i in hydrogens else float(mass) for i, mass in enumerate(masses)]
+    hydrogens = {i for i, mass in enumerate(masses) if low <= mass < high and len(set(near[i])) == 1}
+    found = [float(mass) for mass in masses]
     for i in {near[k][0] for k in hydrogens} - hydrogens:
-        whole = masses[i] + sum(masses[k] - _HYDROGEN for k in set(near[i]) & hydrogens)
-        if _off(whole) < min(_CLOSE, _off(masses[i])):
-            found[i] = whole
+        own = set(near[i]) & hydrogens
+        whole = masses[i] + sum(masses[k] - _HYDROGEN for k in own)
+        lighter = _off(whole) < min(_CLOSE, _off(masses[i]) + _ROUNDED)
+        found[i] = whole if lighter else found[i]
+        for k in own:
+            if lighter or abs(masses[k] - _DEUTERIUM) > _ROUNDED:
+                found[k] = _HYDROGEN
     return found
 
 

@@ -97,7 +97,7 @@ def _options(
         for shown in logger.handlers:
             shown.setLevel(logging.WARNING)
     if log_file is not None:
-        words = [Path(word.removeprefix("--log-file=")).resolve() for word in shlex.split(ctx.obj)]
+        words = [Path(file).resolve() for word in shlex.split(ctx.obj) for file in _files(word)]
         if words.count(log_file.resolve()) > 1:
             raise InvalidInputError(f"--log-file {log_file} is a file of the command itself: choose another one")
         kept = logging.FileHandler(log_file, encoding="utf-8")
@@ -106,6 +106,12 @@ def _options(
         for shown in logger.handlers:
             shown.setLevel(max(shown.level, logging.INFO))
         logger.addHandler(kept)
+
+
+def _files(word: str) -> set[str]:
+    """What may be the name of a file in a word of the command line: FILE, --option=FILE or -oFILE."""
+    option = word.partition("=")[2] if word.startswith("--") else word[2:] if word.startswith("-") else word
+    return {option} if option else set()
 
 
 def load_torch() -> None:

@@ -1,5 +1,6 @@
 """Torch as the package expects it, whatever the user's process has set."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -14,13 +15,35 @@ _R = TypeVar("_R")
 _AUTOCAST = ("cpu", "cuda")
 
 
+class _Single:
+    """Single precision as the default of the process, until the last of its threads that wants it leaves."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.before = threading.Lock(), 0, torch.float32
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.before = torch.get_default_dtype()
+                torch.set_default_dtype(torch.float32)
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                torch.set_default_dtype(self.before)
+
+
+_single = _Single()
+
+
 @contextmanager
 def with_plain_torch() -> Iterator[None]:
     """New tensors are of single precision and on the CPU, nothing is cast or made for inference alone; then as before.
 
     Potentials of other packages set the default precision of the whole process, and scripts autocast or a device.
     """
-    dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
@@ -29,8 +52,7 @@ def with_plain_torch() -> Iterator[None]:
         for device in _AUTOCAST:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        stack.callback(torch.set_default_dtype, dtype)
-        torch.set_default_dtype(torch.float32)
+        stack.enter_context(_single)
         yield
 
 

@@ -267,14 +267,18 @@ class InternalCoordinates(torch.nn.Module):
         Arguments:
             axes: of the molecule.
         """
+        turned = np.flatnonzero(self.turned_torsions([axis.atoms for axis in axes]).any(0))
+        ends = {bond_key(*end) for k in turned.tolist() for end in axes[k].ends}
+        return self.layout.turning_bonds | ends
+
+    def turned_torsions(self, torsions: Sequence[Sequence[int]]) -> np.ndarray:
+        """Which torsions of four atoms each circular coordinate changes, `(circular, torsions)` bool."""
         circular = torch.nonzero(self.period > 0).flatten()
         q = self.reference.repeat(1 + len(circular), 1)
         q[1 + torch.arange(len(circular)), circular] += _PROBED
-        angles = torsion_angles(self.to_cartesian(q)[0].cpu().numpy(), [axis.atoms for axis in axes])
-        change = np.abs((angles[1:] - angles[:1] + math.pi) % TWO_PI - math.pi)
-        turned = (change > _PROBED / 3).any(0)
-        ends = {bond_key(*end) for axis, turns in zip(axes, turned, strict=True) if turns for end in axis.ends}
-        return self.layout.turning_bonds | ends
+        angles = torsion_angles(self.to_cartesian(q)[0].cpu().numpy(), torsions)
+        changed: np.ndarray = np.abs((angles[1:] - angles[:1] + math.pi) % TWO_PI - math.pi) > _PROBED / 3
+        return changed
 
     @property
     def log_symmetry(self) -> float:

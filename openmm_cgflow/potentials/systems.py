@@ -34,7 +34,9 @@ def refuse_periodic(system: openmm.System) -> None:
     periodic = [force for force in system.getForces() if not isinstance(force, ENERGY_FREE) and _is_periodic(force)]
     if not periodic:
         return
-    fix = "call setUsesPeriodicBoundaryConditions(False) on it; in an expression, write distance, not periodicdistance"
+    fix = "call setUsesPeriodicBoundaryConditions(False) on it"
+    if any(isinstance(force, openmm.CustomExternalForce) for force in periodic):
+        fix = "write (x-x0)^2+(y-y0)^2+(z-z0)^2 in place of periodicdistance(x, y, z, x0, y0, z0)^2"
     if any("Nonbonded" in type(force).__name__ for force in periodic):
         fix = "create the System with nonbondedMethod=NoCutoff (or CutoffNonPeriodic)"
     names = ", ".join(dict.fromkeys(force.getName() or type(force).__name__ for force in periodic))

@@ -15,7 +15,7 @@ import mdtraj
 import numpy as np
 from openmm import app
 
-from openmm_cgflow.atom_matching import match_atoms
+from openmm_cgflow.atom_matching import order_by_names
 from openmm_cgflow.backmapping import Joined, all_pieces, in_processes, kept_pieces, outputs_beside, progress_bar
 from openmm_cgflow.compute import plain_torch
 from openmm_cgflow.counts import seed_number
@@ -184,7 +184,11 @@ class _Beads:
     ) -> None:
         self.path, self.chosen, self.sequence, self.kind = path, chosen, sequence, kind
         self.whole, self.kept = (mdtraj.Topology.from_openmm(t) for t in (whole, kept))
+        for topology in (self.whole, self.kept):
+            for atom in topology.atoms:  # CA may be carbon or calcium: readers guess, and names are enough
+                atom.element = mdtraj.element.virtual
         self.ranks = np.argsort(np.argsort(chosen)).tolist()
+        self.told = False
 
     def pieces(self, chunk: int, stride: int, start: int, stop: int | None) -> Iterator[mdtraj.Trajectory]:
         """Frames of beads."""
@@ -223,10 +227,16 @@ class _Beads:
         return piece
 
     def _by_names(self, piece: mdtraj.Trajectory, ours: mdtraj.Topology, named: bool) -> mdtraj.Trajectory:
-        theirs = list(piece.topology.atoms)
-        order = match_atoms(list(ours.atoms), theirs, str(self.path)) if named else None
-        if order is not None:
-            piece.xyz = piece.xyz[:, order]
+        """The piece with its atoms in our order, if the file has names, and these tell it."""
+        order = order_by_names(list(ours.atoms), list(piece.topology.atoms)) if named else None
+        if order is None or (order == np.arange(len(order))).all():
+            return piece
+        if not self.told:
+            _log.info(
+                "%s has its residues in another order than the structure; they are found by their names", self.path
+            )
+            self.told = True
+        piece.xyz = piece.xyz[:, order]
         return piece
 
 

@@ -235,7 +235,8 @@ class ProteinBackmapper:
         kind = _BY_ATOMS.get(x.shape[2], self.beads) if x.ndim == 4 else self.beads
         if self._order is not None and x.ndim < 4 and x.shape[-2] == self._n_given:
             x = x[..., self._order, :]
-        if x.ndim == 3:
+        if x.ndim < 4:
+            x = x[None] if x.ndim == 2 else x
             x = whole_beads(x, given.box, self.given, kind)
         beads = checked_beads(x, self.given, kind)
         if assemble == "chain" and kind not in ATOMS:

@@ -33,7 +33,8 @@ class TrainSettings:
         blurred: share of the rows from which the soft densities learn with one variable spread out, so that they do
             not vanish where the flow was never seen; it falls to nothing during the refinement.
         blur: by how much, in radians of its own period.
-        defended: share of the slow variables that are drawn from the broad density of the start in the refinement.
+        defended: share of the slow variables that are drawn from the broad density of the start in the refinement; of
+            the rotors, too, where one of them turns on a whole circle.
         learning_rates: of the fit, the tempering and the refinement.
         soft_factor: by which the soft densities learn faster than the rest during the refinement.
         rotation_factor: by which the slow variables of vectors are learned faster than the rest.

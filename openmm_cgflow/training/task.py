@@ -139,4 +139,8 @@ class Task:
         self.broad = None
         if state["broad"] is not None:
             self.broad = Broad(self.flow)
-            fill(self.broad, state["broad"])
+            if not any(name.startswith("slow.") for name in state["broad"]):  # of 0.2.0: that of the slow variables
+                self.broad.rotors = None
+                fill(self.broad.slow, state["broad"])
+            else:
+                fill(self.broad, state["broad"])

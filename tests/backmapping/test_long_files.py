@@ -14,7 +14,7 @@ from molecules import MODELS
 import openmm_cgflow as cgf
 from openmm_cgflow.backmapping import backmap_file, long_files
 from openmm_cgflow.forcematching import BeadModel
-from openmm_cgflow.trajectory_files import WRITTEN, count_frames, frame_range, read_pieces, write_frames
+from openmm_cgflow.trajectory_files import WRITTEN, count_frames, frame_range, read_pieces, whole_file, write_frames
 
 MODEL = MODELS / "alanine_dipeptide.cgflow"
 FRAMES = 23
@@ -303,3 +303,12 @@ def test_a_scheduler_that_is_not_there_is_named(beads, tmp_path):
     pytest.importorskip("distributed")
     with pytest.raises(cgf.InvalidInputError, match=r"no dask scheduler at 'nowhere'.*tcp://HOST"):
         backmap_file(MODEL, beads, tmp_path / "atoms.dcd", scheduler="nowhere")
+
+
+def test_a_file_with_brackets_in_its_name_is_written(tmp_path):
+    """They are a pattern to those who look for files."""
+    path = tmp_path / "out[1].txt"
+    with whole_file(path) as temporary:
+        temporary.write_text("here")
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    assert path.read_text() == "here"

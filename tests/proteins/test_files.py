@@ -170,3 +170,32 @@ def test_residues_in_another_order_are_found_by_their_names(folder, tmp_path):
     backmap_protein_file(folder / "ca.pdb", tmp_path / "atoms.trr", tmp_path / "turned.gro", relax=0, seed=1)
     atoms = mdtraj.load(str(tmp_path / "atoms.trr"), top=str(tmp_path / "atoms.topology.pdb"))
     np.testing.assert_allclose(atoms.xyz[:, atoms.topology.select("name CA")], frames.xyz, atol=1e-3)
+
+
+def test_elements_that_readers_guess_do_not_matter(folder, tmp_path):
+    """OpenMM takes a lone CA without an element for calcium, mdtraj for carbon; NA for sodium, mdtraj for nitrogen."""
+    lines = (folder / "ca.pdb").read_text().splitlines()
+    atoms = [line[:76].rstrip() for line in lines if line.startswith("ATOM")]
+    (tmp_path / "bare.pdb").write_text("\n".join([*atoms, "END"]) + "\n")
+    bare = backmap_protein_file(tmp_path / "bare.pdb", tmp_path / "bare_atoms.pdb", relax=0, seed=1)
+    assert bare.frames == 1
+    sodium = "HETATM    9 NA    NA B  11       9.000   9.000   9.000  1.00  0.00          NA"
+    (tmp_path / "ion.pdb").write_text("\n".join([*atoms, "TER", sodium, "END"]) + "\n")
+    whole = mdtraj.load(tmp_path / "ion.pdb")
+    whole.save(str(tmp_path / "ion.gro"))
+    found = backmap_protein_file(tmp_path / "ion.pdb", tmp_path / "ion.trr", tmp_path / "ion.gro", relax=0, seed=1)
+    assert found.frames == 1
+
+
+@pytest.mark.parametrize("one", [False, True], ids=["frames", "one structure"])
+def test_a_box_that_is_no_box_moves_nothing(folder, one):
+    """PDB files of models have a box of one Angstrom, into which whole traces were folded."""
+    trace = mdtraj.load(folder / "ca.pdb")
+    mapper = cgf.ProteinBackmapper("GACKPS", disulfides=[])
+    plain = mapper.backmap(trace.xyz, relax=0, refine=0, seed=1).positions
+    trace.unitcell_lengths, trace.unitcell_angles = np.full((1, 3), 0.1), np.full((1, 3), 90.0)
+    source = trace
+    if one:
+        trace.save(str(folder / "dummy.pdb"))
+        source = app.PDBFile(str(folder / "dummy.pdb"))
+    np.testing.assert_allclose(mapper.backmap(source, relax=0, refine=0, seed=1).positions, plain, atol=2e-3)

@@ -19,8 +19,9 @@ from openmm_cgflow.training import (
     laplace,
 )
 from openmm_cgflow.training.broad import Broad
-from openmm_cgflow.training.laplace import curvature_factor
+from openmm_cgflow.training.laplace import LaplaceMixture, curvature_factor
 from openmm_cgflow.training.objectives import clip_action, stiff_divergence
+from openmm_cgflow.training.stages import Start
 from openmm_cgflow.training.start import anneal_soft
 
 
@@ -114,6 +115,23 @@ def test_defended_soft_variables_have_the_weights_of_both_densities(name):
         q, r = (density.log_prob(slow, slow[:, :0]) for density in (flow.flow.bead_flow.slow, broad.slow))
     torch.testing.assert_close(defended.given.log_prob, q, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(defended.difference, r - q, rtol=1e-4, atol=1e-4)
+
+
+def test_a_start_that_is_made_again_has_the_means_of_the_first():
+    flow = cgf.CGFlow(*load("butane"), device="cpu")
+    start = Start(Trainer(flow.flow, flow.target, None).task)
+    generator, n = torch.Generator().manual_seed(0), 60
+    minima = flow.coordinates.reference.float().repeat(n, 1)
+    slow, width = 2 * math.pi * torch.rand(n, generator=generator), flow.coordinates.scale.float()
+    minima[:, 0] = slow
+    minima[:, 3:] += 20 * width[3:] * torch.sin(slow)[:, None]
+    stiff = start.task.stiff
+    mixture = LaplaceMixture(minima, torch.eye(len(stiff)).expand(n, -1, -1), torch.zeros(n), stiff)
+    for _ in range(2):
+        start._set_means(mixture, torch.ones(n))
+        q = flow.flow.sample_from(flow.flow.draw_noise(500, generator))[0].detach()
+        off = (q - flow.coordinates.reference.float())[:, -1] / width[-1] - 20 * torch.sin(q[:, 0])
+        assert off.abs().mean() < 2
 
 
 def test_both_chairs_of_a_ring_are_learned():

@@ -67,6 +67,17 @@ def test_resume_after_load_refines_and_gets_no_worse(butane_file):
     assert loaded.sample(5000, seed=0).ess > before - 0.04
 
 
+def test_resume_after_load_of_a_training_that_defended_slow_variables_alone(butane_file):
+    """Of 0.2.0: without the rotors' densities."""
+    flow = cgf.CGFlow.load(butane_file)
+    state = flow._training["task"]["broad"]
+    slow = {name.removeprefix("slow."): value for name, value in state.items() if name.startswith("slow.")}
+    flow._training["task"]["broad"] = slow
+    flow.train(evaluations=1000, progress=False, audit=False)
+    assert flow._trainer.task.broad.rotors is None
+    assert flow._trainer.task.broad.slow.state_dict().keys() == slow.keys()
+
+
 def test_resume_after_load_of_an_old_file_refines(tmp_path):
     """Models that were saved before files told how far a training had come."""
     flow = cgf.CGFlow.load(MODELS / "aldp_vacuum.cgflow")

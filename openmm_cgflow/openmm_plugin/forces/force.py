@@ -72,7 +72,7 @@ class PythonFreeEnergy:
         factor = state.getParameters()[self.parameter]
         known = self._factor  # of its own: other threads may change it meanwhile
         if known is None or known[0] != factor:  # a new tensor costs more than a look
-            known = self._factor = factor, torch.tensor(factor, dtype=torch.float64)
+            known = self._factor = factor, torch.tensor(factor, dtype=torch.float64, device="cpu")
         if self._compiled is None:
             compiler = compile_to_machine_code if self.machine_code else compile_forces
             with with_plain_torch():

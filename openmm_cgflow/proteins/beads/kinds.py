@@ -19,7 +19,7 @@ from openmm_cgflow.proteins.chain.residues import OTHER_NAMES, PUBLIC_NAMES, VAR
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
 from openmm_cgflow.proteins.chain.trace import checked_trace
 from openmm_cgflow.proteins.placing.layout import ProteinLayout
-from openmm_cgflow.structures import whole_frames
+from openmm_cgflow.structures import distances, whole_frames
 from openmm_cgflow.units import PositionsLike, in_nm
 
 __all__ = [
@@ -77,6 +77,7 @@ _TOLD = {("ALA", 1), ("TYR", 4), ("TRP", 5)}  # residues whose number of side ch
 _TELLING = {name for name, _ in _TOLD}
 _NOT_READ = {"SCP", "SCN", "DIP", "DIM", "DBB"}  # dipoles of polarisable Martini
 _REACH = {"martini2": (0.2, 0.5), "martini3": (0.2, 0.5), "com": (0.1, 1.3)}  # nm, first beads of neighbours
+_SPLIT = {"atoms": 0.6, "means": 1.4}  # nm, longer than any distance of neighbours: a box is between them
 _FAR = 1.0  # nm, of a side chain's beads from the first one of the residue
 
 
@@ -289,7 +290,16 @@ def whole_beads(x: np.ndarray, box: np.ndarray | None, sequence: ProteinSequence
     first = first_beads(sequence, kind)
     chain = [(first[k], first[k + 1]) for k in range(len(first) - 1) if not sequence.is_last(k)]
     inner = [(first[k], bead) for bead, k in enumerate(owner) if bead != first[k]]
-    return whole_frames(x, np.array([*chain, *inner]).reshape(-1, 2), box)
+    pairs = np.array([*chain, *inner]).reshape(-1, 2)
+    longest = _SPLIT["atoms" if kind in ATOMS else "means"]
+    far = distances(x, pairs).max(1, initial=0.0) > longest
+    if box is None or not far.any():
+        return x
+    joined = x.copy()
+    joined[far] = whole_frames(x[far], pairs, np.broadcast_to(box, (len(x), 3, 3))[far])
+    sound = distances(joined, pairs).max(1, initial=0.0) <= longest
+    joined[~sound] = x[~sound]
+    return joined
 
 
 def checked_beads(beads: PositionsLike, sequence: ProteinSequence, kind: BeadKind) -> np.ndarray:

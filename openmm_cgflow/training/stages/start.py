@@ -199,16 +199,18 @@ class Start:
         flow = self.task.flow
         weights = torch.where(mixture.log_partition > mixture.log_partition.max() - _FAR, weights, 0.0)
         slow, bead, rotor, atom = flow.split(mixture.minima)
-        features = flow.bead_flow.slow.features(slow)
         beads, atoms = flow.stiff_densities()
-        n = features.shape[1]
-        slopes, constant = _regression((bead - beads.reference) / beads.scale, features, weights)
-        beads.linear.weight += slopes
+        features = flow.bead_flow.slow.features(slow)
+        n, known = features.shape[1], torch.cat([features, torch.zeros_like(bead)], dim=1)
+        slopes, constant = _regression((bead - beads.reference) / beads.scale - beads.bend(features), features, weights)
+        beads.linear.weight.copy_(slopes)
         beads.reference += beads.scale * constant
-        features = torch.cat([features, flow.atom_flow.rotors.features(rotor)], dim=1)
-        slopes, constant = _regression((atom - atoms.reference) / atoms.scale, features, weights)
-        atoms.linear.weight[:, :n] += slopes[:, :n]
-        atoms.linear.weight[:, n + bead.shape[1] :] += slopes[:, n:]
+        rotors = flow.atom_flow.rotors.features(rotor)
+        bent = atoms.bend(torch.cat([known, rotors], dim=1))
+        features = torch.cat([features, rotors], dim=1)
+        slopes, constant = _regression((atom - atoms.reference) / atoms.scale - bent, features, weights)
+        atoms.linear.weight[:, :n] = slopes[:, :n]
+        atoms.linear.weight[:, known.shape[1] :] = slopes[:, n:]
         atoms.reference += atoms.scale * constant
 
     def state_dict(self) -> dict[str, Any]:
