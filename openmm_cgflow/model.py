@@ -117,12 +117,12 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
     def _forms(self) -> Tensor | None:
         molecule = perceive(self.topology, self._system, self.positions).molecule
         forms = flipped_forms(molecule, self._system)
-        if not forms:
+        rings = [four for ring in puckered_rings(molecule) for four in fours_of(ring)]
+        turned = self.coordinates.turned_torsions(rings).any(1) if forms else np.zeros(1, dtype=bool)
+        if not turned.any():
             return None
         q, _ = self.coordinates.to_internal(self.compute.tensor(np.stack(forms)))
-        rings = [four for ring in puckered_rings(molecule) for four in fours_of(ring)]
-        outside = ~torch.as_tensor(self.coordinates.turned_torsions(rings).any(1), device=q.device)
-        free = torch.nonzero(self.coordinates.period > 0).flatten()[outside]
+        free = torch.nonzero(self.coordinates.period > 0).flatten()[torch.as_tensor(~turned, device=q.device)]
         q[:, free] = self.coordinates.reference[free].to(q)  # of all else the input's: only rings have these forms
         inside = self.coordinates.in_domain(q)
         return q[inside].float() if bool(inside.any()) else None

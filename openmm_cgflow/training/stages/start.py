@@ -223,11 +223,11 @@ class Start:
 
 def _regression(values: Tensor, features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Slopes `(n, n_features)` and constants `(n,)` of the linear function nearest to values `(points, n)`."""
-    share = (weights / weights.sum()).double()
+    share = (weights / weights.sum()).double().unsqueeze(1)
     v, c = values.double(), features.double()
-    v_mean, c_mean = share @ v, share @ c
+    v_mean, c_mean = (share * v).sum(0), (share * c).sum(0)
     v, c = v - v_mean, c - c_mean
-    weighted = share.unsqueeze(1) * c
+    weighted = share * c
     held = weighted.T @ c + _HELD * torch.eye(c.shape[1], dtype=c.dtype, device=c.device)
     slopes = torch.linalg.solve(held, weighted.T @ v).T
     return slopes.to(values), (v_mean - slopes @ c_mean).to(values)
