@@ -36,7 +36,8 @@ def original_masses(masses: Sequence[float], bonds: Iterable[tuple[int, int]]) -
         own = set(near[i]) & hydrogens
         whole = masses[i] + sum(masses[k] - _HYDROGEN for k in own)
         lighter = _off(whole) < min(_CLOSE, _off(masses[i]) + _ROUNDED)
-        found[i] = whole if lighter else found[i]
+        if lighter:
+            found[i] = whole
         for k in own:
             if lighter or abs(masses[k] - _DEUTERIUM) > _ROUNDED:
                 found[k] = _HYDROGEN

@@ -76,12 +76,11 @@ def boosts_forces(integrator: openmm.Integrator) -> bool:
     for k in range(integrator.getNumComputations()):
         kind, variable, expression = integrator.getComputationStep(k)
         read = set(_NAME.findall(expression))
-        forced = bool(read & of_force) or any(_FORCE.fullmatch(name) for name in read)
-        if forced and (read & of_energy or any(_ENERGY.fullmatch(name) for name in read)):
+        by_force = any(name in of_force or _FORCE.fullmatch(name) for name in read)
+        by_energy = any(name in of_energy or _ENERGY.fullmatch(name) for name in read)
+        if by_force and by_energy:
             return True
-        if kind == openmm.CustomIntegrator.ComputeGlobal and (
-            read & of_energy or any(_ENERGY.fullmatch(name) for name in read)
-        ):
+        if by_energy and kind == openmm.CustomIntegrator.ComputeGlobal:
             of_energy.add(variable)
         elif _FORCE.fullmatch(expression.strip()):
             of_force.add(variable)
