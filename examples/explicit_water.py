@@ -1,7 +1,7 @@
 """A flow that was trained in implicit solvent, as a static bias in explicit water.
 
     python examples/explicit_water.py --quick --json quick.json    # 10 ps of two methods: does it run?
-    python examples/explicit_water.py                              # three runs of 2 ns of each: four hours
+    python examples/explicit_water.py                              # three runs of 2 ns of each: three hours
 
 Alanine dipeptide (ff96) in some 120 TIP3P waters, PME, 4 fs with heavy hydrogens, 300 K. `createForce(scale=-1,
 atoms=flow.findAtoms(topology))` adds minus the free energy of phi and psi that the shipped flow has of OBC1 to the
@@ -11,7 +11,8 @@ OPES (`pip install openmm-opes`, left out if it is not there), and both of them 
 
 Printed for each method, as means over the runs with their standard errors: the error of the free energy over phi (root
 mean square over the bins below 20 kJ/mol, from the mean of all other runs with a bias), and how often phi changed sides
-in a nanosecond. The runs are kept in `--json FILE`, and those that are there are not done again.
+in a nanosecond. The runs are kept in `--json FILE`, with what is printed, and those that are there are not done again.
+`--figure FILE` draws the free energies.
 """
 
 import argparse
@@ -167,10 +168,15 @@ def error(free: np.ndarray, reference: np.ndarray) -> float:
     return float(np.sqrt(((difference - difference.mean()) ** 2).mean()))
 
 
-def table(runs: dict[str, dict]) -> None:
-    """Print what was found."""
-    curves = {name: np.array([np.inf if v is None else v for v in run["free_energy"]]) for name, run in runs.items()}
-    print("method                     runs  ps each   error, kJ/mol   changes of phi per ns")
+def curve_of(run: dict) -> np.ndarray:
+    """The free energy over phi that a run found, kJ/mol; infinite where no frame was."""
+    free = np.array([np.inf if value is None else value for value in run["free_energy"]])
+    return free - free.min()
+
+
+def summary(runs: dict[str, dict]) -> dict[str, dict]:
+    """What was found, method by method: a list of one number a run."""
+    curves, found = {name: curve_of(run) for name, run in runs.items()}, {}
     for method in METHODS:
         own = [name for name in runs if name.rpartition("/")[0] == method]
         if not own:
@@ -178,16 +184,50 @@ def table(runs: dict[str, dict]) -> None:
         errors = []
         for name in own:
             others = [curve for other, curve in curves.items() if other != name and not other.startswith("unbiased")]
-            if not others:
-                continue  # nothing to compare with
-            reference = np.mean([curve - curve[np.isfinite(curve)].min() for curve in others], axis=0)
-            errors.append(error(curves[name], reference))
-        each = [1000 * runs[name]["changes"] / runs[name]["picoseconds"] for name in own]
-        picoseconds = np.mean([runs[name]["picoseconds"] for name in own])
-        spread = np.std(errors, ddof=1) / np.sqrt(len(errors)) if len(errors) > 1 else np.nan
-        mean = np.mean(errors) if errors else np.nan
-        found = f"{mean:5.2f} +- {spread:4.2f}   {np.mean(each):8.1f}"
-        print(f"{method:26s} {len(own):4d} {picoseconds:8.0f}   {found}")
+            if others:  # else there is nothing to compare with
+                errors.append(error(curves[name], np.mean(others, axis=0)))
+        found[method] = {
+            "errors": errors,
+            "picoseconds": [runs[name]["picoseconds"] for name in own],
+            "changes_per_ns": [1000 * runs[name]["changes"] / runs[name]["picoseconds"] for name in own],
+        }
+    return found
+
+
+def table(found: dict[str, dict]) -> None:
+    """Print a summary."""
+    print("method                     runs  ps each   error, kJ/mol   changes of phi per ns")
+    for method, row in found.items():
+        errors, changed = (with_error(row[what]) for what in ("errors", "changes_per_ns"))
+        runs, picoseconds = len(row["picoseconds"]), np.mean(row["picoseconds"])
+        print(f"{method:26s} {runs:4d} {picoseconds:8.0f}   {errors:15s} {changed}")
+
+
+def with_error(values: list[float]) -> str:
+    """The mean, with its standard error if there are several values."""
+    if not values:
+        return ""
+    error = f" +- {np.std(values, ddof=1) / np.sqrt(len(values)):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{error}"
+
+
+def draw(runs: dict[str, dict], path: Path) -> None:
+    """The free energies over phi: each run's, method by method, beside the mean of all runs with a bias."""
+    from matplotlib.figure import Figure
+
+    methods = [method for method in METHODS if any(name.startswith(f"{method}/") for name in runs)]
+    phi = np.degrees(-np.pi + 2 * np.pi * (np.arange(BINS) + 0.5) / BINS)
+    mean = np.mean([curve_of(run) for name, run in runs.items() if not name.startswith("unbiased")], axis=0)
+    figure = Figure(figsize=(3 * len(methods), 2.8), layout="constrained")
+    for axes, method in zip(np.atleast_1d(figure.subplots(1, len(methods), sharey=True)), methods, strict=True):
+        axes.plot(phi, mean, color="0.7", lw=4, label="mean of all with a bias")
+        for name, run in runs.items():
+            if name.startswith(f"{method}/"):
+                axes.plot(phi, curve_of(run), lw=1, label=f"run {name.rpartition('/')[2]}")
+        axes.set(title=method, xlabel="phi, degrees", xlim=(-180, 180), ylim=(0, 45), xticks=(-180, -90, 0, 90, 180))
+    figure.axes[0].set_ylabel("free energy, kJ/mol")
+    figure.axes[0].legend(fontsize="x-small", loc="upper center")
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -199,11 +239,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[name for name in METHODS if "OPES" not in name or have_opes()])
     parser.add_argument("--model", type=Path, default=HERE / "models" / "aldp.cgflow")
     parser.add_argument("--json", type=Path, default=Path("explicit_water.json"), help="where the runs are kept")
+    parser.add_argument("--figure", type=Path, help="a picture of the free energies")
     options = parser.parse_args()
     if options.quick:
         options.picoseconds, options.seeds, options.methods = 10.0, [1], ["flow", "metadynamics"]
     flow = cgf.CGFlow.load(options.model)
-    runs = json.loads(options.json.read_text()) if options.json.exists() else {}
+    runs = json.loads(options.json.read_text())["runs"] if options.json.exists() else {}
     for seed in options.seeds:
         for method in options.methods:
             name = f"{method}/{seed}"
@@ -219,10 +260,12 @@ def main() -> None:
                 "seconds": round(time.monotonic() - begun),
             }
             temporary = options.json.with_suffix(".tmp")
-            temporary.write_text(json.dumps(runs, indent=1) + "\n")
+            temporary.write_text(json.dumps({"runs": runs, "methods": summary(runs)}, indent=1) + "\n")
             temporary.replace(options.json)
             print(f"{name}: {runs[name]['changes']} changes of phi, {runs[name]['seconds']} s", flush=True)
-    table(runs)
+    table(summary(runs))
+    if options.figure is not None:
+        draw(runs, options.figure)
 
 
 def have_opes() -> bool:

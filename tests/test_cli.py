@@ -395,6 +395,12 @@ def test_simulate_says_how_much_of_it_is_outside_the_trained_region(tmp_path):
     assert "2 of 2 frames" in result.output
 
 
+def test_a_device_of_a_force_field_is_refused(tmp_path):
+    result = run("simulate", "any.cgff", "-o", tmp_path / "b.dcd", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "--device says where a flow is" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

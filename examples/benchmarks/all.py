@@ -49,6 +49,7 @@ def jobs(cgback: Path | None = None) -> dict[str, Job]:
         "energies": Job("benchmarks/energies.py", ("--rounds", "30"), ("--rounds", "1", "--batch", "64")),
         "forces": Job("benchmarks/forces.py", (), ("--rounds", "1", "--steps", "5")),
         "backmapping": Job("benchmarks/backmapping.py", (), ("--quick",)),
+        "explicit_water": Job("explicit_water.py", (), ("--quick",)),
         "data_efficiency": Job("benchmarks/data_efficiency.py", (), ("--quick",)),
     }
     model = ("--model", "examples/models/aldp.cgflow")

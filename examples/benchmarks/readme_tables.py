@@ -13,14 +13,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 
 HERE = Path(__file__).resolve().parent
 PAGES = [HERE.parents[1] / "README.md", HERE.parents[1] / "docs" / "benchmarks.md"]
 FIGURES = HERE / "figures.json"
 REFERENCE = HERE.parent / "references" / "aldp_obc1.json"
 BLOCK = re.compile(r"(<!-- figures:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-LIGANDS = "butane pentanenitrile biphenyl caffeine nicotine camphor ibuprofen lidocaine"
 CITED = {"reverse KL at 300 K": ("2.56e8", 94.1), "FAB": ("2.13e8", 94.8), "TA-BG": ("1e8", 95.8), "CMT": ("1e8", 97.7)}
 """Energies and ESS (%) of arXiv 2510.18460, Table 1, means of four seeds."""
 
@@ -55,6 +54,11 @@ def duration(seconds: float | None) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {name}"
     return f"{seconds:.0f} s"
+
+
+def title_of(molecule: str) -> str:
+    """`ALA` stands for the amino acid between caps."""
+    return f"Ace-{molecule.capitalize()}-Nme" if molecule.isupper() else molecule
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -168,15 +172,14 @@ def populations(entries: Entries) -> str:
 def molecules(entries: Entries) -> str:
     """The table of molecules, in two columns."""
     names = sorted({name.split("/")[1] for name in entries if name.startswith("molecules/")})
-    names = [name for name in names if name not in LIGANDS.split()] + [n for n in LIGANDS.split() if n in names]
+    names.sort(key=lambda name: (not name.isupper(), name))  # amino acids first
     cells = []
     for name in names:
         seeds = [row for rows in of(entries, f"molecules/{name}") for row in rows]
-        title = name if name in LIGANDS.split() else f"Ace-{name.capitalize()}-Nme"
         slow = [row["slow"] for row in seeds]
         cells.append(
             [
-                title,
+                title_of(name),
                 str(seeds[0]["atoms"]),
                 " to ".join(str(count) for count in sorted({min(slow), max(slow)})),
                 spread([100 * row["ess"] for row in seeds], ".1f"),
@@ -276,6 +279,26 @@ def backmapping(entries: Entries) -> str:
     return f"{table(['', ''], rows)}\n\n{origin(entries, 'backmapping')}"
 
 
+def explicit_water(entries: Entries) -> str:
+    """A flow's bias in explicit water, beside other methods."""
+    (figures,) = of(entries, "explicit_water")
+
+    def cell(values: list[float]) -> str:
+        return f"{mean(values):.2f}" + (f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else "")
+
+    rows = [
+        [
+            method,
+            f"{len(f['picoseconds'])} x {mean(f['picoseconds']) / 1000:g} ns",
+            cell(f["errors"]),
+            cell(f["changes_per_ns"]),
+        ]
+        for method, f in figures["methods"].items()
+    ]
+    head = ["", "runs", "error of the free energy over phi, kJ/mol", "changes of phi per ns"]
+    return f"{table(head, rows)}\n\n{origin(entries, 'explicit_water')}"
+
+
 def cgback(entries: Entries) -> str:
     """Backmapping beside cgback."""
     (figures,) = of(entries, "cgback")
@@ -345,7 +368,7 @@ def gpu(entries: Entries) -> str:
         if name.startswith("demo"):
             title, on_cpu = "alanine dipeptide, OBC1", of(entries, "demo")
         else:
-            title = name if name in LIGANDS.split() else f"Ace-{name.capitalize()}-Nme"
+            title = title_of(name)
             on_cpu = [row for rows in of(entries, f"molecules/{name}") for row in rows]
         rows.append(
             [
@@ -382,6 +405,7 @@ RENDERERS: dict[str, Callable[[Entries], str]] = {
         sampler,
         forces,
         backmapping,
+        explicit_water,
         cgback,
         energies,
         throughput,

@@ -231,6 +231,10 @@ def simulate(
         raise InvalidInputError(
             f"--interval is {interval:g} ps, of more than {_MOST_STEPS:,} steps: give a shorter one"
         )
+    if device is not None and model.suffix == FORCE_FIELD:
+        raise InvalidInputError(
+            f"--device says where a flow is; the force field {model} runs where OpenMM's platform is: leave it out"
+        )
     trajectory_file(output, "beads")
     topology = output.with_suffix(".topology.pdb")
     no_input((output, topology), (model,))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from openmm_cgflow.proteins.beads.kinds import ATOMS, BeadKind, BeadMapping
 from openmm_cgflow.proteins.beads.terms import BeadTerms, TiedBeads
-from openmm_cgflow.proteins.fragments.library import BINS, FragmentLibrary
+from openmm_cgflow.proteins.fragments.grid import BINS
+from openmm_cgflow.proteins.fragments.library import FragmentLibrary
 from openmm_cgflow.proteins.placing.assembly import Assembly
 from openmm_cgflow.proteins.placing.contacts import COARSE, Nonbonded, plane_pairs, plane_sterics
 from openmm_cgflow.proteins.placing.layout import ProteinLayout
@@ -21,6 +22,7 @@ from openmm_cgflow.proteins.placing.side_chains import Candidates, GridProposer,
 from openmm_cgflow.proteins.placing.twisted_smc import draw_planes
 from openmm_cgflow.proteins.relaxing.bead_minimiser import BeadMinimiser
 from openmm_cgflow.proteins.relaxing.force_field import Minimiser, expected_lengths
+from openmm_cgflow.proteins.relaxing.pairs import NearPairs
 from openmm_cgflow.proteins.relaxing.refine import Refiner
 from openmm_cgflow.proteins.relaxing.repair import Repair, State
 from openmm_cgflow.units import KB
@@ -71,7 +73,8 @@ class ProteinBuilder:
         self.nonbonded = Nonbonded.of(system)
         self.proposer = GridProposer(layout)
         self.self_energies = SelfEnergies(layout, system, self.nonbonded)
-        self.refiner = Refiner(layout, self.assembly, self.nonbonded, self.self_energies.torsions, library)
+        pairs, torsions = NearPairs(layout, self.nonbonded), self.self_energies.torsions
+        self.refiner = Refiner(layout, self.assembly, pairs, torsions, library)
         self.repair = Repair(self.assembly, self.self_energies, self.proposer, self.refiner, self.nonbonded, self.kT)
         self.bond_lengths = expected_lengths(layout.topology, system)
         self._minimisers: dict[BeadKind, Minimiser] = {}

@@ -20,19 +20,17 @@ from openmm_cgflow.backmapping import Joined, all_pieces, in_processes, kept_pie
 from openmm_cgflow.compute import plain_torch
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
+from openmm_cgflow.proteins.beads.door import checked_beads, whole_beads
 from openmm_cgflow.proteins.beads.kinds import (
     ATOMS,
     BeadKind,
     bead_order,
-    checked_beads,
+    bridged_cysteines,
     checked_kind,
     kind_of_names,
-    rough_trace,
-    whole_beads,
 )
 from openmm_cgflow.proteins.chain.residues import CHI, ONE_LETTER, OTHER_NAMES, REFUSED
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
-from openmm_cgflow.proteins.chain.trace import near_cysteines
 from openmm_cgflow.proteins.fragments.library import FragmentLibrary
 from openmm_cgflow.proteins.mapper import ProteinBackmapper
 from openmm_cgflow.proteins.result import write_pdb
@@ -153,8 +151,7 @@ def backmap_protein_file(
     first = next(source.pieces(1, 1, *frames), None)
     if first is None:
         raise InvalidInputError(f"there are no frames in {frames_of} from {frames[0]} on")
-    rough = rough_trace(checked_beads(first, sequence, kind), sequence, kind)[0]
-    pairs = tuple(near_cysteines(sequence, rough)) if disulfides else ()
+    pairs = tuple(bridged_cysteines(checked_beads(first, sequence, kind), sequence, kind)) if disulfides else ()
     for a, b in pairs:
         names = sequence.residues[a].label, sequence.residues[b].label
         _log.warning("%s and %s are near in the first frame: a disulfide is built", *names)

@@ -13,19 +13,18 @@ from openmm import app
 from openmm_cgflow.compute import plain_torch, seeded
 from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
+from openmm_cgflow.proteins.beads.door import checked_beads, whole_beads
 from openmm_cgflow.proteins.beads.kinds import (
     ATOMS,
     TOLERANCE,
     BeadKind,
     beads_in,
-    checked_beads,
+    bridged_cysteines,
     checked_kind,
-    rough_trace,
-    whole_beads,
 )
 from openmm_cgflow.proteins.builder import Assemble, ProteinBuilder
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
-from openmm_cgflow.proteins.chain.trace import near_cysteines, warn_of_near
+from openmm_cgflow.proteins.chain.trace import warn_of_near
 from openmm_cgflow.proteins.fragments.library import FragmentLibrary
 from openmm_cgflow.proteins.placing.layout import ProteinLayout, with_disulfides
 from openmm_cgflow.proteins.placing.planes import CIS_BELOW
@@ -59,7 +58,7 @@ class ProteinBackmapper:
             by default.
         temperature: K; that of the library by default.
         disulfides: pairs of residues counted from 0; `"auto"` takes those of the Topology, or else cysteines that are
-            near in the first trace, if four residues or more are between them.
+            near in the first trace, if four residues or more are between them (by SC1 of Martini: whatever is between).
         beads: `"ca"`; `"n-ca-c"`, `"backbone"` (N, CA, C, O): atoms, which are kept; `"martini2"`, `"martini3"` (BB,
             SC1, ...), `"com"` (of whole residues): centres of mass, as martinize2 has them. `"auto"`: what the names in
             a Topology of beads tell, or else alpha carbons.
@@ -128,7 +127,7 @@ class ProteinBackmapper:
     def _of_beads(self, beads: np.ndarray, kind: BeadKind) -> ProteinBuilder:
         """Tables of the protein; cysteines that are near in the first frame are bonded, if that was left open."""
         if self._parts is None:
-            pairs = near_cysteines(self.given, rough_trace(beads, self.given, kind)[0])
+            pairs = bridged_cysteines(beads, self.given, kind)
             for a, b in pairs:
                 names = self.given.residues[a].label, self.given.residues[b].label
                 _log.warning("%s and %s are near: a disulfide is built; disulfides=[] leaves it out", *names)

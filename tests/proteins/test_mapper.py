@@ -11,8 +11,8 @@ from openmm import app, unit
 from traces import SEQUENCE, helix, noisy, strand
 
 import openmm_cgflow as cgf
+from openmm_cgflow.proteins.beads.kinds import bridged_cysteines
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
-from openmm_cgflow.proteins.chain.trace import near_cysteines
 from openmm_cgflow.proteins.checks import close_pairs
 from openmm_cgflow.proteins.placing.planes import Backbone, Planes
 from openmm_cgflow.proteins.relaxing.force_field import amber14, with_fast_solvent
@@ -168,8 +168,17 @@ def test_near_cysteines_are_bonded_unless_it_is_said_otherwise():
     sulfurs = [atom.index for atom in bonded.topology.atoms() if atom.name == "SG"]
     length = np.linalg.norm(np.diff(bonded.positions[0, 0, sulfurs], axis=0))
     assert length == pytest.approx(0.204, abs=0.02)
-    free = cgf.ProteinBackmapper(sequence, disulfides=[]).backmap(trace, relax=0, seed=0)
+    mapper = cgf.ProteinBackmapper(sequence, disulfides=[])
+    free = mapper.backmap(trace, relax=20, seed=0)
     assert free.positions.shape[2] == bonded.positions.shape[2] + 2
+    for kind in ("martini2", "martini3", "com"):  # beads tell as well, those of Martini without a doubt
+        of_bonded, of_free = (
+            cgf.ProteinBackmapper(sequence, disulfides=pairs, beads=kind).beadsOf(made.positions[0, 0])
+            for pairs, made in (([(2, 9)], bonded), ([], free))
+        )
+        assert bridged_cysteines(of_bonded, mapper.given, kind) == [(2, 9)]
+        if kind != "com":
+            assert bridged_cysteines(of_free, mapper.given, kind) == []
 
 
 def test_the_order_of_atoms_of_a_topology_is_kept(built):
@@ -260,7 +269,7 @@ def test_torsions_of_the_descent_are_those_of_openmm(sequence, axis):
 
 def test_near_cysteines_of_a_helix_are_not_bonded():
     sequence = ProteinSequence.of("ACACCACAAAAC")
-    assert near_cysteines(sequence, helix(12)) == []
+    assert bridged_cysteines(helix(12)[None], sequence, "ca") == []
 
 
 def test_a_residue_before_proline_has_its_own_class():

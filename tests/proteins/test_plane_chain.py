@@ -10,7 +10,8 @@ from scipy.stats import chisquare
 from traces import helix
 
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
-from openmm_cgflow.proteins.fragments.library import BINS, FragmentLibrary
+from openmm_cgflow.proteins.fragments.grid import BINS
+from openmm_cgflow.proteins.fragments.library import FragmentLibrary
 from openmm_cgflow.proteins.placing.assembly import Assembly
 from openmm_cgflow.proteins.placing.layout import ProteinLayout
 from openmm_cgflow.proteins.placing.plane_chain import PlaneChain, grid, local_factors

@@ -10,7 +10,7 @@ from traces import SEQUENCE, helix, noisy
 
 import openmm_cgflow as cgf
 from openmm_cgflow.proteins.builder import ProteinBuilder
-from openmm_cgflow.proteins.fragments.library import BINS
+from openmm_cgflow.proteins.fragments.grid import BINS
 from openmm_cgflow.proteins.relaxing.repair import State
 
 WITHOUT_PROLINE = SEQUENCE.replace("P", "A")  # which has no room in a straight helix
@@ -35,16 +35,16 @@ def test_atoms_in_one_place_are_parted_and_the_rest_stays(parts):
     many, chi = torch.zeros(24, dtype=torch.long), state.chi.repeat(24, 1, 1)
     chi[:, 10, 0] += torch.arange(24) * (math.pi / 12)  # a tryptophan, all around
     x = parts.refiner.structures(state.backbone[many], state.turns[many], chi)
-    hard = parts.refiner.judged(x).hard
+    hard = parts.refiner.pairs.judged(x).hard
     rows = torch.stack([hard.argmin(), hard.argmax()])
     assert hard[rows[0]] == 0
     assert hard[rows[1]] > 150
     both = torch.zeros(2, dtype=torch.long)
     broken = State(state.backbone[both], state.chain[both], state.turns[both], chi[rows], x[rows])
     mended = parts.repair.mended(broken._replace(x=x[rows]), torch.Generator().manual_seed(0), 0)
-    assert parts.refiner.judged(mended.x).hard.sum() == 0
+    assert parts.refiner.pairs.judged(mended.x).hard.sum() == 0
     torch.testing.assert_close(mended.x[0], broken.x[0], rtol=0, atol=0)
-    near = torch.unique(parts.repair.residue[parts.refiner.judged(broken.x).atoms])
+    near = torch.unique(parts.repair.residue[parts.refiner.pairs.judged(broken.x).atoms])
     far = (parts.repair.residue[:, None] - near).abs().amin(1) > 5  # beyond the widest window
     torch.testing.assert_close(mended.x[1, far], broken.x[1, far], rtol=0, atol=1e-6)
     assert float((mended.x[1] - broken.x[1]).norm(dim=1).max()) > 0.1
@@ -57,9 +57,9 @@ def test_oxygens_of_neighbours_that_touch_are_in_one_place(parts):
     first, second = (parts.layout.index[j]["O"] for j in (k, k + 1))
     x = state.x.clone()
     x[0, first] = x[0, second] + torch.tensor([0.15, 0.0, 0.0])
-    pairs = parts.refiner.judged(x).atoms.sort(1).values.tolist()
+    pairs = parts.refiner.pairs.judged(x).atoms.sort(1).values.tolist()
     assert sorted((first, second)) in pairs
-    assert sorted((first, second)) not in parts.refiner.judged(state.x).atoms.sort(1).values.tolist()
+    assert sorted((first, second)) not in parts.refiner.pairs.judged(state.x).atoms.sort(1).values.tolist()
 
 
 def test_evidence_is_that_of_every_draw(parts):

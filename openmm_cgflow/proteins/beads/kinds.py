@@ -14,13 +14,11 @@ import torch
 from openmm import unit
 from torch import Tensor
 
-from openmm_cgflow.errors import InvalidInputError, MismatchError
+from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.proteins.chain.residues import OTHER_NAMES, PUBLIC_NAMES, VARIANTS
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
-from openmm_cgflow.proteins.chain.trace import checked_trace
+from openmm_cgflow.proteins.chain.trace import near_cysteines
 from openmm_cgflow.proteins.placing.layout import ProteinLayout
-from openmm_cgflow.structures import distances, whole_frames
-from openmm_cgflow.units import PositionsLike, in_nm
 
 __all__ = [
     "ATOMS",
@@ -31,12 +29,11 @@ __all__ = [
     "bead_names",
     "bead_order",
     "beads_in",
-    "checked_beads",
+    "bridged_cysteines",
     "checked_kind",
     "first_beads",
     "kind_of_names",
     "rough_trace",
-    "whole_beads",
 ]
 
 BeadKind = Literal["ca", "n-ca-c", "backbone", "martini2", "martini3", "com"]
@@ -75,10 +72,9 @@ _MARTINI3 = _SAME | {
 }
 _TOLD = {("ALA", 1), ("TYR", 4), ("TRP", 5)}  # residues whose number of side chain's beads is that of Martini 3 alone
 _TELLING = {name for name, _ in _TOLD}
+_BRIDGED = {"ca": (0.38, 0.68), "com": (0.34, 0.56), "SC1": (0.15, 0.32)}  # nm, of a disulfide, by its geometry
+_APART = 5  # residues, of cysteines whose alpha carbons or centres of mass are near
 _NOT_READ = {"SCP", "SCN", "DIP", "DIM", "DBB"}  # dipoles of polarisable Martini
-_REACH = {"martini2": (0.2, 0.5), "martini3": (0.2, 0.5), "com": (0.1, 1.3)}  # nm, first beads of neighbours
-_SPLIT = {"atoms": 0.6, "means": 1.4}  # nm, longer than any distance of neighbours: a box is between them
-_FAR = 1.0  # nm, of a side chain's beads from the first one of the residue
 
 
 def checked_kind(beads: str) -> Literal["auto"] | BeadKind:
@@ -212,6 +208,18 @@ def _share(part: str) -> tuple[str, float]:
     return name, float(Fraction(share or "1"))
 
 
+def bridged_cysteines(beads: np.ndarray, sequence: ProteinSequence, kind: BeadKind) -> list[tuple[int, int]]:
+    """Cysteines whose beads `(frames, beads, 3)`, nm, are in the first frame as near as those of a disulfide.
+
+    By alpha carbons or centres of mass of residues alone it is a guess; Martini's SC1 leave no doubt.
+    """
+    first = rough_trace(beads, sequence, kind)[0]
+    if kind not in ("martini2", "martini3"):
+        return near_cysteines(sequence, first, _BRIDGED["com" if kind == "com" else "ca"], _APART)
+    has = np.array([len(bead_names(kind, residue.variant)) > 1 for residue in sequence.residues])
+    return near_cysteines(sequence, beads[0, first_beads(sequence, kind) + has], _BRIDGED["SC1"], 1)
+
+
 def rough_trace(beads: np.ndarray, sequence: ProteinSequence, kind: BeadKind) -> np.ndarray:
     """Alpha carbons, or the bead of each residue that is nearest to them, `(frames, residues, 3)`."""
     if kind in ATOMS:
@@ -276,91 +284,3 @@ def first_beads(sequence: ProteinSequence, kind: str) -> np.ndarray:
     """Index of the first bead of each residue, `(residues,)`."""
     counts = [len(bead_names(kind, residue.variant)) for residue in sequence.residues]
     return np.cumsum([0, *counts[:-1]])
-
-
-def whole_beads(x: np.ndarray, box: np.ndarray | None, sequence: ProteinSequence, kind: BeadKind) -> np.ndarray:
-    """Beads `(frames, beads, 3)`, nm, each chain put together where its box `(frames, 3, 3)` splits it, if it is known.
-
-    Another number of beads than these residues have, and values that are not finite, are left as they are.
-    """
-    names = [bead_names(kind, residue.variant) for residue in sequence.residues]
-    owner = np.repeat(np.arange(len(names)), [len(of_residue) for of_residue in names])
-    if x.shape[1] != len(owner) or not np.isfinite(x).all():
-        return x
-    first = first_beads(sequence, kind)
-    chain = [(first[k], first[k + 1]) for k in range(len(first) - 1) if not sequence.is_last(k)]
-    inner = [(first[k], bead) for bead, k in enumerate(owner) if bead != first[k]]
-    pairs = np.array([*chain, *inner]).reshape(-1, 2)
-    longest = _SPLIT["atoms" if kind in ATOMS else "means"]
-    far = distances(x, pairs).max(1, initial=0.0) > longest
-    if box is None or not far.any():
-        return x
-    joined = x.copy()
-    joined[far] = whole_frames(x[far], pairs, np.broadcast_to(box, (len(x), 3, 3))[far])
-    sound = distances(joined, pairs).max(1, initial=0.0) <= longest
-    joined[~sound] = x[~sound]
-    return joined
-
-
-def checked_beads(beads: PositionsLike, sequence: ProteinSequence, kind: BeadKind) -> np.ndarray:
-    """Beads as `(frames, beads, 3)`, those that are atoms as `(frames, residues, atoms, 3)`, nm.
-
-    Raises:
-        MismatchError: another number of beads than these residues have.
-        InvalidInputError: values that are not finite, another unit, gaps, beads of another order; the bead is named.
-    """
-    x = in_nm(beads)
-    if kind in ATOMS:
-        n, k = len(sequence), len(ATOMS[kind])
-        if k > 1 and (x.shape == (n, k, 3) or (x.ndim in (2, 3) and x.shape[-2:] == (n * k, 3))):
-            x = x.reshape(-1, n, k, 3)
-        return checked_trace(x, sequence)
-    names = [(r.label, name) for r in sequence.residues for name in bead_names(kind, r.variant)]
-    x = x[None] if x.ndim == 2 else x
-    if x.ndim != 3 or x.shape[2] != 3 or not len(x):
-        raise InvalidInputError(f"the beads have the shape {x.shape}; give (frames, {len(names)}, 3), in nm")
-    if x.shape[1] != len(names):
-        raise MismatchError(
-            f"there are {x.shape[1]} beads, and {len(names)} of kind {kind!r} in these {len(sequence)} residues "
-            f"({sequence.residues[0].label}: {', '.join(bead_names(kind, sequence.residues[0].variant))}; ...): see "
-            "whether beads= is right, and give the beads of the protein alone, residue by residue"
-        )
-    bad = np.argwhere(~np.isfinite(x).all(2))
-    if len(bad):
-        label, name = names[bad[0][1]]
-        raise InvalidInputError(f"{name} of {label} in frame {bad[0][0]} is NaN or infinite; leave such frames out")
-    _refuse_far(x, sequence, kind)
-    return x
-
-
-def _refuse_far(x: np.ndarray, sequence: ProteinSequence, kind: BeadKind) -> None:
-    """Beads of neighbours, and those of one residue, that are not where they can be."""
-    first = first_beads(sequence, kind)
-    inner = np.array([not sequence.is_last(k) for k in range(len(sequence) - 1)])
-    length = np.linalg.norm(np.diff(x[:, first], axis=1), axis=2)
-    least, most = _REACH[kind]
-    middle = float(np.median(length[:, inner]))
-    if 2.0 < middle < 10.0:
-        raise InvalidInputError(
-            f"beads of neighbouring residues are about {middle:.2f} apart, which looks like Angstrom taken for nm: "
-            "give nm, or a Quantity, such as x * unit.angstrom"
-        )
-    wrong = np.argwhere(inner & ((length < least) | (length > most)))
-    if len(wrong):
-        frame, k = wrong[0]
-        raise InvalidInputError(
-            f"the first beads of {sequence.residues[k].label} and {sequence.residues[k + 1].label} are "
-            f"{length[frame, k]:.3f} nm apart in frame {frame}, where {least} to {most} are possible: beads are in "
-            "another order, residues are missing there, or the molecule is split by a periodic box; begin a new chain "
-            "at a gap (/ in the sequence, another chain in the Topology)"
-        )
-    owner = np.repeat(np.arange(len(sequence)), np.diff([*first, x.shape[1]]))
-    far = np.argwhere(np.linalg.norm(x - x[:, first[owner]], axis=2) > _FAR)
-    if len(far):
-        frame, j = far[0]
-        k = owner[j]
-        name = bead_names(kind, sequence.residues[k].variant)[j - first[k]]
-        raise InvalidInputError(
-            f"{name} of {sequence.residues[k].label} is more than {_FAR} nm from its BB in frame {frame}: give beads "
-            "residue by residue in the order BB, SC1, ..., or a Topology that names them"
-        )

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from openmm_cgflow.proteins.beads.kinds import BeadMapping
 from openmm_cgflow.proteins.chain.geometry import place_planes, residue_frames
-from openmm_cgflow.proteins.fragments.library import BINS, FragmentLibrary
+from openmm_cgflow.proteins.fragments.grid import BINS
+from openmm_cgflow.proteins.fragments.library import FragmentLibrary
 from openmm_cgflow.proteins.placing.assembly import Assembly
 from openmm_cgflow.proteins.placing.contacts import COARSE
 from openmm_cgflow.proteins.placing.layout import ProteinLayout

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.proteins.chain.residues import CHI, ONE_LETTER, OTHER_NAMES, REFUSED, VARIANTS
 
@@ -74,6 +76,16 @@ class ProteinSequence:
     def is_last(self, k: int) -> bool:
         """Whether residue `k` ends its chain."""
         return k + 1 == len(self) or self.residues[k + 1].chain != self.residues[k].chain
+
+    @property
+    def followed(self) -> np.ndarray:
+        """`(residues - 1,)`: whether the next residue is of the same chain."""
+        return np.array([not self.is_last(k) for k in range(len(self) - 1)], dtype=bool)
+
+    @property
+    def inner(self) -> list[int]:
+        """The residues that neither begin nor end a chain."""
+        return [k for k in range(len(self)) if self.end(k) is None]
 
     @classmethod
     def of(cls, source: Any) -> "ProteinSequence":  # noqa: ANN401

@@ -1,6 +1,7 @@
 """Traces of alpha carbons: read, and refused by residue where they cannot be one."""
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -8,14 +9,12 @@ from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
 from openmm_cgflow.units import PositionsLike, in_nm
 
-__all__ = ["checked_trace", "near_cysteines", "warn_of_near"]
+__all__ = ["checked_trace", "near_cysteines", "refuse_gaps", "refuse_not_finite", "warn_of_near"]
 
 _log = logging.getLogger("openmm_cgflow")
-_SHORTEST, _LONGEST = 0.25, 0.50  # nm, of neighbours in a chain
+_REACH = (0.25, 0.50)  # nm, of neighbours in a chain
 _BONDS = (0.10, 0.19)  # nm, of the backbone
 _OVERLAP = 0.2  # nm, of any two
-_DISULFIDE = (0.38, 0.68)  # nm, alpha carbons of a disulfide
-_APART = 5  # residues: nearer ones are as near in a helix
 
 
 def checked_trace(trace: PositionsLike, sequence: ProteinSequence) -> np.ndarray:
@@ -44,31 +43,36 @@ def checked_trace(trace: PositionsLike, sequence: ProteinSequence) -> np.ndarray
             f"({sequence.residues[0].label} to {sequence.residues[-1].label}); give one alpha carbon for each residue: "
             "of an all-atom trajectory, trajectory.atom_slice(trajectory.topology.select('name CA'))"
         )
-    bad = np.argwhere(~np.isfinite(x).all(2))
-    if len(bad):
-        raise InvalidInputError(
-            f"the alpha carbon of {sequence.residues[bad[0][1]].label} in frame {bad[0][0]} is NaN or infinite; "
-            "leave such frames out"
-        )
-    _refuse_wrong_distances(x, sequence)
+    refuse_not_finite(x, [f"the alpha carbon of {residue.label}" for residue in sequence.residues])
+    refuse_gaps(x, sequence, "alpha carbons", _REACH)
+    _refuse_overlaps(x, sequence)
     return x
 
 
-def _refuse_wrong_distances(x: np.ndarray, sequence: ProteinSequence) -> None:
-    inner = np.array([not sequence.is_last(k) for k in range(len(sequence) - 1)])
-    length = np.linalg.norm(np.diff(x, axis=1), axis=2)
+def refuse_not_finite(x: np.ndarray, names: Sequence[str]) -> None:
+    """Refuse points `(frames, points, 3)` that are NaN or infinite, by the name of the first of them."""
+    bad = np.argwhere(~np.isfinite(x).all(2))
+    if len(bad):
+        frame, k = bad[0]
+        raise InvalidInputError(f"{names[k]} in frame {frame} is NaN or infinite; leave such frames out")
+
+
+def refuse_gaps(x: np.ndarray, sequence: ProteinSequence, what: str, reach: tuple[float, float]) -> None:
+    """Refuse points `(frames, residues, 3)` of which neighbours in a chain are nearer or farther than `reach`, nm."""
+    least, most = reach
+    length, inner = np.linalg.norm(np.diff(x, axis=1), axis=2), sequence.followed
     middle = float(np.median(length[:, inner]))
-    if 2.5 < middle < 5.0:
+    if max(most, 10 * least) < middle < 10 * most:
         raise InvalidInputError(
-            f"neighbouring alpha carbons are about {middle:.2f} apart, which looks like Angstrom taken for nm: give "
-            "nm, or a Quantity, such as x * unit.angstrom"
+            f"neighbouring {what} are about {middle:.2f} apart, which looks like Angstrom taken for nm: give nm, or a "
+            "Quantity, such as x * unit.angstrom"
         )
-    wrong = np.argwhere(inner & ((length < _SHORTEST) | (length > _LONGEST)))
+    wrong = np.argwhere(inner & ((length < least) | (length > most)))
     if len(wrong):
         frame, k = wrong[0]
         many = len(wrong) > 0.3 * length[:, inner].size
         cause = (
-            "beads are in another order than the sequence, are no alpha carbons, or the molecule is split by a "
+            "beads are in another order than the sequence or stand for something else, or the molecule is split by a "
             "periodic box that is not known: make it whole (trajectory.make_molecules_whole())"
             if many
             else "residues are missing there, the molecule is split by a periodic box, or a chain ends there: give "
@@ -76,9 +80,12 @@ def _refuse_wrong_distances(x: np.ndarray, sequence: ProteinSequence) -> None:
             "sequence, another chain in the Topology)"
         )
         raise InvalidInputError(
-            f"the alpha carbons of {sequence.residues[k].label} and {sequence.residues[k + 1].label} are "
-            f"{length[frame, k]:.3f} nm apart in frame {frame}, where about 0.38 are expected: {cause}"
+            f"the {what} of {sequence.residues[k].label} and {sequence.residues[k + 1].label} are "
+            f"{length[frame, k]:.3f} nm apart in frame {frame}, where {least} to {most} are possible: {cause}"
         )
+
+
+def _refuse_overlaps(x: np.ndarray, sequence: ProteinSequence) -> None:
     for frame, points in enumerate(x):
         near = _nearest(points)
         if near is not None:
@@ -95,11 +102,10 @@ def _refuse_wrong_backbones(x: np.ndarray, sequence: ProteinSequence) -> None:
         frame, k = np.argwhere(~np.isfinite(x).all((2, 3)))[0]
         raise InvalidInputError(f"N, C or O of {sequence.residues[k].label} in frame {frame} is NaN or infinite")
     n, ca, c, o = x[:, :, 0], x[:, :, 1], x[:, :, 2], x[:, :, 3:]
-    inner = np.array([not sequence.is_last(k) for k in range(len(sequence) - 1)])
     for name, length in (
         ("N-CA", np.linalg.norm(ca - n, axis=2)),
         ("CA-C", np.linalg.norm(c - ca, axis=2)),
-        ("C-N", np.where(inner, np.linalg.norm(n[:, 1:] - c[:, :-1], axis=2), 0.134)),
+        ("C-N", np.where(sequence.followed, np.linalg.norm(n[:, 1:] - c[:, :-1], axis=2), 0.134)),
         *([("C-O", np.linalg.norm(o[:, :, 0] - c, axis=2))] if o.shape[2] else []),
     ):
         wrong = np.argwhere((length < _BONDS[0]) | (length > _BONDS[1]))
@@ -113,7 +119,7 @@ def _refuse_wrong_backbones(x: np.ndarray, sequence: ProteinSequence) -> None:
 
 def warn_of_near(x: np.ndarray, sequence: ProteinSequence, below: float) -> None:
     """Say which neighbours are as near as in a cis peptide bond where none is built, as before prolines alone it is."""
-    inner = [k for k in range(len(sequence) - 1) if not sequence.is_last(k) and sequence.following(k) != "PRO"]
+    inner = [k for k in np.flatnonzero(sequence.followed).tolist() if sequence.following(k) != "PRO"]
     near = np.linalg.norm(np.diff(x, axis=1), axis=2)[:, inner] < below
     if not near.any():
         return
@@ -137,22 +143,28 @@ def _nearest(points: np.ndarray) -> tuple[int, int] | None:
     return min(pairs) if pairs else None
 
 
-def near_cysteines(sequence: ProteinSequence, points: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of cysteines whose alpha carbons are as near as those of a disulfide, the nearest ones first.
+def near_cysteines(
+    sequence: ProteinSequence, points: np.ndarray, reach: tuple[float, float], apart: int
+) -> list[tuple[int, int]]:
+    """Pairs of cysteines that are as near as those of a disulfide; the nearest ones first come to theirs.
 
-    Those of one chain with fewer than four residues between them are left out: in a helix they are as near.
+    Arguments:
+        sequence: of the protein.
+        points: `(residues, 3)` nm, one of each residue.
+        reach: nm, how far from one another those of a disulfide are.
+        apart: residues that have to be from the one to the other in a chain: in a helix nearer ones are near anyway.
     """
     places = [k for k, residue in enumerate(sequence.residues) if residue.variant in ("CYS", "CYX")]
     pairs = [
         (float(np.linalg.norm(points[i] - points[j])), i, j)
         for a, i in enumerate(places)
         for j in places[a + 1 :]
-        if j - i >= _APART or sequence.residues[i].chain != sequence.residues[j].chain
+        if j - i >= apart or sequence.residues[i].chain != sequence.residues[j].chain
     ]
     found: list[tuple[int, int]] = []
     taken: set[int] = set()
     for distance, i, j in sorted(pairs):
-        if _DISULFIDE[0] < distance < _DISULFIDE[1] and not {i, j} & taken:
+        if reach[0] < distance < reach[1] and not {i, j} & taken:
             found.append((i, j))
             taken |= {i, j}
     return sorted(found)

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from openmm_cgflow.errors import ModelFileError
 from openmm_cgflow.proteins.fragments.flow import FragmentFlow
+from openmm_cgflow.proteins.fragments.grid import BINS
 from openmm_cgflow.storage import read_as, read_file, reading, write_file
 
 __all__ = ["FragmentFlows", "flows_beside"]
 
 KIND = "fragment flows"
-_BINS = 72
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class FragmentFlows:
                     raise ModelFileError(f"the tensor {name[:80]!r} holds NaN or infinite values")
                 kind, _, rest = name.partition("/")
                 owner, _, parameter = rest.partition("/")
-                if kind == "angle" and tuple(tensor.shape) == (2, _BINS, _BINS):
+                if kind == "angle" and tuple(tensor.shape) == (2, BINS, BINS):
                     angles[rest] = tensor.float()
                 elif kind == "flow" and owner in parts:
                     parts[owner][parameter] = tensor

@@ -17,6 +17,7 @@ from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.proteins.chain.geometry import dihedrals
 from openmm_cgflow.proteins.fragments.capped import Capped, Fragment, fragment_named
 from openmm_cgflow.proteins.fragments.flow import FragmentFlow
+from openmm_cgflow.proteins.fragments.grid import BINS, CAP
 from openmm_cgflow.sampling import Samples
 from openmm_cgflow.storage import read_as, read_file, reading, system_to_xml, write_file
 from openmm_cgflow.trainable import Trainable
@@ -40,7 +41,6 @@ __all__ = [
 
 KIND = "fragment"
 
-BINS, CAP = 72, 60.0  # as in `library`
 SETTINGS = FlowSettings(atom_couplings=4, hidden=56, slow_hidden=48, rank=8)
 """Of a flow that a library keeps: a third of the usual size."""
 

@@ -30,16 +30,11 @@ from openmm_cgflow.compute import plain_torch
 from openmm_cgflow.errors import ModelFileError
 from openmm_cgflow.proteins.chain.geometry import residue_frames
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
+from openmm_cgflow.proteins.fragments.grid import BINS, CAP
 from openmm_cgflow.storage import read_as, read_file, reading, write_file
 from openmm_cgflow.units import KB
 
-__all__ = ["BINS", "CAP", "FragmentLibrary", "local_template"]
-
-BINS = 72
-"""Points of a circle on which free energies are known, and planes are turned."""
-
-CAP = 60.0
-"""kJ/mol, the largest free energy that is kept."""
+__all__ = ["FragmentLibrary", "local_template"]
 
 KIND = "fragments"
 _SHIPPED = Path(__file__).resolve().parents[2] / "data" / "fragments.safetensors"

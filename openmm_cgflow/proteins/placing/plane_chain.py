@@ -14,7 +14,8 @@ from torch import Tensor
 
 from openmm_cgflow.proteins.chain.geometry import place_planes
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
-from openmm_cgflow.proteins.fragments.library import BINS, FragmentLibrary
+from openmm_cgflow.proteins.fragments.grid import BINS
+from openmm_cgflow.proteins.fragments.library import FragmentLibrary
 from openmm_cgflow.proteins.placing.contacts import squared_distances
 from openmm_cgflow.proteins.placing.planes import Backbone
 from openmm_cgflow.units import KB

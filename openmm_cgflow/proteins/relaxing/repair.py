@@ -15,14 +15,15 @@ from torch import Tensor
 
 from openmm_cgflow.proteins.beads.terms import TiedBeads
 from openmm_cgflow.proteins.chain.geometry import place_planes
-from openmm_cgflow.proteins.fragments.library import BINS
+from openmm_cgflow.proteins.fragments.grid import BINS
 from openmm_cgflow.proteins.placing.assembly import Assembly
 from openmm_cgflow.proteins.placing.contacts import COARSE, Nonbonded, pair_energies, squared_distances
 from openmm_cgflow.proteins.placing.packing import chosen, pack, pair_tables
 from openmm_cgflow.proteins.placing.plane_chain import PlaneChain, grid, turns_of
 from openmm_cgflow.proteins.placing.planes import Backbone
 from openmm_cgflow.proteins.placing.side_chains import GridProposer, SelfEnergies, Window
-from openmm_cgflow.proteins.relaxing.refine import Judged, Refiner
+from openmm_cgflow.proteins.relaxing.pairs import Judged
+from openmm_cgflow.proteins.relaxing.refine import Refiner
 
 __all__ = ["Repair", "State"]
 
@@ -59,7 +60,7 @@ class Repair:
         assembly: puts backbones together.
         energies: of candidates of side chains.
         proposer: of candidates.
-        refiner: judges, and descends.
+        refiner: descends.
         nonbonded: charges and Lennard-Jones parameters.
         kT: kJ/mol.
     """
@@ -74,9 +75,9 @@ class Repair:
         kT: float,
     ) -> None:
         self.layout, self.planes, self.assembly = assembly.layout, assembly.planes, assembly
-        self.energies, self.proposer, self.refiner = energies, proposer, refiner
+        self.energies, self.proposer, self.refiner, self.pairs = energies, proposer, refiner, refiner.pairs
         self.nonbonded, self.kT = nonbonded, kT
-        self.residue = torch.as_tensor(refiner.residue)
+        self.residue = torch.as_tensor(self.pairs.residue)
         self.is_side = torch.zeros(self.layout.n_atoms, dtype=torch.bool)
         self.is_side[self.layout.side_atoms] = True
         placed = self.assembly.indices[self.assembly.indices >= 0]
@@ -94,7 +95,7 @@ class Repair:
             refine: steps of descent after windows were drawn anew.
             tied: beads that are no atoms, to which the structures are tied.
         """
-        judged = self.refiner.judged(state.x)
+        judged = self.pairs.judged(state.x)
         for wider in _WIDER:
             changed = []
             for frame in torch.unique(judged.frame).tolist():
@@ -111,7 +112,7 @@ class Repair:
             if refine:
                 backbone, turns, chi = self.refiner.refined_on(backbone, turns, chi, refine, tied and tied[frames])
             x = self.refiner.structures(backbone, turns, chi)
-            better = self.refiner.judged(x).hard < judged.hard[frames]
+            better = self.pairs.judged(x).hard < judged.hard[frames]
             better &= self.refiner.strain(x) < self.refiner.strain(state.x[frames]) + _TOLERATED
             if tied:
                 better &= tied[frames].strain(x) < tied[frames].strain(state.x[frames]) + _TOLERATED
@@ -119,7 +120,7 @@ class Repair:
                 part[frames[better]] = made[better]
             if tied:
                 state.backbone.put(frames[better], backbone[better])
-            judged = self.refiner.judged(state.x)
+            judged = self.pairs.judged(state.x)
         return state
 
     def _windows(self, judged: Judged, frame: int, wider: int) -> Iterator[tuple[list[int], int]]:
@@ -164,7 +165,7 @@ class Repair:
         chi[:, residues] = chosen(candidates, pack(candidates.energy, tables, self.kT, 1, generator).state)
         x = self.refiner.structures_of(x, chi)
         moved = moving.nonzero().flatten()
-        before, after = self.refiner.judged(one.x, moved), self.refiner.judged(x, moved)
+        before, after = self.pairs.judged(one.x, moved), self.pairs.judged(x, moved)
         worse = (self.refiner.strain(x) - self.refiner.strain(one.x)).clamp_min(0)
         best = int((after.hard + after.soft + worse).argmin())
         if float(after.hard[best]) >= float(before.hard[0]) or float(worse[best]) > _TOLERATED:

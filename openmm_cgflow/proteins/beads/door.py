@@ -1,0 +1,84 @@
+"""Beads at the door: put together where a box splits them, refused by name where they are not what they should be."""
+
+import numpy as np
+
+from openmm_cgflow.errors import InvalidInputError, MismatchError
+from openmm_cgflow.proteins.beads.kinds import ATOMS, BeadKind, bead_names, first_beads
+from openmm_cgflow.proteins.chain.sequence import ProteinSequence
+from openmm_cgflow.proteins.chain.trace import checked_trace, refuse_gaps, refuse_not_finite
+from openmm_cgflow.structures import distances, whole_frames
+from openmm_cgflow.units import PositionsLike, in_nm
+
+__all__ = ["checked_beads", "whole_beads"]
+
+_REACH = {"martini2": (0.2, 0.5), "martini3": (0.2, 0.5), "com": (0.1, 1.3)}  # nm, first beads of neighbours
+_SPLIT = {"atoms": 0.6, "means": 1.4}  # nm, longer than any distance of neighbours: a box is between them
+_FAR = 1.0  # nm, of a side chain's beads from the first one of the residue
+
+
+def whole_beads(x: np.ndarray, box: np.ndarray | None, sequence: ProteinSequence, kind: BeadKind) -> np.ndarray:
+    """Beads `(frames, beads, 3)`, nm, each chain put together where its box `(frames, 3, 3)` splits it, if it is known.
+
+    Another number of beads than these residues have, and values that are not finite, are left as they are.
+    """
+    names = [bead_names(kind, residue.variant) for residue in sequence.residues]
+    owner = np.repeat(np.arange(len(names)), [len(of_residue) for of_residue in names])
+    if x.shape[1] != len(owner) or not np.isfinite(x).all():
+        return x
+    first = first_beads(sequence, kind)
+    chain = [(first[k], first[k + 1]) for k in np.flatnonzero(sequence.followed)]
+    inner = [(first[k], bead) for bead, k in enumerate(owner) if bead != first[k]]
+    pairs = np.array([*chain, *inner]).reshape(-1, 2)
+    longest = _SPLIT["atoms" if kind in ATOMS else "means"]
+    far = distances(x, pairs).max(1, initial=0.0) > longest
+    if box is None or not far.any():
+        return x
+    joined = x.copy()
+    joined[far] = whole_frames(x[far], pairs, np.broadcast_to(box, (len(x), 3, 3))[far])
+    sound = distances(joined, pairs).max(1, initial=0.0) <= longest
+    joined[~sound] = x[~sound]
+    return joined
+
+
+def checked_beads(beads: PositionsLike, sequence: ProteinSequence, kind: BeadKind) -> np.ndarray:
+    """Beads as `(frames, beads, 3)`, those that are atoms as `(frames, residues, atoms, 3)`, nm.
+
+    Raises:
+        MismatchError: another number of beads than these residues have.
+        InvalidInputError: values that are not finite, another unit, gaps, beads of another order; the bead is named.
+    """
+    x = in_nm(beads)
+    if kind in ATOMS:
+        n, k = len(sequence), len(ATOMS[kind])
+        if k > 1 and (x.shape == (n, k, 3) or (x.ndim in (2, 3) and x.shape[-2:] == (n * k, 3))):
+            x = x.reshape(-1, n, k, 3)
+        return checked_trace(x, sequence)
+    names = [(r.label, name) for r in sequence.residues for name in bead_names(kind, r.variant)]
+    x = x[None] if x.ndim == 2 else x
+    if x.ndim != 3 or x.shape[2] != 3 or not len(x):
+        raise InvalidInputError(f"the beads have the shape {x.shape}; give (frames, {len(names)}, 3), in nm")
+    if x.shape[1] != len(names):
+        raise MismatchError(
+            f"there are {x.shape[1]} beads, and {len(names)} of kind {kind!r} in these {len(sequence)} residues "
+            f"({sequence.residues[0].label}: {', '.join(bead_names(kind, sequence.residues[0].variant))}; ...): see "
+            "whether beads= is right, and give the beads of the protein alone, residue by residue"
+        )
+    refuse_not_finite(x, [f"{name} of {label}" for label, name in names])
+    refuse_gaps(x[:, first_beads(sequence, kind)], sequence, "first beads", _REACH[kind])
+    _refuse_far(x, sequence, kind)
+    return x
+
+
+def _refuse_far(x: np.ndarray, sequence: ProteinSequence, kind: BeadKind) -> None:
+    """Beads that are not where those of their residue can be."""
+    first = first_beads(sequence, kind)
+    owner = np.repeat(np.arange(len(sequence)), np.diff([*first, x.shape[1]]))
+    far = np.argwhere(np.linalg.norm(x - x[:, first[owner]], axis=2) > _FAR)
+    if len(far):
+        frame, j = far[0]
+        k = owner[j]
+        name = bead_names(kind, sequence.residues[k].variant)[j - first[k]]
+        raise InvalidInputError(
+            f"{name} of {sequence.residues[k].label} is more than {_FAR} nm from its BB in frame {frame}: give beads "
+            "residue by residue in the order BB, SC1, ..., or a Topology that names them"
+        )
