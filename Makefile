@@ -103,9 +103,11 @@ LIGHT_TESTS := tests/backmapping tests/compute tests/contracts tests/force_field
 check:
 	work=$$(mktemp -d); trap 'kill $$(jobs -p) 2> /dev/null || true; rm -rf "$$work"' EXIT
 	set -x
+	{ "$(PYTHON)" -m venv "$$work/light" && "$$work/light/bin/pip" install --quiet "torch==2.13.0"; } & light=$$!
 	"$(PYTHON)" -m venv "$$work/full"
 	"$$work/full/bin/pip" install --quiet -e ".[test]"
 	"$$work/full/bin/pip" list | grep -iE "^(torch|openmm|openmmtorch) "
+	wait "$$light"
 	export PATH="$$work/full/bin:$$PATH"
 	make --no-print-directory lint test
 	"$$work/full/bin/pip" install --quiet -e ".[docs,package]"
@@ -114,8 +116,6 @@ check:
 	wait "$$docs" || { cat "$$work/docs.log"; exit 1; }
 	tail -n 20 "$$work/docs.log"
 	rm -rf "$$work/full"
-	"$(PYTHON)" -m venv "$$work/light"
-	"$$work/light/bin/pip" install --quiet "torch==2.13.0"
 	"$$work/light/bin/pip" install --quiet "$$work"/dist/*.whl
 	(cd "$$work" && light/bin/openmm-cgflow demo --out wheel --evaluations 50000 && test -s wheel/report.html)
 	"$$work/light/bin/pip" install --quiet -e ".[ml]" "pytest>=8,<10" "pytest-xdist>=3.6,<4" "pyyaml>=6,<7" "hypothesis>=6.100,<7"

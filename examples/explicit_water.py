@@ -218,15 +218,18 @@ def draw(runs: dict[str, dict], path: Path) -> None:
     methods = [method for method in METHODS if any(name.startswith(f"{method}/") for name in runs)]
     phi = np.degrees(-np.pi + 2 * np.pi * (np.arange(BINS) + 0.5) / BINS)
     mean = np.mean([curve_of(run) for name, run in runs.items() if not name.startswith("unbiased")], axis=0)
-    figure = Figure(figsize=(3 * len(methods), 2.8), layout="constrained")
-    for axes, method in zip(np.atleast_1d(figure.subplots(1, len(methods), sharey=True)), methods, strict=True):
+    columns, rows = min(3, len(methods)), -(-len(methods) // 3)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, method in zip(panels.flat, methods, strict=False):
         axes.plot(phi, mean, color="0.7", lw=4, label="mean of all with a bias")
         for name, run in runs.items():
             if name.startswith(f"{method}/"):
                 axes.plot(phi, curve_of(run), lw=1, label=f"run {name.rpartition('/')[2]}")
-        axes.set(title=method, xlabel="phi, degrees", xlim=(-180, 180), ylim=(0, 45), xticks=(-180, -90, 0, 90, 180))
-    figure.axes[0].set_ylabel("free energy, kJ/mol")
-    figure.axes[0].legend(fontsize="x-small", loc="upper center")
+        axes.set(title=method, xlim=(-180, 180), ylim=(0, 40), xticks=(-180, -90, 0, 90, 180))
+    figure.supxlabel("phi, degrees")
+    figure.supylabel("free energy, kJ/mol")
+    panels[0, 0].legend(fontsize="x-small", loc="upper center")
     figure.savefig(path, dpi=120)
 
 
