@@ -103,7 +103,7 @@ LIGHT_TESTS := tests/backmapping tests/compute tests/contracts tests/force_field
 check:
 	work=$$(mktemp -d); trap 'kill $$(jobs -p) 2> /dev/null || true; rm -rf "$$work"' EXIT
 	set -x
-	{ "$(PYTHON)" -m venv "$$work/light" && "$$work/light/bin/pip" install --quiet "torch==2.13.0"; } & light=$$!
+	{ "$(PYTHON)" -m venv "$$work/light" && exec "$$work/light/bin/pip" install --quiet "torch==2.13.0"; } & light=$$!
 	"$(PYTHON)" -m venv "$$work/full"
 	"$$work/full/bin/pip" install --quiet -e ".[test]"
 	"$$work/full/bin/pip" list | grep -iE "^(torch|openmm|openmmtorch) "

@@ -396,9 +396,10 @@ def test_simulate_says_how_much_of_it_is_outside_the_trained_region(tmp_path):
 
 
 def test_a_device_of_a_force_field_is_refused(tmp_path):
-    result = run("simulate", "any.cgff", "-o", tmp_path / "b.dcd", "--device", "cpu")
-    assert result.exit_code == 2
-    assert "--device says where a flow is" in " ".join(result.output.split())
+    for command in (("simulate", "any.cgff", "-o", tmp_path / "b.dcd"), ("report", "any.cgff", "--out", tmp_path)):
+        result = run(*command, "--device", "cpu")
+        assert result.exit_code == 2
+        assert "--device says where a flow is" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(

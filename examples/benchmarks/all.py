@@ -49,7 +49,6 @@ def jobs(cgback: Path | None = None) -> dict[str, Job]:
         "energies": Job("benchmarks/energies.py", ("--rounds", "30"), ("--rounds", "1", "--batch", "64")),
         "forces": Job("benchmarks/forces.py", (), ("--rounds", "1", "--steps", "5")),
         "backmapping": Job("benchmarks/backmapping.py", (), ("--quick",)),
-        "explicit_water": Job("explicit_water.py", (), ("--quick",)),
         "data_efficiency": Job("benchmarks/data_efficiency.py", (), ("--quick",)),
     }
     model = ("--model", "examples/models/aldp.cgflow")
@@ -76,6 +75,8 @@ def jobs(cgback: Path | None = None) -> dict[str, Job]:
             found[f"molecules/{name}/{seed}"] = Job(
                 "benchmarks/molecules.py", (*options, str(MOLECULES)), (*options, "20000")
             )
+    picture = "examples/figures/explicit_water.png"
+    found["explicit_water"] = Job("explicit_water.py", ("--figure", picture), ("--quick",))
     for name in ("aldp_obc1", "ALA5"):
         quick = (name, "--threads", "1", "--rounds", "1", "--seconds", "2", "--warm", "1")
         found[f"throughput/{name}"] = Job("benchmarks/throughput.py", (name,), quick)

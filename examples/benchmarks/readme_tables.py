@@ -291,11 +291,12 @@ def explicit_water(entries: Entries) -> str:
             method,
             f"{len(f['picoseconds'])} x {mean(f['picoseconds']) / 1000:g} ns",
             cell(f["errors"]),
+            cell(f["errors_where_visited"]),
             cell(f["changes_per_ns"]),
         ]
         for method, f in figures["methods"].items()
     ]
-    head = ["", "runs", "error of the free energy over phi, kJ/mol", "changes of phi per ns"]
+    head = ["", "runs", "error of the free energy over phi, kJ/mol", "in the bins visited", "changes of phi per ns"]
     return f"{table(head, rows)}\n\n{origin(entries, 'explicit_water')}"
 
 

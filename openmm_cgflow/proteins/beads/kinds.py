@@ -72,7 +72,7 @@ _MARTINI3 = _SAME | {
 }
 _TOLD = {("ALA", 1), ("TYR", 4), ("TRP", 5)}  # residues whose number of side chain's beads is that of Martini 3 alone
 _TELLING = {name for name, _ in _TOLD}
-_BRIDGED = {"ca": (0.38, 0.68), "com": (0.34, 0.56), "SC1": (0.15, 0.32)}  # nm, of a disulfide, by its geometry
+_BRIDGED = {"ca": (0.38, 0.68), "com": (0.30, 0.56), "SC1": (0.18, 0.30)}  # nm, of a disulfide, by its geometry
 _APART = 5  # residues, of cysteines whose alpha carbons or centres of mass are near
 _NOT_READ = {"SCP", "SCN", "DIP", "DIM", "DBB"}  # dipoles of polarisable Martini
 
@@ -211,11 +211,11 @@ def _share(part: str) -> tuple[str, float]:
 def bridged_cysteines(beads: np.ndarray, sequence: ProteinSequence, kind: BeadKind) -> list[tuple[int, int]]:
     """Cysteines whose beads `(frames, beads, 3)`, nm, are in the first frame as near as those of a disulfide.
 
-    By alpha carbons or centres of mass of residues alone it is a guess; Martini's SC1 leave no doubt.
+    By alpha carbons or centres of mass of residues it is a guess; SC1 of Martini, two atoms each, are at 0.24 nm.
     """
-    first = rough_trace(beads, sequence, kind)[0]
     if kind not in ("martini2", "martini3"):
-        return near_cysteines(sequence, first, _BRIDGED["com" if kind == "com" else "ca"], _APART)
+        reach = _BRIDGED["com" if kind == "com" else "ca"]
+        return near_cysteines(sequence, rough_trace(beads, sequence, kind)[0], reach, _APART)
     has = np.array([len(bead_names(kind, residue.variant)) > 1 for residue in sequence.residues])
     return near_cysteines(sequence, beads[0, first_beads(sequence, kind) + has], _BRIDGED["SC1"], 1)
 

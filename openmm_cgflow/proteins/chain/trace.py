@@ -13,6 +13,7 @@ __all__ = ["checked_trace", "near_cysteines", "refuse_gaps", "refuse_not_finite"
 
 _log = logging.getLogger("openmm_cgflow")
 _REACH = (0.25, 0.50)  # nm, of neighbours in a chain
+_ANGSTROM = (2.0, 10.0)  # distances of neighbours that are likely in Angstrom
 _BONDS = (0.10, 0.19)  # nm, of the backbone
 _OVERLAP = 0.2  # nm, of any two
 
@@ -62,7 +63,7 @@ def refuse_gaps(x: np.ndarray, sequence: ProteinSequence, what: str, reach: tupl
     least, most = reach
     length, inner = np.linalg.norm(np.diff(x, axis=1), axis=2), sequence.followed
     middle = float(np.median(length[:, inner]))
-    if max(most, 10 * least) < middle < 10 * most:
+    if _ANGSTROM[0] < middle < _ANGSTROM[1]:
         raise InvalidInputError(
             f"neighbouring {what} are about {middle:.2f} apart, which looks like Angstrom taken for nm: give nm, or a "
             "Quantity, such as x * unit.angstrom"
@@ -146,7 +147,7 @@ def _nearest(points: np.ndarray) -> tuple[int, int] | None:
 def near_cysteines(
     sequence: ProteinSequence, points: np.ndarray, reach: tuple[float, float], apart: int
 ) -> list[tuple[int, int]]:
-    """Pairs of cysteines that are as near as those of a disulfide; the nearest ones first come to theirs.
+    """Pairs of cysteines that are as near as those of a disulfide; the nearest pairs are taken first.
 
     Arguments:
         sequence: of the protein.

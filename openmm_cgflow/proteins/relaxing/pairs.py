@@ -17,8 +17,8 @@ __all__ = ["Judged", "NearPairs", "Pairs", "soft_energy"]
 _REACH = 0.5  # nm, of pairs
 _SOFT = 30.0  # kJ/mol of a pair of atoms, above which its energy grows as its logarithm
 _GREASY_REACH = 0.4  # nm, of pairs with a hydrogen on a carbon, which hardly has a charge
-_STERIC = -1.0  # in place of a scale: a pair that the free energy has, of which a small part of the repulsion counts,
-_STERIC_SHARE = 0.3  # for on strained traces the free energy does not keep the pair apart
+_STERIC = -1.0  # in place of a scale: a pair that the free energy has, of which a part of the repulsion counts
+_STERIC_SHARE = 0.3  # of the repulsion: on strained traces the free energy does not keep such a pair apart
 _COULOMB = 138.935456 / 40.0
 _CLOSEST = 0.0025  # nm^2
 _HARD = 150.0  # kJ/mol of a pair of atoms, above which they are in one place
@@ -35,7 +35,7 @@ class Pairs:
         charge: `(pairs,)`, of the energy, for `1 / r^2`.
         repulsion: `(pairs,)`, for `1 / r^12`.
         attraction: `(pairs,)`, for `1 / r^6`.
-        whole: `(pairs,)`, whether nothing is taken off.
+        whole: `(pairs,)`, whether it is no pair of 1-4, which counts by half.
     """
 
     first: Tensor

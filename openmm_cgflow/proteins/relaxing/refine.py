@@ -1,8 +1,8 @@
 """Planes and side chains move together once more: descent in their turns, with alpha carbons, bonds and angles rigid.
 
 What is descended is the free energy of phi, psi and N-CA-C, the torsions of side chains, and soft nonbonded energies
-(4 r, see `contacts`) of pairs within reach. As alpha carbons stay, every turn moves few atoms, and a
-plain step size does.
+(4 r, see `contacts`) of pairs within reach. As alpha carbons stay, every turn moves few atoms, and a plain step size
+does.
 """
 
 import math
