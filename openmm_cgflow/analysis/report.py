@@ -132,7 +132,7 @@ def _surfaces(
         for basin in found:
             place = ", ".join(f"{math.degrees(a):.0f}°" for a in basin.minimum)
             percent = f"{100 * basin.population:.2f} %", f"{100 * basin.error:.2f} %"
-            cells.append((f"{names[0]}, {names[1]}", place, f"{max(basin.free_energy, 0.0):.1f}", *percent))
+            cells.append((f"{names[0]}, {names[1]}", place, f"{max(0.0, basin.free_energy):.1f}", *percent))
             if len(views) < MOST_VIEWS:
                 views.append(
                     View(

@@ -102,6 +102,12 @@ def folder(tmp_path_factory):
     return page.parent
 
 
+def test_the_lowest_basin_is_at_zero(folder):
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert ">0.0<" in text
+    assert ">-0.0<" not in text
+
+
 def test_files(folder):
     names = {path.name for path in folder.iterdir()}
     assert names == {
