@@ -239,9 +239,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     except CGFlowError:
         raise
     except Exception as error:  # mdtraj's writers raise whatever they meet, also where a disk is full
+        # mdtraj calls its table of messages, which is a TypeError that says nothing of the file
+        why = "its writer failed" if isinstance(error, TypeError) else f"{type(error).__name__}: {error}"
         raise InvalidInputError(
-            f"cannot write {path} ({type(error).__name__}: {error}); if the disk is full, free some space or choose "
-            "another place. What was there stays."
+            f"cannot write {path} ({why}); if the disk is full, free some space or choose another place. What was "
+            "there stays."
         ) from error
     finally:
         for made in path.parent.glob(made_files):

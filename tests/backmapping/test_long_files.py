@@ -245,8 +245,9 @@ def test_a_full_disk_leaves_what_was_there(flow, tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(mdtraj.Trajectory, "save", full)
-    with pytest.raises(cgf.InvalidInputError, match=r"cannot write .*frames\.dcd.*stays"):
+    with pytest.raises(cgf.InvalidInputError, match=r"cannot write .*frames\.dcd.*stays") as refused:
         samples.save(path)
+    assert "not callable" not in str(refused.value)
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
 
