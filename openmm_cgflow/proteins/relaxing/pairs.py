@@ -191,7 +191,10 @@ def _pair_energies(flat: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _SoftEnergy(torch.autograd.Function):
-    """Sum of the soft energies of pairs, with its gradient made on the way."""
+    """Sum of the soft energies of pairs, with its gradient made on the way.
+
+    `ctx` is of `Any` type, as torch's own type of it does not know `saved_tensors`.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pairs: Pairs) -> Tensor:  # noqa: ANN401
