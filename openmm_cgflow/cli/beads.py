@@ -15,6 +15,7 @@ from openmm_cgflow.cli.options import (
     DrawSeed,
     Model,
     Seed,
+    no_device,
     no_input,
     positive,
     trajectory_file,
@@ -231,10 +232,7 @@ def simulate(
         raise InvalidInputError(
             f"--interval is {interval:g} ps, of more than {_MOST_STEPS:,} steps: give a shorter one"
         )
-    if device is not None and model.suffix == FORCE_FIELD:
-        raise InvalidInputError(
-            f"--device says where a flow is; the force field {model} runs where OpenMM's platform is: leave it out"
-        )
+    no_device(device, model, f"the force field {model} runs where OpenMM's platform is")
     trajectory_file(output, "beads")
     topology = output.with_suffix(".topology.pdb")
     no_input((output, topology), (model,))

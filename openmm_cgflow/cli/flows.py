@@ -18,6 +18,7 @@ from openmm_cgflow.cli.options import (
     Model,
     Number,
     Seed,
+    no_device,
     no_input,
     positive,
     writable_folder,
@@ -216,10 +217,8 @@ def report(
         raise InvalidInputError("-n is 1: a report needs at least 2 samples")
     if beside is not None and model.suffix != FORCE_FIELD:
         raise InvalidInputError(f"--flow goes with a force field, a {FORCE_FIELD} file; {model} is none")
-    if device is not None and beside is None and model.suffix == FORCE_FIELD:
-        raise InvalidInputError(
-            f"--device says where a flow is; there is none beside the force field {model}: leave it out"
-        )
+    if beside is None:
+        no_device(device, model, f"there is none beside the force field {model}")
     writable_folder(out)
     load_torch()
     from openmm_cgflow.analysis import report as write_report

@@ -19,6 +19,7 @@ __all__ = [
     "Model",
     "Number",
     "Seed",
+    "no_device",
     "no_input",
     "positive",
     "trajectory_file",
@@ -50,6 +51,12 @@ def trajectory_file(output: Path, what: str, formats: Sequence[str] = FORMATS[:-
     if output.suffix not in formats:
         raise InvalidInputError(f"{output}: {what} are written as {', '.join(formats)}; choose one of these")
     writable_folder(output.parent)
+
+
+def no_device(device: str | None, model: Path, why: str) -> None:
+    """See that a device was not chosen for a force field, which has none."""
+    if device is not None and model.suffix == FORCE_FIELD:
+        raise InvalidInputError(f"--device says where a flow is; {why}: leave it out")
 
 
 def no_input(outputs: Sequence[Path | None], inputs: Sequence[Path | str | None]) -> None:

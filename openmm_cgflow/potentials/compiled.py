@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from openmm_cgflow.compute import without_trial
+
 __all__ = ["EnergyGradient", "compile_energy_gradient", "compiler_available"]
 
 EnergyGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -63,10 +65,13 @@ def _compiled(graph: torch.fx.GraphModule, example: Tensor, wrapped: bool) -> En
     import torch._inductor  # the compiler takes a second to import, and most programs never compile
     from torch._inductor import config as inductor_config
 
-    with torch.no_grad(), inductor_config.patch({"cpp.threads": 1, "cpp_wrapper": wrapped}):
+    def compiled() -> EnergyGradient:
         # Not `torch.compile`: its run-time hooks take part in every call and are no good in several threads.
-        compiled: EnergyGradient = torch._inductor.compile(graph, [example])
-    return compiled
+        function: EnergyGradient = torch._inductor.compile(graph, [example])
+        return function
+
+    with torch.no_grad(), inductor_config.patch({"cpp.threads": 1, "cpp_wrapper": wrapped}):
+        return without_trial(compiled)
 
 
 def _trace(function: EnergyGradient, example: Tensor) -> torch.fx.GraphModule:

@@ -9,6 +9,7 @@ import torch
 from openmm import unit
 
 import openmm_cgflow as cgf
+from openmm_cgflow.openmm_plugin.forces import force
 from openmm_cgflow.openmm_plugin.forces.torch_force import why_no_torch_force
 
 ATOMS = [3, 0, 2]
@@ -33,13 +34,13 @@ def reference() -> tuple[float, np.ndarray]:
     return evaluated(bonds)
 
 
-def evaluated(force: openmm.Force, scale: float | None = None) -> tuple[float, np.ndarray]:
+def evaluated(force: openmm.Force, scale: float | None = None, n: int = len(X)) -> tuple[float, np.ndarray]:
     system = openmm.System()
-    for _ in X:
+    for _ in range(n):
         system.addParticle(1.0)
     system.addForce(copy.deepcopy(force))
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
-    context.setPositions(X)
+    context.setPositions(X[:n])
     if scale is not None:
         context.setParameter("cgflow_scale", scale)
     state = context.getState(energy=True, forces=True)
@@ -90,3 +91,22 @@ def test_force_from_energy_names_what_it_cannot_take(change, message):
     arguments = {"module": Squares(), "start": X, "backend": "python"} | change
     with pytest.raises(cgf.InvalidInputError, match=message):
         cgf.force_from_energy(**arguments)
+
+
+@pytest.mark.parametrize("backend", ["python", "compiled"])
+def test_copies_of_a_force_are_not_compiled_again(backend, monkeypatch):
+    """Systems are copied often (replica exchange, XML), and machine code takes most of a minute."""
+    compiled = []
+
+    def compiler(module, positions):
+        compiled.append(module)
+        return lambda x, scale: (module(x, scale), torch.zeros_like(x))
+
+    for name in ("compile_forces", "compile_to_machine_code"):
+        monkeypatch.setattr(force, name, compiler)
+    first, other = (cgf.force_from_energy(Squares(), x, backend) for x in (X, X[:3]))
+    for each in (first, copy.deepcopy(first), openmm.XmlSerializer.clone(first)):
+        assert evaluated(each)[0] == pytest.approx(float((X**2).sum()))
+    assert len(compiled) == 1
+    evaluated(other, n=3)
+    assert len(compiled) == 2

@@ -3,9 +3,13 @@
 import copy
 import logging
 import math
+import pickle
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from hashlib import sha256
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 import openmm
@@ -43,8 +47,14 @@ _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _POINTS = {1: 361, 2: 121, 3: 49}  # of a table in each dimension: the last one repeats the first
 
 
+_IN_USE: WeakValueDictionary[str, EnergyAndForces] = WeakValueDictionary()
+"""What forces of this process were compiled to: copies of a force, or of its System, do not compile it again."""
+
+
 class PythonFreeEnergy:
     """What a `PythonForce` calls; at the top level of a module, so that it can be pickled into XML."""
+
+    _digest: str | None = None  # of those that were pickled without one
 
     def __init__(
         self,
@@ -59,6 +69,8 @@ class PythonFreeEnergy:
         self._chosen = np.array(particles.chosen)
         self._compiled: EnergyAndForces | None = None
         self._factor: tuple[float, torch.Tensor] | None = None
+        with suppress(Exception):  # a module that cannot be pickled cannot be copied either
+            self._digest = sha256(pickle.dumps((module, positions, machine_code))).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None, "_factor": None}
@@ -74,9 +86,7 @@ class PythonFreeEnergy:
         if known is None or known[0] != factor:  # a new tensor costs more than a look
             known = self._factor = factor, torch.tensor(factor, dtype=torch.float64, device="cpu")
         if self._compiled is None:
-            compiler = compile_to_machine_code if self.machine_code else compile_forces
-            with with_plain_torch():
-                self._compiled = compiler(self.module, self.positions)
+            self._compiled = self._compile()
         with torch.no_grad():
             energy, pulled = self._compiled(torch.from_numpy(x[self._chosen]), known[1])
         value = energy.item()
@@ -85,6 +95,16 @@ class PythonFreeEnergy:
         forces = np.zeros_like(x)
         forces[self._chosen] = pulled.numpy()
         return value, forces
+
+    def _compile(self) -> EnergyAndForces:
+        compiled = _IN_USE.get(self._digest or "")
+        if compiled is None:
+            compiler = compile_to_machine_code if self.machine_code else compile_forces
+            with with_plain_torch():
+                compiled = compiler(self.module, self.positions)
+            if self._digest is not None:
+                _IN_USE[self._digest] = compiled
+        return compiled
 
 
 def create_force(

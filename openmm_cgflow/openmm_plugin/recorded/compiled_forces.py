@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from openmm_cgflow.compute import without_trial
+
 __all__ = ["EnergyAndForces", "Particles", "compile_forces", "compile_to_machine_code", "fold_constants"]
 
 EnergyAndForces = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -103,7 +105,9 @@ def compile_to_machine_code(module: nn.Module, positions: Tensor) -> EnergyAndFo
         package = str(Path(folder) / "force.pt2")
         program = torch.export.export(recorded, example)
         # a library that is called as it is: what torch puts around compiled functions takes as long as the function
-        loader = aoti_load_package(aoti_compile_and_package(program, package_path=package)).loader
+        loader = without_trial(
+            lambda: aoti_load_package(aoti_compile_and_package(program, package_path=package)).loader
+        )
     _log.info("compiled the force in %.0f s", time.perf_counter() - start)
 
     def compiled(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

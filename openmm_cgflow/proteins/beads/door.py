@@ -21,8 +21,7 @@ def whole_beads(x: np.ndarray, box: np.ndarray | None, sequence: ProteinSequence
 
     Another number of beads than these residues have, and values that are not finite, are left as they are.
     """
-    names = [bead_names(kind, residue.variant) for residue in sequence.residues]
-    owner = np.repeat(np.arange(len(names)), [len(of_residue) for of_residue in names])
+    owner = _residue_of(sequence, kind)
     if x.shape[1] != len(owner) or not np.isfinite(x).all():
         return x
     first = first_beads(sequence, kind)
@@ -69,10 +68,15 @@ def checked_beads(beads: PositionsLike, sequence: ProteinSequence, kind: BeadKin
     return x
 
 
+def _residue_of(sequence: ProteinSequence, kind: BeadKind) -> np.ndarray:
+    """Of every bead, the number of its residue."""
+    counts = [len(bead_names(kind, residue.variant)) for residue in sequence.residues]
+    return np.repeat(np.arange(len(counts)), counts)
+
+
 def _refuse_far(x: np.ndarray, sequence: ProteinSequence, kind: BeadKind) -> None:
     """Beads that are not where those of their residue can be."""
-    first = first_beads(sequence, kind)
-    owner = np.repeat(np.arange(len(sequence)), np.diff([*first, x.shape[1]]))
+    first, owner = first_beads(sequence, kind), _residue_of(sequence, kind)
     far = np.argwhere(np.linalg.norm(x - x[:, first[owner]], axis=2) > _FAR)
     if len(far):
         frame, j = far[0]

@@ -147,9 +147,8 @@ class NearPairs:
         close &= heavy[pairs.first % atoms] & heavy[pairs.second % atoms]
         energy = torch.where(close, energy.clamp_min(_IN_ONE_PLACE), energy)
         frame, hard = pairs.first // atoms, (energy > _HARD).nonzero().flatten()
-        soft = torch.where(energy > _SOFT, _SOFT * (1 + torch.log(energy.clamp_min(_SOFT) / _SOFT)), energy)
         return Judged(
-            x.new_zeros(len(x)).index_add_(0, frame, soft),
+            x.new_zeros(len(x)).index_add_(0, frame, _softened(energy)[0]),
             x.new_zeros(len(x)).index_add_(0, frame[hard], energy[hard].clamp(max=_IN_ONE_PLACE)),
             frame[hard],
             torch.stack([pairs.first[hard], pairs.second[hard]], 1) % atoms,
@@ -190,6 +189,12 @@ def _pair_energies(flat: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     return energy, apart.mul_(slope), inverse
 
 
+def _softened(energy: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies of pairs, beyond `_SOFT` as their logarithm; and what is left of their slopes, at most 1."""
+    share = _SOFT / energy.clamp_min(_SOFT)
+    return energy.clamp(max=_SOFT).sub_(_SOFT * torch.log(share)), share
+
+
 class _SoftEnergy(torch.autograd.Function):
     """Sum of the soft energies of pairs, with its gradient made on the way.
 
@@ -200,8 +205,7 @@ class _SoftEnergy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, pairs: Pairs) -> Tensor:  # noqa: ANN401
         flat = _axes_first(x)
         energy, force, _ = _pair_energies(flat, pairs)
-        share = (_SOFT / energy.clamp_min(_SOFT)).clamp_(max=1.0)
-        soft = energy.clamp(max=_SOFT).sub_(_SOFT * torch.log(share))
+        soft, share = _softened(energy)
         force.mul_(share)
         gradient = torch.zeros_like(flat)
         gradient.index_add_(1, pairs.first, force)
