@@ -1,11 +1,14 @@
 """One HTML page with everything inside it: no other file, no network."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
-__all__ = ["page"]
+from openmm_cgflow.errors import InvalidInputError
+
+__all__ = ["page", "report_page"]
 
 STYLE = """
 body{font:16px/1.5 system-ui,"Segoe UI",Helvetica,Arial,sans-serif;color:#1f2937;max-width:1080px;margin:2rem auto;
@@ -25,6 +28,23 @@ figure.wide{flex-basis:100%}
 img{max-width:100%;height:auto}
 figcaption{font-size:.88rem;color:#4b5563}
 """
+
+
+@contextmanager
+def report_page(folder: Path) -> Iterator[Path]:
+    """Make the folder of a report, and give the path of its page.
+
+    Raises:
+        InvalidInputError: what is written inside cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder / "report.html"
+    except OSError as error:
+        raise InvalidInputError(
+            f"cannot write the report into {folder} ({error.strerror or error}); free some space or choose another "
+            "place."
+        ) from error
 
 
 def page(

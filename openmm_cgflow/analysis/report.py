@@ -8,7 +8,7 @@ import numpy as np
 
 from openmm_cgflow.analysis.basins import Basin, basins
 from openmm_cgflow.analysis.free_energy import Array, FreeEnergy2D, effective_size, free_energy_1d, free_energy_2d
-from openmm_cgflow.analysis.html import page
+from openmm_cgflow.analysis.html import page, report_page
 from openmm_cgflow.analysis.plots import plot_energies, plot_free_energies, plot_log_weights, plot_surface
 from openmm_cgflow.analysis.style import save_png
 from openmm_cgflow.analysis.summary import coverage_rows, covered, molecule, summary
@@ -16,6 +16,7 @@ from openmm_cgflow.analysis.training_curves import plot_training
 from openmm_cgflow.analysis.views import View, views_section
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.sampling import Samples, trust
+from openmm_cgflow.storage import write_whole
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import KB
 
@@ -80,8 +81,7 @@ def report(flow: TrainedFlow, samples: Samples, out_dir: str | Path, command: st
             f"a report needs at least 2 samples with finite energies, these have {usable}: sample more"
         )
     folder = Path(out_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with report_page(folder) as path:
         surfaces, cells, views = _surfaces(flow, samples, folder)
         pictures = [*surfaces, *_torsions(flow, samples, folder), *_weights(samples, folder), *_training(flow, folder)]
         columns = ("torsions", "minimum", "F (kJ/mol)", "population", "± s.e.")
@@ -96,10 +96,7 @@ def report(flow: TrainedFlow, samples: Samples, out_dir: str | Path, command: st
             pictures=pictures,
             views=views_section("Structures", flow.topology, views or [_likeliest(samples)]),
         )
-        path = folder / "report.html"
-        path.write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise InvalidInputError(f"cannot write the report into {folder}: {error}") from error
+        write_whole(path, html.encode())
     return path
 
 

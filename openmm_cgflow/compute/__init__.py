@@ -4,7 +4,7 @@
 CPU, by `seeded`, and go to the device with the batches.
 """
 
-from openmm_cgflow.compute.compiler import without_trial
+from openmm_cgflow.compute.compiler import record, without_trial
 from openmm_cgflow.compute.device import Compute, Device, choose, seeded
 from openmm_cgflow.compute.graphs import Graphs, on_host
 from openmm_cgflow.compute.parallel import BATCH, CHUNK, Parallel, available_cores
@@ -21,6 +21,7 @@ __all__ = [
     "choose",
     "on_host",
     "plain_torch",
+    "record",
     "seeded",
     "with_plain_torch",
     "without_trial",

@@ -10,16 +10,17 @@ from matplotlib.figure import Figure
 
 from openmm_cgflow.analysis.basins import basins
 from openmm_cgflow.analysis.free_energy import Array, FreeEnergy1D, FreeEnergy2D, free_energy_1d
-from openmm_cgflow.analysis.html import page
+from openmm_cgflow.analysis.html import page, report_page
 from openmm_cgflow.analysis.plots import plot_curves, plot_difference, plot_errors, plot_surface
 from openmm_cgflow.analysis.report import BARRIER_KT
 from openmm_cgflow.analysis.style import save_png
 from openmm_cgflow.analysis.summary import duration, molecule, versions
 from openmm_cgflow.compute import seeded
 from openmm_cgflow.coordinates import InternalCoordinates
-from openmm_cgflow.errors import InvalidInputError, MismatchError
+from openmm_cgflow.errors import MismatchError
 from openmm_cgflow.force_field.force_field import CGForceField
 from openmm_cgflow.forcematching import BeadMarginal, judge_beads
+from openmm_cgflow.storage import write_whole
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import KB, in_kelvin
 
@@ -81,8 +82,7 @@ def report_force_field(
     if flow is not None:
         _check(force_field, flow)
     folder = Path(out_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with report_page(folder) as path:
         made = _Page(folder, _what_it_is(force_field, command), [], [])
         fitted = force_field.fitted
         made.verdict = f"Energies are off by {fitted.energy_error:.2f} kT at points that were held out of the fit. "
@@ -107,10 +107,7 @@ def report_force_field(
             tables=[("Basins of the force field", columns, made.cells)] if made.cells else [],
             pictures=made.pictures,
         )
-        path = folder / "report.html"
-        path.write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise InvalidInputError(f"cannot write the report into {folder}: {error}") from error
+        write_whole(path, html.encode())
     return path
 
 

@@ -1,6 +1,5 @@
 """Compiling energy and gradient together, where a C++ compiler exists and it works."""
 
-import gc
 import logging
 import shutil
 import time
@@ -10,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from openmm_cgflow.compute import without_trial
+from openmm_cgflow.compute import record, without_trial
 
 __all__ = ["EnergyGradient", "compile_energy_gradient", "compiler_available"]
 
@@ -46,42 +45,29 @@ def compile_energy_gradient(function: EnergyGradient, example: Tensor) -> Energy
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         function(example)  # what is made at the first call, such as tables, must not become part of the graph
-        graph = _trace(function, example)
         # One thread whatever torch is set to at the moment: the same code, and so the same bits, each time. Wrapped in
         # C++ it lets go of the interpreter while it runs, so that other threads work meanwhile.
         wrapped = example.device.type == "cpu"
         try:
-            compiled = _compiled(graph, example, wrapped)
+            compiled = _compiled(function, example, wrapped)
         except Exception as error:  # compilers raise whatever they meet
             if not wrapped:
                 raise
             _log.info("compiling with a wrapper in C++ failed (%s): with one in Python", error)
-            compiled = _compiled(_trace(function, example), example, False)
+            compiled = _compiled(function, example, False)
     _log.info("compiled the potential in %.1f s", time.perf_counter() - start)
     return compiled
 
 
-def _compiled(graph: torch.fx.GraphModule, example: Tensor, wrapped: bool) -> EnergyGradient:
+def _compiled(function: EnergyGradient, example: Tensor, wrapped: bool) -> EnergyGradient:
     import torch._inductor  # the compiler takes a second to import, and most programs never compile
     from torch._inductor import config as inductor_config
 
     def compiled() -> EnergyGradient:
-        # Not `torch.compile`: its run-time hooks take part in every call and are no good in several threads.
-        function: EnergyGradient = torch._inductor.compile(graph, [example])
-        return function
+        graph = record(function, example)
+        with torch.no_grad(), inductor_config.patch({"cpp.threads": 1, "cpp_wrapper": wrapped}):
+            # Not `torch.compile`: its run-time hooks take part in every call and are no good in several threads.
+            made: EnergyGradient = torch._inductor.compile(graph, [example])
+        return made
 
-    with torch.no_grad(), inductor_config.patch({"cpp.threads": 1, "cpp_wrapper": wrapped}):
-        return without_trial(compiled)
-
-
-def _trace(function: EnergyGradient, example: Tensor) -> torch.fx.GraphModule:
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    # The tracer knows tensors by their Python objects: none may be collected while autograd still holds its C++ side.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return make_fx(lambda x: function(x), tracing_mode="real")(example)
-    finally:
-        if collecting:
-            gc.enable()
+    return without_trial(compiled)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from openmm_cgflow.compute import without_trial
+from openmm_cgflow.compute import record, without_trial
 
 __all__ = ["EnergyAndForces", "Particles", "compile_forces", "compile_to_machine_code", "fold_constants"]
 
@@ -133,14 +133,13 @@ def _quiet() -> Iterator[None]:
 
 def _record(module: nn.Module, positions: Tensor) -> tuple[fx.GraphModule, tuple[Tensor, Tensor]]:
     """The operations of energy and forces, and an example of their arguments."""
-    from torch.fx.experimental.proxy_tensor import make_fx  # another second
 
     def energy_and_forces(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         gradient, energy = torch.func.grad_and_value(module)(x, scale)
         return energy, -gradient
 
     example = (positions.to(torch.float64), torch.tensor(1.0, dtype=torch.float64))
-    recorded = make_fx(energy_and_forces)(*example)
+    recorded = record(energy_and_forces, *example)
     fold_constants(recorded)
     return recorded, example
 

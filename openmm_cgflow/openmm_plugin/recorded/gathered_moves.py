@@ -42,14 +42,14 @@ def gather_moves(recorded: fx.GraphModule) -> None:
     the numbers that it takes. From then on the graph is for arrays of the recorded shapes.
 
     Arguments:
-        recorded: operations of ATen, as `make_fx` records them, none in place.
+        recorded: operations of ATen, as `record` gives them, none in place.
 
     Example:
-        >>> from torch.fx.experimental.proxy_tensor import make_fx
-        >>> graph = make_fx(lambda x: torch.stack([x[1:], x[:-1]]).t().reshape(2, 2).exp())(torch.zeros(3))
+        >>> from openmm_cgflow.compute import record
+        >>> graph = record(lambda x: torch.stack([x[1:], x[:-1]]).t().reshape(2, 2).exp(), torch.zeros(3))
         >>> gather_moves(graph)
         >>> [node.name for node in graph.graph.nodes]
-        ['x_1', 'moved0', 'take_default', 'exp', 'output']
+        ['arg0_1', 'moved0', 'take_default', 'exp', 'output']
     """
     moves = _Moves(recorded)
     for node in list(recorded.graph.nodes):

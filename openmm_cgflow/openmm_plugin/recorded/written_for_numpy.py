@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.func import functionalize
 
+from openmm_cgflow.compute import record
 from openmm_cgflow.openmm_plugin.recorded.compiled_forces import fold_constants
 
 __all__ = ["hidden_layer", "written_for_numpy"]
@@ -24,10 +25,8 @@ def written_for_numpy(function: Callable[[Tensor], Tensor], example: Tensor) -> 
         function: of one tensor, without a gradient.
         example: a tensor of the shape and type of all that come later.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx  # a second to import, and many programs never record
-
     with torch.no_grad():
-        recorded = make_fx(functionalize(lambda x: function(x)), _OTHERWISE)(example)
+        recorded = record(functionalize(lambda x: function(x)), example, decompositions=_OTHERWISE)
         kept = _Constants(recorded)
         for node in list(recorded.graph.nodes):
             _make_constant(node, kept)

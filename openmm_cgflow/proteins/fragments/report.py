@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from openmm_cgflow.analysis.html import page
+from openmm_cgflow.analysis.html import page, report_page
 from openmm_cgflow.analysis.style import figure, save_png, theme
-from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.proteins.fragments.learned import Lesson
+from openmm_cgflow.storage import write_whole
 
 __all__ = ["report_fragments"]
 
@@ -58,8 +58,7 @@ def report_fragments(lessons: Sequence[Lesson], out_dir: str | Path, provenance:
         ("openmm_cgflow", str(provenance.get("version"))),
     ]
     columns = ("fragment", "energies", "minutes", "ESS", "ESS given the backbone", "N-CA-C (deg)")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with report_page(folder) as path:
         picture = folder / "free_energies.png"
         save_png(_surfaces(lessons), picture)
         html = page(
@@ -70,10 +69,7 @@ def report_fragments(lessons: Sequence[Lesson], out_dir: str | Path, provenance:
             tables=[("Fragments", columns, cells)],
             pictures=[(picture, f"Free energies over phi and psi, kJ/mol, up to {_SHOWN:g}", True)],
         )
-        path = folder / "report.html"
-        path.write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise InvalidInputError(f"cannot write the report into {folder}: {error}") from error
+        write_whole(path, html.encode())
     return path
 
 
