@@ -51,7 +51,8 @@ def without_trial(compile_and_load: Callable[[], _T]) -> _T:
 
     Torch tries each kind of them out before it compiles anything: in each process that compiles it starts up to six
     others, which import torch and load a small library, 13 s of CPU time. A C++ compiler or a torch that lacks these
-    instructions fails at compiling or loading; only then they are tried out, and it is done once more.
+    instructions fails at compiling or loading; only then they are tried out, and it is done once more. Whatever else
+    the process compiles is tried out as before.
 
     Arguments:
         compile_and_load: compiles and loads something by torch's compiler.
@@ -64,12 +65,18 @@ def without_trial(compile_and_load: Callable[[], _T]) -> _T:
     """
     from torch._inductor import config, cpu_vec_isa  # seconds, which most programs need not wait
 
-    known = cpu_vec_isa.valid_vec_isa_list  # once for each process
+    known = cpu_vec_isa.valid_vec_isa_list  # made once for each process
     if config.cpp.vec_isa_ok is not None or known.cache_info().currsize:
         return compile_and_load()
+    kinds = cpu_vec_isa.supported_vec_isa_list
     try:
+        # without those for matrices and bytes, which are tried out whatever is set
+        cpu_vec_isa.supported_vec_isa_list = [kind for kind in kinds if str(kind) in ("avx512", "avx2")]
         with config.patch({"cpp.vec_isa_ok": True}):
             return compile_and_load()
     except Exception:  # compilers raise whatever they meet
+        pass
+    finally:
+        cpu_vec_isa.supported_vec_isa_list = kinds
         known.cache_clear()
     return compile_and_load()
