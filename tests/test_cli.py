@@ -344,7 +344,7 @@ def test_a_real_training_from_end_to_end(tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_saves_the_model(tmp_path):
     model = tmp_path / "butane.cgflow"
-    arguments = ["train", *BUTANE, "-o", model, "--time", 120]
+    arguments = ["train", *BUTANE, "-o", model, "--time", 20]  # of which the start takes its share
     often = "from openmm_cgflow.training import checkpoint; checkpoint._SECONDS = 0.0"
     command = [*COMMAND[:2], f"import torch; {often}; {COMMAND[2]}", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True, cwd=ROOT, env=EAGER)

@@ -87,13 +87,15 @@ def origin(entries: Entries, *groups: str) -> str:
 
 def headline(entries: Entries) -> str:
     """Three figures for a first look."""
-    (trained,), (moves,), (backmapped,) = (of(entries, group) for group in ("demo", "sampler", "backmapping"))
+    (moves,), (backmapped,) = (of(entries, group) for group in ("sampler", "backmapping"))
+    trained = of(entries, "demo")
+    ess, energies, seconds = (median(row[key] for row in trained) for key in ("ess", "evaluations", "seconds"))
     costs = {name: scientific(row["energies"]) for name, row in moves["costs"].items()}
     rows = [
         [
-            "`openmm-cgflow demo`: effective sample size",
-            f"{100 * trained['ess']:.1f} %",
-            f"{scientific(trained['evaluations'])} energies, {duration(trained['seconds'])}",
+            f"`openmm-cgflow demo`: effective sample size, median of {len(trained)}",
+            f"{100 * ess:.1f} %",
+            f"{scientific(energies)} energies, {duration(seconds)}",
         ],
         [
             "its rare basin's population to 10 %: energies, training included",
