@@ -22,7 +22,7 @@ from openmm_cgflow.copies import copied_topology
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.structures import StructureReader, given_structures
 from openmm_cgflow.text_files import check_encoding
-from openmm_cgflow.trajectory_files import NO_TOPOLOGY, ascii_path, why_unreadable
+from openmm_cgflow.trajectory_files import ascii_path, names_atoms, why_unreadable
 from openmm_cgflow.units import PositionsLike, in_nm
 
 __all__ = ["HEAVIEST", "BeadParticles", "Beads"]
@@ -237,10 +237,9 @@ class Beads:
         if path.is_file():
             check_encoding(path)
         ours = mdtraj.Topology.from_openmm(self.topology)
-        needs_topology = path.suffix.lower() in NO_TOPOLOGY
         try:
             with ascii_path(path) as plain:
-                return mdtraj.load(str(plain), top=ours) if needs_topology else mdtraj.load(str(plain))
+                return mdtraj.load(str(plain)) if names_atoms(path) else mdtraj.load(str(plain), top=ours)
         except Exception as error:  # mdtraj's readers raise whatever they meet
             raise InvalidInputError(
                 f"{what}: {path} cannot be read as a trajectory of {ours.n_atoms} beads: {why_unreadable(error)}"

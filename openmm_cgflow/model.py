@@ -207,7 +207,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         """Which atoms of a larger Topology, such as that of a solvated molecule, are this molecule's, in its order.
 
         Arguments:
-            topology: with bonds.
+            topology: OpenMM's or mdtraj's, with bonds.
 
         Raises:
             MismatchError: the molecule is not there, or more than once.

@@ -65,8 +65,10 @@ def given_structures(positions: PositionsLike) -> Given:
 def _box(positions: PositionsLike, topology: Any) -> np.ndarray | None:  # noqa: ANN401
     if hasattr(positions, "unitcell_vectors"):
         box = positions.unitcell_vectors
-    elif hasattr(positions, "getPeriodicBoxVectors"):  # a State: its positions are numbers of the same System
-        box = positions.getPeriodicBoxVectors(asNumpy=True)
+    elif hasattr(positions, "getPeriodicBoxVectors"):  # a State, PDBFile, GromacsGroFile
+        box = positions.getPeriodicBoxVectors()
+    elif hasattr(positions, "boxVectors"):  # AmberInpcrdFile
+        box = positions.boxVectors
     else:
         box = topology.getPeriodicBoxVectors() if isinstance(topology, app.Topology) else None
     if box is None:

@@ -15,11 +15,12 @@ from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.text_files import check_encoding
 
 __all__ = [
-    "NO_TOPOLOGY",
     "WRITTEN",
     "ascii_path",
+    "blocks",
     "count_frames",
     "frame_range",
+    "names_atoms",
     "read_array",
     "read_pieces",
     "read_topology",
@@ -33,8 +34,24 @@ __all__ = [
 WRITTEN = (".dcd", ".xtc", ".trr", ".nc", ".pdb")
 """Formats that `write_frames` writes."""
 
-NO_TOPOLOGY = (".dcd", ".xtc", ".trr", ".nc", ".netcdf", ".ncdf", ".mdcrd", ".crd", ".binpos", ".xyz", ".lammpstrj")
-"""Formats whose files name no atoms."""
+_NO_TOPOLOGY = (
+    *(".dcd", ".xtc", ".trr", ".nc", ".netcdf", ".ncdf", ".mdcrd", ".crd", ".binpos", ".xyz", ".xyz.gz", ".lammpstrj"),
+    *(".rst7", ".ncrst", ".restrt", ".inpcrd", ".dtr", ".stk"),
+)
+_AS_A_WHOLE = (
+    *(".cif", ".mmcif", ".pdbx", ".cif.gz", ".mmcif.gz", ".pdbx.gz"),
+    *(".rst7", ".ncrst", ".restrt", ".inpcrd"),
+)  # of which mdtraj reads no part
+
+
+def names_atoms(path: Path) -> bool:
+    """Whether files of this format name their atoms, so that no Topology is needed.
+
+    Example:
+        >>> names_atoms(Path("a.pdb.gz")), names_atoms(Path("a.xtc"))
+        (True, False)
+    """
+    return not path.name.lower().endswith(_NO_TOPOLOGY)
 
 
 @contextmanager
@@ -114,13 +131,13 @@ def read_pieces(
     Raises:
         InvalidInputError: for a file that cannot be read, or is text in another encoding than UTF-8, by name.
     """
-    options = {"top": topology} if path.suffix.lower() in NO_TOPOLOGY else {}
+    options = {} if names_atoms(path) else {"top": topology}
     waiting: list[mdtraj.Trajectory] = []
     seen = 0
     if path.is_file():
         check_encoding(path)
     try:  # not mdtraj's own skip and stride, which some formats take for something else, or not at all
-        for block in _blocks(path, chunk, **options):
+        for block in blocks(path, chunk, **options):
             number = np.arange(seen, seen + len(block))
             seen += len(block)
             wanted = (number >= start) & ((number - start) % stride == 0) & (number < (seen if stop is None else stop))
@@ -134,15 +151,22 @@ def read_pieces(
                 break
         if waiting:
             yield mdtraj.join(waiting) if len(waiting) > 1 else waiting[0]
-    except (OSError, ValueError, RuntimeError, EOFError, IndexError, TypeError, KeyError, ImportError) as error:
+    except CGFlowError:
+        raise
+    except Exception as error:  # mdtraj's readers raise whatever they meet
         raise InvalidInputError(
             f"{path} cannot be read as a trajectory of {topology.n_atoms} particles: {why_unreadable(error)}"
         ) from error
 
 
-def _blocks(path: Path, chunk: int, **options: mdtraj.Topology) -> Iterator[mdtraj.Trajectory]:
+def blocks(path: Path, chunk: int, **options: mdtraj.Topology) -> Iterator[mdtraj.Trajectory]:
+    """All frames of a file, `chunk` at a time; mdtraj's own strides begin anew in each chunk of some formats."""
     with ascii_path(path) as plain:
-        yield from mdtraj.iterload(str(plain), chunk=chunk, **options)
+        if path.name.lower().endswith(_AS_A_WHOLE):
+            whole = mdtraj.load(str(plain), **options)
+            yield from (whole[k : k + chunk] for k in range(0, len(whole), chunk))
+        else:
+            yield from mdtraj.iterload(str(plain), chunk=chunk, **options)
 
 
 def read_topology(path: Path) -> mdtraj.Topology:

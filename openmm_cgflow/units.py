@@ -10,7 +10,17 @@ from openmm import unit
 
 from openmm_cgflow.errors import InvalidInputError
 
-__all__ = ["KB", "PositionsLike", "finite_number", "in_kelvin", "in_nm", "in_radians", "in_seconds", "real_array"]
+__all__ = [
+    "KB",
+    "PositionsLike",
+    "finite_number",
+    "in_kelvin",
+    "in_nm",
+    "in_radians",
+    "in_seconds",
+    "real_array",
+    "scalar_in",
+]
 
 _COLD = 100.0  # K
 _log = logging.getLogger("openmm_cgflow")
@@ -38,7 +48,16 @@ def _bare(value: Any, wanted: unit.Unit, what: str) -> Any:  # noqa: ANN401
     return value
 
 
-def _scalar(value: Any, wanted: unit.Unit, what: str) -> float:  # noqa: ANN401
+def scalar_in(value: Any, wanted: unit.Unit, what: str) -> float:  # noqa: ANN401
+    """One finite number in the wanted unit; bare numbers are taken to be in it.
+
+    Raises:
+        InvalidInputError: another unit, or no finite number; `what` names it.
+
+    Example:
+        >>> scalar_in(2 * unit.femtosecond, unit.picosecond, "timestep")
+        0.002
+    """
     bare = _bare(value, wanted, what)
     try:
         number = float(bare)
@@ -118,7 +137,7 @@ def finite_number(value: Any, what: str) -> float:  # noqa: ANN401
     Raises:
         InvalidInputError: not a number, not a finite one, or one with a unit.
     """
-    return _scalar(value, unit.dimensionless, what)
+    return scalar_in(value, unit.dimensionless, what)
 
 
 def in_kelvin(temperature: unit.Quantity | float) -> float:
@@ -131,7 +150,7 @@ def in_kelvin(temperature: unit.Quantity | float) -> float:
         >>> in_kelvin(300)
         300.0
     """
-    kelvin = _scalar(temperature, unit.kelvin, "temperature")
+    kelvin = scalar_in(temperature, unit.kelvin, "temperature")
     if kelvin <= 0:
         raise InvalidInputError(f"temperature is {kelvin:g} K; give one above 0, for instance 300*unit.kelvin")
     if kelvin < _COLD and not unit.is_quantity(temperature):
@@ -160,4 +179,4 @@ def in_seconds(time: unit.Quantity | float) -> float:
     Raises:
         InvalidInputError: not a time, or not a finite number.
     """
-    return _scalar(time, unit.second, "time")
+    return scalar_in(time, unit.second, "time")

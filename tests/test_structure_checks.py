@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from molecules import load
+from openmm import app, unit
 
 from openmm_cgflow.structure_checks import check_structures
 
@@ -90,3 +91,19 @@ def _ring_of(start: int, bonds: list[tuple[int, int]], carbons: list[int]) -> li
 def test_no_structures():
     topology, _, x = load("butane")
     assert check_structures(topology, x, np.zeros((0, 14, 3))).fine.shape == (0,)
+
+
+def test_the_box_of_amber_and_gromacs_files_is_read(tmp_path):
+    """The message to those with a split molecule names such files; their boxes were not looked at."""
+    import parmed
+
+    from openmm_cgflow.structures import given_structures
+
+    molecule = load("butane")
+    made = parmed.openmm.load_topology(molecule.topology, molecule.system, molecule.positions * unit.nanometer)
+    made.box = [30.0, 31.0, 32.0, 90.0, 90.0, 90.0]
+    for name, read in (("a.gro", app.GromacsGroFile), ("a.rst7", app.AmberInpcrdFile)):
+        made.save(str(tmp_path / name))
+        given = given_structures(read(str(tmp_path / name)))
+        np.testing.assert_allclose(np.diag(given.box), [3.0, 3.1, 3.2], atol=1e-5)
+        np.testing.assert_allclose(given.x, molecule.positions, atol=1e-3)

@@ -11,11 +11,10 @@ from openmm_cgflow.backmapping.relax import relaxed
 from openmm_cgflow.backmapping.result import Backmapped, listed, warn_of_failed
 from openmm_cgflow.compute import BATCH, seeded
 from openmm_cgflow.counts import fits_memory, whole_number
-from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import PositionsLike
 
-__all__ = ["backmap", "place_atoms", "warn_of_strange"]
+__all__ = ["backmap", "place_atoms", "relax_steps", "warn_of_strange"]
 
 _log = logging.getLogger("openmm_cgflow")
 _RELAX_STEPS = 50
@@ -25,18 +24,26 @@ def backmap(
     flow: TrainedFlow, cg: PositionsLike, n: int = 1, relax: bool | int = False, seed: int | None = None
 ) -> Backmapped:
     """The structures of `CGFlow.backmap`, which see."""
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n <= 0:
-        raise InvalidInputError(f"backmap: n is {n!r}; give a positive number of structures for each frame.")
-    if not isinstance(relax, bool | np.bool_):
-        relax = whole_number(relax, "backmap: relax", least=0)
-    result, placer = place_atoms(flow, flow.beads.read(cg, "backmap"), n, relax, seed)
+    n, steps = whole_number(n, "backmap: n"), relax_steps(relax, "backmap")
+    result, placer = place_atoms(flow, flow.beads.read(cg, "backmap"), n, steps, seed)
     warn_of_strange(placer, "backmap")
     warn_of_failed(result.failed, "backmap", "Draw more (n), or leave these frames out (see `failed`).")
     return result
 
 
+def relax_steps(relax: bool | int, what: str) -> int:
+    """How many steps structures are relaxed by.
+
+    Raises:
+        InvalidInputError: for a number that cannot be.
+    """
+    if isinstance(relax, bool | np.bool_):
+        return _RELAX_STEPS if relax else 0
+    return whole_number(relax, f"{what}: relax", least=0)
+
+
 def place_atoms(
-    flow: TrainedFlow, beads: np.ndarray, n: int, relax: bool | int, seed: int | None
+    flow: TrainedFlow, beads: np.ndarray, n: int, relax: int, seed: int | None
 ) -> tuple[Backmapped, Placer]:
     """Structures around beads `(frames, beads, 3)` that were read, and the placer, which knows what is strange."""
     fits_memory(n * len(beads), 3 * flow.coordinates.n_atoms, "backmap: the number of structures")
@@ -49,7 +56,7 @@ def place_atoms(
     shape = (len(beads), n)
     x = x.reshape(*shape, *x.shape[1:])
     if relax:
-        x = relaxed(flow, x, _RELAX_STEPS if relax is True else int(relax))
+        x = relaxed(flow, x, relax)
     result = Backmapped(
         positions=x,
         log_densities=log_density.reshape(shape),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import mdtraj
 import numpy as np
 
-from openmm_cgflow.backmapping.backmap import place_atoms
+from openmm_cgflow.backmapping.backmap import place_atoms, relax_steps
 from openmm_cgflow.backmapping.pieces import (
     AHEAD,
     Joined,
@@ -24,6 +24,7 @@ from openmm_cgflow.backmapping.pieces import (
     progress_bar,
 )
 from openmm_cgflow.compute import plain_torch
+from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.storage import locked
 from openmm_cgflow.structure_checks import StructureChecks
@@ -98,7 +99,8 @@ def backmap_file(
         stride: take every so many frames.
         frames: the first one, and before which one to end.
         chunk: frames in a piece.
-        workers: processes on this machine, one thread each.
+        workers: processes on this machine, one thread each. With more than one, a script has to make the call under
+            `if __name__ == "__main__":`, for each process reads the script.
         scheduler: address of a dask scheduler, whose workers have this package and can read the model file.
         progress: show a bar with the time that is left.
 
@@ -112,10 +114,12 @@ def backmap_file(
         backmap_file("model.cgflow", "long.xtc", "atoms.xtc", n=8, resample=True, workers=4, progress=True)
     """
     beads, output = Path(beads), Path(output)
-    for name, value in (("n", n), ("stride", stride), ("chunk", chunk), ("workers", workers)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidInputError(f"backmap_file: {name} is {value!r}; give a positive whole number")
-    if output.suffix.lower() not in WRITTEN:
+    n, stride, chunk, workers = (
+        whole_number(value, f"backmap_file: {name}")
+        for name, value in (("n", n), ("stride", stride), ("chunk", chunk), ("workers", workers))
+    )
+    steps = relax_steps(relax, "backmap_file")
+    if output.suffix not in WRITTEN:
         raise InvalidInputError(f"{output}: structures are written as {', '.join(WRITTEN)}; choose one of these")
     if not beads.is_file():
         raise InvalidInputError(f"backmap_file: there is no file {beads}")
@@ -133,7 +137,7 @@ def backmap_file(
     with locked(output):
         weights = _weights(own)
         identity = _identity(weights, beads, stride, frames, chunk)
-        described = {"identity": identity, "n": n, "resample": resample, "relax": relax}
+        described = {"identity": identity, "n": n, "resample": resample, "relax": steps}
         where = own if model is None else _ModelFile(str(model.resolve()), weights)
         topology = mdtraj.Topology.from_openmm(own.beads.topology)
         pieces = read_pieces(beads, topology, chunk, stride, *frames)
@@ -145,7 +149,7 @@ def backmap_file(
             progress_bar(progress, total) as advance,
             _doing(own, where, workers, scheduler) as (submit, ahead),
         ):
-            task = _Task(n, resample, relax, drawn)
+            task = _Task(n, resample, steps, drawn)
             found = all_pieces(pieces, parts, lambda piece, number: submit(piece, number, task), ahead, advance)
             if not found:
                 raise InvalidInputError(f"backmap_file: there are no frames in {beads}")
@@ -158,7 +162,7 @@ class _Task:
 
     n: int
     resample: bool
-    relax: bool | int
+    relax: int
     seed: int
 
 

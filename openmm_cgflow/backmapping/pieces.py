@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
-from openmm_cgflow.trajectory_files import whole_file
+from openmm_cgflow.trajectory_files import names_atoms, whole_file
 
 __all__ = ["AHEAD", "Joined", "all_pieces", "in_processes", "kept_pieces", "outputs_beside", "progress_bar"]
 
@@ -56,7 +56,8 @@ def outputs_beside(output: Path, inputs: Sequence[Path]) -> tuple[Path, Path, Pa
     """
     topology = None if output.suffix.lower() == ".pdb" else output.with_suffix(".topology.pdb")
     files = output, output.with_suffix(".npz"), topology
-    read = [path.resolve() for path in inputs]
+    needed = [path.with_suffix(".topology.pdb") for path in inputs if not names_atoms(path)]
+    read = [path.resolve() for path in (*inputs, *needed)]
     for path in files:
         if path is not None and path.resolve() in read:
             raise InvalidInputError(f"{path} would be written, and is a file that is read: choose another output")
@@ -204,8 +205,9 @@ def all_pieces(
             if future.done() and not future.cancelled() and future.exception() is None:
                 _keep(path, future.result())
         raise CGFlowError(
-            f"a process that put atoms around beads has died ({error}), perhaps for want of memory: the same call goes "
-            "on where it was; give it fewer workers"
+            f"a process that put atoms around beads has died ({error}): the same call goes on where it was. In a "
+            'script, make it under `if __name__ == "__main__":`, for each process reads the script; else memory may '
+            "have run out: give it fewer workers"
         ) from error
     return found
 

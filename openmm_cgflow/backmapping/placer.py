@@ -8,12 +8,12 @@ from torch import Tensor
 from openmm_cgflow.compute import Parallel
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.sampling import Drawn
+from openmm_cgflow.structures import CONSTRAINT_TOLERANCE
 from openmm_cgflow.trained import KnownRegion, TrainedFlow
 
 __all__ = ["FlowPlacer", "Placer"]
 
 _BEYOND = 3.0  # kT by which a frame may be less likely than the least likely that the flow knows
-_MISFIT = 1e-3  # nm by which a constrained bond between beads may be off
 
 
 class Placer(Protocol):
@@ -58,13 +58,15 @@ class FlowPlacer:
         with torch.no_grad():
             likely = flow.flow.bead_flow.log_prob(self.q) >= self.known.least_log_prob - _BEYOND
         refitted, _ = self.bead_coordinates.to_cartesian(q)
-        misfit = (
+        self.misfit = (
             _pair_misfit(refitted, beads) if self.coordinates.layout.constants else log_measure.new_zeros(len(beads))
         )
-        self.outside = ~likely | ~self.bead_coordinates.in_domain(q) | (misfit > _MISFIT)
+        self.outside = ~likely | ~self.bead_coordinates.in_domain(q) | (self.misfit > CONSTRAINT_TOLERANCE)
 
     def reason(self, frame: int) -> str:
         """The coordinate of a strange frame that is farthest from what the flow knows."""
+        if self.misfit[frame] > CONSTRAINT_TOLERANCE:
+            return f"distances that the System constrains are up to {float(self.misfit[frame]):.4f} nm off"
         n_slow, (low, high) = self.coordinates.sizes[0], self.known.stiff
         values = self.q[frame, n_slow:].cpu().double()
         beyond = torch.maximum(low - values, values - high) / (high - low)

@@ -118,13 +118,14 @@ def fit_cg(
         Path, typer.Option("-o", "--output", help="File for the force field, such as MOL.cgff.", show_default=False)
     ] = Path("beads.cgff"),
     beads: Annotated[
-        str, typer.Option(help="Of frames: ca, backbone, dipeptide, or a selection in mdtraj's language.")
-    ] = "ca",
-    temperature: Annotated[float, typer.Option(help="Of frames, K.")] = 300.0,
+        str | None,
+        typer.Option(help="Of frames: ca, backbone, dipeptide, or a selection of mdtraj's.", show_default="ca"),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of frames, K.", show_default="300")] = None,
     forces: Annotated[
         Path | None, typer.Option(help="On the frames' atoms or beads, .npy, kJ/mol/nm.", show_default=False)
     ] = None,
-    stride: Annotated[int, typer.Option(help="Take every so many frames.")] = 1,
+    stride: Annotated[int | None, typer.Option(help="Take every so many frames.", show_default="1")] = None,
     points: Annotated[int, typer.Option(help="Points at which the density of the beads is asked.")] = 50_000,
     steps: Annotated[int, typer.Option(help="Steps of the fit.")] = 2_500,
     student: Annotated[
@@ -152,6 +153,10 @@ def fit_cg(
     settings = DistilSettings(points=points, steps=steps, student=size, seed=seed)
     start = time.monotonic()
     rows: list[tuple[str, str]] = []
+    of_frames = {"TOP": top, "--beads": beads, "--temperature": temperature, "--forces": forces, "--stride": stride}
+    given = [name for name, value in of_frames.items() if value is not None]
+    if source.suffix == MODEL and given:
+        raise InvalidInputError(f"{', '.join(given)}: of frames alone; {source} is a model, which has its own")
     if source.suffix == MODEL:
         flow = cgf.CGFlow.load(source, "cpu")
         force_field = cgf.CGForceField.fromFlow(flow, settings)
@@ -159,7 +164,7 @@ def fit_cg(
     elif top is None:
         raise InvalidInputError(f"{source}: give the topology of these frames after them, or a {MODEL} file alone")
     else:
-        force_field, shown = _of_frames(source, top, beads, forces, stride, temperature, settings)
+        force_field, shown = _of_frames(source, top, beads or "ca", forces, stride or 1, temperature or 300.0, settings)
         rows += shown
     force_field.save(output)
     fitted = force_field.fitted

@@ -49,7 +49,7 @@ from openmm_cgflow.storage import (
     write_file,
 )
 from openmm_cgflow.trained import Made, TrainedFlow, made_once
-from openmm_cgflow.units import KB, PositionsLike, in_kelvin, in_nm
+from openmm_cgflow.units import KB, PositionsLike, in_kelvin, in_nm, scalar_in
 
 __all__ = ["CGForceField", "student_of"]
 
@@ -345,8 +345,8 @@ class CGForceField:
 
         Arguments:
             positions: where they start, `(walkers, beads, 3)`, Quantity or nm.
-            friction: 1/ps.
-            timestep: ps.
+            friction: Quantity or 1/ps.
+            timestep: Quantity or ps.
             seed: of velocities and noise.
             device: where they are; by default the GPU where there is one.
 
@@ -362,6 +362,8 @@ class CGForceField:
                 "keep; use createCGSystem, whose System has the constraints"
             )
         x = torch.as_tensor(in_nm(positions))
+        friction = scalar_in(friction, unit.picosecond**-1, "createWalkers: friction")
+        timestep = scalar_in(timestep, unit.picosecond, "createWalkers: timestep")
         return BatchedLangevin(
             self.student, x, self.masses, KB * self._kelvin, friction, timestep, seed, device, centred=True
         )

@@ -38,7 +38,7 @@ from openmm_cgflow.storage import locked
 from openmm_cgflow.structure_checks import StructureChecks
 from openmm_cgflow.structures import given_structures
 from openmm_cgflow.text_files import check_encoding
-from openmm_cgflow.trajectory_files import NO_TOPOLOGY, WRITTEN, count_frames, read_pieces, save_arrays, write_frames
+from openmm_cgflow.trajectory_files import WRITTEN, count_frames, names_atoms, read_pieces, save_arrays, write_frames
 from openmm_cgflow.version import __version__
 
 __all__ = ["BackmappedProteinFile", "backmap_protein_file"]
@@ -197,7 +197,7 @@ class _Beads:
             top = self.kept
         if first is None:
             return
-        named = self.path.suffix.lower() not in NO_TOPOLOGY
+        named = names_atoms(self.path)
         for piece in read_pieces(self.path, top, chunk, stride, start, stop):
             found = self._found(piece, named)
             found.xyz = whole_beads(found.xyz, given_structures(found).box, self.sequence, self.kind)

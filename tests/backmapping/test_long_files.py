@@ -313,3 +313,38 @@ def test_a_file_with_brackets_in_its_name_is_written(tmp_path):
         temporary.write_text("here")
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
     assert path.read_text() == "here"
+
+
+def test_cif_files_are_read(flow, tmp_path):
+    x = flow.sample(1, seed=4).positions[:, flow.beads.atoms]
+    mdtraj.Trajectory(x, mdtraj.Topology.from_openmm(flow.beads.topology)).save(str(tmp_path / "b.cif"))
+    assert backmap_file(flow, tmp_path / "b.cif", tmp_path / "o.dcd", seed=0).frames == 1
+
+
+def test_numbers_of_numpy_are_numbers(flow, beads, tmp_path):
+    done = backmap_file(flow, beads, tmp_path / "o.dcd", n=np.int64(2), frames=(0, 3), seed=0, relax=np.int64(0))
+    assert done.structures == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"relax": -5}, "relax is -5"),
+        ({"relax": 2.5}, "relax is 2.5"),
+        ({"output": "o.XTC"}, "choose one of these"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(flow, beads, tmp_path, change, message):
+    output = tmp_path / change.pop("output", "o.dcd")
+    with pytest.raises(cgf.InvalidInputError, match=message):
+        backmap_file(flow, beads, output, **change)
+
+
+def test_the_topology_of_the_beads_is_not_written_over(flow, tmp_path):
+    """`simulate -o t.dcd` writes t.topology.pdb, and `backmap t.dcd -o t.xtc` wrote that of all atoms there."""
+    x = flow.sample(2, seed=4).positions[:, flow.beads.atoms]
+    mdtraj.Trajectory(x, mdtraj.Topology.from_openmm(flow.beads.topology)).save(str(tmp_path / "t.dcd"))
+    (tmp_path / "t.topology.pdb").write_text("of the beads")
+    with pytest.raises(cgf.InvalidInputError, match=r"t\.topology\.pdb would be written"):
+        backmap_file(flow, tmp_path / "t.dcd", tmp_path / "t.xtc")
+    assert (tmp_path / "t.topology.pdb").read_text() == "of the beads"

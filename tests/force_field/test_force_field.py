@@ -120,7 +120,9 @@ def test_hot_starts_are_held_by_walls(flow, fitted, caplog):
     x = flow.sample(20, seed=5).positions[:, flow.coordinates.bead_atoms].astype(float)
     x += 0.02 * np.random.default_rng(0).standard_normal(x.shape)
     assert fitted.outside(x).all()  # ten standard deviations of each bond
-    walkers = fitted.createWalkers(x, friction=20.0, seed=3, device="cpu")
+    walkers = fitted.createWalkers(
+        x, friction=0.02 / unit.femtosecond, timestep=2 * unit.femtosecond, seed=3, device="cpu"
+    )
     walkers.velocities *= 3**0.5
     frames = walkers.run(600, every=100).double().numpy()
     assert "frames are outside what the energy was fitted to" in caplog.text

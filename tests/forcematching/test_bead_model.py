@@ -374,3 +374,41 @@ def test_alpha_carbons_far_apart_are_no_other_unit():
     model = BeadModel.fromBeads(alpha_carbons(*(("ALA", number) for number in range(1, 16, 3))))
     x = np.cumsum([[0.9, 0.4 * (-1) ** k, 0.1 * k] for k in range(5)], axis=0)
     assert model.read(np.repeat(x[None], 3, 0)).shape == (3, 5, 3)
+
+
+@pytest.mark.parametrize("suffix", [".xtc", ".dcd", ".pdb", ".gro"])
+def test_frames_of_a_stride_are_every_nth_of_the_file(tmp_path, monkeypatch, suffix):
+    """mdtraj begins anew in each chunk of an HDF5 file: frames went with the forces of others."""
+    read = mdtraj.iterload
+
+    def as_of_hdf5(*arguments, stride=1, **options):
+        for piece in read(*arguments, **options):
+            yield piece[::stride]
+
+    model = BeadModel.fromSequence("GGGGGG")
+    x = chain(6, frames=23)
+    trajectory(x, model.topology).save(str(tmp_path / f"a{suffix}"))
+    monkeypatch.setattr(mdtraj, "iterload", as_of_hdf5)
+    for stride, chunk in ((3, 4), (5, 4), (4, 100), (30, 7)):
+        read_here = model.read(tmp_path / f"a{suffix}", stride=stride, chunk=chunk)
+        np.testing.assert_allclose(read_here, x[::stride], atol=2e-3)
+
+
+@pytest.mark.parametrize("suffix", [".cif", ".rst7"])
+def test_files_that_mdtraj_reads_as_a_whole_are_read(tmp_path, suffix):
+    model = BeadModel.fromSequence("GGGGGG")
+    x = chain(6, frames=1)
+    trajectory(x, model.topology).save(str(tmp_path / f"a{suffix}"))
+    np.testing.assert_allclose(model.read(tmp_path / f"a{suffix}"), x, atol=2e-3)
+
+
+@pytest.mark.parametrize("change", [{"stride": 0}, {"stride": 1.5}, {"chunk": 0}])
+def test_strides_that_cannot_be_are_named(change):
+    with pytest.raises(InvalidInputError, match=f"read: {next(iter(change))} is"):
+        BeadModel.fromSequence("GGGGGG").read(chain(6), **change)
+
+
+def test_masses_have_units():
+    plain = BeadModel.fromSequence("GGGG")
+    model = BeadModel.fromBeads(plain.topology, masses=[0.01] * 4 * unit.kilogram / unit.mole)
+    assert model.masses == pytest.approx((10.0,) * 4)

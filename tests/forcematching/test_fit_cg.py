@@ -29,3 +29,10 @@ def test_fit_cg_names_what_is_wrong(tmp_path, option, value):
     assert result.exit_code != 0
     assert f"{option[2:]} is {value}; give a whole number" in result.output
     assert not (tmp_path / "a.cgff").exists()
+
+
+def test_fit_cg_of_a_model_refuses_what_is_of_frames(tmp_path):
+    """It took 300 K for 350 K without a word."""
+    result = run("-o", tmp_path / "a.cgff", "--temperature", 350, "--stride", 5)
+    assert result.exit_code == 2
+    assert "--temperature, --stride: of frames alone" in " ".join(result.output.split())

@@ -1,5 +1,6 @@
 """Free energies as forces on a molecule that is somewhere in a larger System, with solvent and a box."""
 
+import mdtraj
 import numpy as np
 import openmm
 import pytest
@@ -58,6 +59,7 @@ def test_a_molecule_is_found_by_its_names_and_bonds(flow):
     assert found != sorted(found)
     assert [atoms[k].name for k in found] == [atom.name for atom in flow.topology.atoms()]
     assert [atoms[k].residue.name for k in found] == [atom.residue.name for atom in flow.topology.atoms()]
+    assert flow.findAtoms(mdtraj.Topology.from_openmm(topology)) == found
 
 
 @pytest.mark.parametrize(("copies", "message"), [(0, "no molecule"), (2, "2 molecules")])

@@ -230,3 +230,10 @@ system.addForce(flow.createForce("torch"))
 openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
+
+
+def test_a_parameter_that_a_table_takes_for_a_coordinate_is_refused(aldp):
+    """Its expression has x1 to z4: the first particle's position was the scale."""
+    with pytest.raises(cgf.InvalidInputError, match="'x1', a coordinate"):
+        aldp.createForce("tabulated", parameter="x1")
+    aldp.createForce("tabulated", parameter="x")

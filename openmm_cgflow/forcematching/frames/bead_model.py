@@ -11,11 +11,12 @@ import mdtraj
 import networkx
 import numpy as np
 import torch
-from openmm import app
+from openmm import app, unit
 
 from openmm_cgflow.atom_matching import atom_label, symbol_of
 from openmm_cgflow.chemistry.molecule import bond_key
 from openmm_cgflow.coordinates import InternalCoordinates, chain_coordinates
+from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.forcematching.frames.checked import check_bonds_of_frames, check_finite
 from openmm_cgflow.forcematching.frames.mapping import (
@@ -29,7 +30,7 @@ from openmm_cgflow.forcematching.frames.mapping import (
 )
 from openmm_cgflow.forcematching.frames.residues import residue_name, residue_parts
 from openmm_cgflow.forcematching.frames.trajectory import FrameReader
-from openmm_cgflow.units import PositionsLike
+from openmm_cgflow.units import PositionsLike, scalar_in
 
 __all__ = ["BeadModel"]
 
@@ -157,7 +158,7 @@ class BeadModel:
         bonds = shortest_tree(distance, [atom_label(atom) for atom in own])
         residues = [(0, atom.residue.name, str(atom.residue.resSeq)) for atom in own]
         topology = _bead_topology([atom.name for atom in own], [atom.element for atom in own], residues, bonds)
-        found = _residue_masses(own) if masses is None else [float(mass) for mass in masses]
+        found = _residue_masses(own) if masses is None else [scalar_in(mass, unit.dalton, "masses") for mass in masses]
         if len(found) != beads.n_atoms or not all(np.isfinite(found)) or min(found) <= 0:
             raise InvalidInputError(
                 f"masses are {found}; give one above 0, in dalton, for each of the {beads.n_atoms} beads"
@@ -231,7 +232,7 @@ class BeadModel:
                 `(frames, atoms or beads, 3)`, nm, or a Quantity of one.
             top: what mdtraj needs to read the file, if it is neither this model's atoms nor its beads.
             stride: take every so many frames.
-            chunk: frames of a file that are in memory at a time.
+            chunk: frames of a file that are in memory at a time, fewer of many atoms.
 
         Raises:
             MismatchError: a trajectory of other atoms or beads.
@@ -244,6 +245,7 @@ class BeadModel:
             >>> model.read([[[0.0, 0, 0], [3.8, 0, 0], [3.8, 3.8, 0], [3.8, 3.8, 3.8]]] * unit.angstrom).shape
             (1, 4, 3)
         """
+        stride, chunk = whole_number(stride, "read: stride"), whole_number(chunk, "read: chunk")
         if isinstance(trajectory, str | Path):
             trajectory = [trajectory]
         files = isinstance(trajectory, list | tuple) and trajectory and isinstance(trajectory[0], str | Path)

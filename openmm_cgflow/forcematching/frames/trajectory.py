@@ -14,9 +14,11 @@ from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.forcematching.frames.mapping import as_mdtraj
 from openmm_cgflow.structures import given_structures, whole_frames
 from openmm_cgflow.text_files import check_encoding
-from openmm_cgflow.trajectory_files import ascii_path, why_unreadable
+from openmm_cgflow.trajectory_files import blocks, names_atoms, why_unreadable
 
 __all__ = ["FrameReader"]
+
+_AT_ONCE = 10_000_000  # positions in memory: 0.5 GB with their copies in double precision
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class FrameReader:
     def _iterload(self, path: Path, top: Any, stride: int, chunk: int) -> Iterator[mdtraj.Trajectory]:  # noqa: ANN401
         """Pieces of one file, with the Topology that fits: the one given, that of all atoms, or that of the beads."""
         beads = mdtraj.Topology.from_openmm(self.topology)
-        if path.suffix.lower() in (".pdb", ".h5", ".gro", ".cif", ".pdbx", ".mmcif"):
+        if names_atoms(path):
             choices: list[Any] = [None]
         elif top is not None:
             choices = [str(top) if isinstance(top, str | Path) else as_mdtraj(top)]
@@ -61,13 +63,16 @@ class FrameReader:
             choices = [beads] if self.atoms is None else [self.atoms, beads]
         problem: Exception = OSError("it has no frames")
         for choice in choices:
-            begun = False
+            begun, seen = False, 0
             try:
-                options = {} if choice is None else {"top": choice}
-                with ascii_path(path) as plain:
-                    for piece in mdtraj.iterload(str(plain), chunk=chunk, stride=stride, **options):
-                        begun = True
-                        yield piece
+                top = mdtraj.load_topology(choice) if isinstance(choice, str) else choice
+                at_once = chunk if top is None else max(1, min(chunk, _AT_ONCE // top.n_atoms))
+                for block in blocks(path, at_once, **({} if top is None else {"top": top})):
+                    begun = True
+                    chosen = block[-seen % stride :: stride]
+                    seen += len(block)
+                    if len(chosen):
+                        yield chosen
             except Exception as error:  # mdtraj's readers raise whatever they meet
                 problem = error
                 if begun:

@@ -44,6 +44,7 @@ Backend = Literal["torch", "python", "compiled", "tabulated"]
 BeadBackend = Literal["torch", "python", "compiled"]
 _log = logging.getLogger("openmm_cgflow")
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_COORDINATE = re.compile(r"[xyz]\d+")
 _POINTS = {1: 361, 2: 121, 3: 49}  # of a table in each dimension: the last one repeats the first
 
 
@@ -125,6 +126,10 @@ def create_force(
     scale, parameter = _factor(scale, parameter)
     places, total = _places(flow, atoms, "createForce")
     if backend == "tabulated":
+        if _COORDINATE.fullmatch(parameter):
+            raise InvalidInputError(
+                f"parameter is {parameter!r}, a coordinate in the force's expression: give another."
+            )
         return _tabulated(flow, scale, parameter, places)
     used = sorted({atom for torsion in flow.slow_torsions for atom in torsion})
     torsions = [(used.index(i), used.index(j), used.index(k), used.index(m)) for i, j, k, m in flow.slow_torsions]
@@ -227,8 +232,9 @@ def force_from_energy(
 ) -> openmm.Force:
     """Any torch energy of particles as an OpenMM force: a TorchForce, a PythonForce, or machine code.
 
-    The operations of energy and gradient are recorded once, at `start`, in double precision, and replayed from then on:
-    the module must do the same whatever the positions are (`torch.where`, no `if`). It is copied.
+    The module is copied. Its operations and those of the gradient are recorded once, in double precision, and replayed
+    from then on: it must do the same whatever the positions are (`torch.where`, no `if`). That is done here for a
+    TorchForce, and at the first evaluation for the others, so that a module should read no global variables.
 
     Arguments:
         module: the energy, kJ/mol, one number, of positions `(particles, 3)` in nm.

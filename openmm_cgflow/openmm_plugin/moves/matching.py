@@ -47,6 +47,8 @@ def find_molecule(flow: TrainedFlow, topology: app.Topology) -> list[int]:
     Raises:
         MismatchError: the molecule is not there, or more than once.
     """
+    if not isinstance(topology, app.Topology):
+        topology = topology.to_openmm()
     ours, everything, bonds = list(flow.topology.atoms()), list(topology.atoms()), _bonds(flow.topology)
     graph = networkx.Graph((bond[0].index, bond[1].index) for bond in topology.bonds())
     found = []
@@ -90,6 +92,8 @@ def check_topology(flow: TrainedFlow, topology: app.Topology) -> None:
                 f"atom {b.index} ({b.name}) of the Topology is {symbol_of(b)}, that of the flow ({a.name}) is "
                 f"{symbol_of(a)}: this is another molecule, or its atoms are in another order."
             )
+    if not _bonds(topology):  # as of a System that is known from its files alone
+        return
     missing, extra = _bonds(own) - _bonds(topology), _bonds(topology) - _bonds(own)
     if missing or extra:
         i, j = sorted(min(missing or extra))

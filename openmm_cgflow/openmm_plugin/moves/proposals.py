@@ -1,5 +1,6 @@
 """Independent proposals of a flow, and the ratio by which they are accepted."""
 
+import logging
 import math
 from typing import Any
 
@@ -11,6 +12,8 @@ from openmm_cgflow.openmm_plugin.moves.structure_density import StructureDensity
 from openmm_cgflow.trained import TrainedFlow
 
 __all__ = ["IndependenceSampler"]
+
+_log = logging.getLogger("openmm_cgflow")
 
 _LARGEST_BATCH = 1_000_000
 
@@ -76,7 +79,15 @@ class IndependenceSampler:
             log_q_new: log-density of the flow at the proposal.
         """
         self.attempted += 1
-        self.outside += log_q_old == -math.inf
+        if log_q_old == -math.inf:
+            if not self.outside:
+                _log.warning(
+                    "attempt %d: the current structure is outside the domain of the flow: no proposal is accepted "
+                    "until dynamics leaves it. If this goes on, it is another isomer than the flow's, or two atoms are "
+                    "the other way round; `outside` counts such attempts.",
+                    self.attempted,
+                )
+            self.outside += 1
         log_ratio = (u_old - u_new) + (log_q_old - log_q_new)
         if math.isnan(log_ratio):
             log_ratio = -math.inf
