@@ -65,7 +65,7 @@ def given_structures(positions: PositionsLike) -> Given:
 def _box(positions: PositionsLike, topology: Any) -> np.ndarray | None:  # noqa: ANN401
     if hasattr(positions, "unitcell_vectors"):
         box = positions.unitcell_vectors
-    elif hasattr(positions, "getPeriodicBoxVectors"):  # a State, PDBFile, GromacsGroFile
+    elif hasattr(positions, "getPeriodicBoxVectors"):  # a State or GromacsGroFile
         box = positions.getPeriodicBoxVectors()
     elif hasattr(positions, "boxVectors"):  # AmberInpcrdFile
         box = positions.boxVectors

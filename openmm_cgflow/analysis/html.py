@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
-from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.errors import InvalidInputError, ModelFileError
 
 __all__ = ["page", "report_page"]
 
@@ -40,10 +40,10 @@ def report_page(folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder / "report.html"
-    except OSError as error:
+    except (OSError, ModelFileError) as error:
+        why = getattr(error, "strerror", None) or error
         raise InvalidInputError(
-            f"cannot write the report into {folder} ({error.strerror or error}); free some space or choose another "
-            "place."
+            f"cannot write the report into {folder} ({why}); free some space or choose another place."
         ) from error
 
 

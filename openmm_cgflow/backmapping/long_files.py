@@ -137,7 +137,7 @@ def backmap_file(
     with locked(output):
         weights = _weights(own)
         identity = _identity(weights, beads, stride, frames, chunk)
-        described = {"identity": identity, "n": n, "resample": resample, "relax": steps}
+        described = {"identity": identity, "n": n, "resample": resample, "relax_steps": steps}
         where = own if model is None else _ModelFile(str(model.resolve()), weights)
         topology = mdtraj.Topology.from_openmm(own.beads.topology)
         pieces = read_pieces(beads, topology, chunk, stride, *frames)

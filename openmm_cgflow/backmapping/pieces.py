@@ -56,11 +56,13 @@ def outputs_beside(output: Path, inputs: Sequence[Path]) -> tuple[Path, Path, Pa
     """
     topology = None if output.suffix.lower() == ".pdb" else output.with_suffix(".topology.pdb")
     files = output, output.with_suffix(".npz"), topology
+    read = [path.resolve() for path in inputs]
     needed = [path.with_suffix(".topology.pdb") for path in inputs if not names_atoms(path)]
-    read = [path.resolve() for path in (*inputs, *needed)]
     for path in files:
         if path is not None and path.resolve() in read:
             raise InvalidInputError(f"{path} would be written, and is a file that is read: choose another output")
+        if path in needed and path.exists():
+            raise InvalidInputError(f"{path} would be written, and is of a file that is read: choose another output")
     return files
 
 
@@ -87,8 +89,8 @@ def kept_pieces(parts: Path, described: dict[str, Any], seed: int | None) -> Ite
     if there:
         if not isinstance(before, dict) or before != described | {"seed": before.get("seed") if seed is None else seed}:
             raise InvalidInputError(
-                f"{parts} holds pieces of a run with another model, file or options: remove it to begin anew, or give "
-                "the same ones to go on"
+                f"{parts} holds pieces of a run with another model, file or options, or of another version: remove it, "
+                "or give the same ones to go on"
             )
         _log.info("backmapping goes on with the pieces in %s", parts)
     seed = seed_number(before.get("seed") if there else secrets.randbits(32) if seed is None else seed)

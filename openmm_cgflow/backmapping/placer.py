@@ -1,5 +1,6 @@
 """Putting atoms around beads: the interface, and today's one way."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -57,10 +58,7 @@ class FlowPlacer:
         self.known = KnownRegion.of(flow)
         with torch.no_grad():
             likely = flow.flow.bead_flow.log_prob(self.q) >= self.known.least_log_prob - _BEYOND
-        refitted, _ = self.bead_coordinates.to_cartesian(q)
-        self.misfit = (
-            _pair_misfit(refitted, beads) if self.coordinates.layout.constants else log_measure.new_zeros(len(beads))
-        )
+        self.misfit = _off_constraints(beads, flow.beads.constraints)
         self.outside = ~likely | ~self.bead_coordinates.in_domain(q) | (self.misfit > CONSTRAINT_TOLERANCE)
 
     def reason(self, frame: int) -> str:
@@ -103,6 +101,10 @@ class FlowPlacer:
         return x
 
 
-def _pair_misfit(x: Tensor, y: Tensor) -> Tensor:
-    """Largest difference between the distances within `x` and within `y`, `(batch,)`."""
-    return (torch.cdist(x, x) - torch.cdist(y, y)).abs().amax((1, 2))
+def _off_constraints(x: Tensor, constraints: Mapping[tuple[int, int], float]) -> Tensor:
+    """By how much the constrained distance that is off most is off, nm, `(batch,)`."""
+    if not constraints:
+        return x.new_zeros(len(x))
+    pairs = torch.tensor(list(constraints), device=x.device)
+    lengths = torch.tensor(list(constraints.values()), dtype=x.dtype, device=x.device)
+    return ((x[:, pairs[:, 0]] - x[:, pairs[:, 1]]).norm(dim=2) - lengths).abs().amax(1)

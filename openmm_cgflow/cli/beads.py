@@ -139,6 +139,10 @@ def fit_cg(
     if output.suffix != FORCE_FIELD:
         raise InvalidInputError(f"{output}: a force field is a {FORCE_FIELD} file; name it so")
     no_input((output,), (source, top, forces))
+    of_frames = {"TOP": top, "--beads": beads, "--temperature": temperature, "--forces": forces, "--stride": stride}
+    given = [name for name, value in of_frames.items() if value is not None]
+    if source.suffix == MODEL and given:
+        raise InvalidInputError(f"{', '.join(given)}: of frames alone; {source} is a model, which has its own")
     if student not in ("mlp", "schnet"):
         raise InvalidInputError(f"--student is {student!r}; give mlp or schnet")
     for path in (source, top, forces):
@@ -153,10 +157,6 @@ def fit_cg(
     settings = DistilSettings(points=points, steps=steps, student=size, seed=seed)
     start = time.monotonic()
     rows: list[tuple[str, str]] = []
-    of_frames = {"TOP": top, "--beads": beads, "--temperature": temperature, "--forces": forces, "--stride": stride}
-    given = [name for name, value in of_frames.items() if value is not None]
-    if source.suffix == MODEL and given:
-        raise InvalidInputError(f"{', '.join(given)}: of frames alone; {source} is a model, which has its own")
     if source.suffix == MODEL:
         flow = cgf.CGFlow.load(source, "cpu")
         force_field = cgf.CGForceField.fromFlow(flow, settings)
@@ -164,7 +164,9 @@ def fit_cg(
     elif top is None:
         raise InvalidInputError(f"{source}: give the topology of these frames after them, or a {MODEL} file alone")
     else:
-        force_field, shown = _of_frames(source, top, beads or "ca", forces, stride or 1, temperature or 300.0, settings)
+        force_field, shown = _of_frames(
+            source, top, "ca" if beads is None else beads, forces, stride or 1, temperature or 300.0, settings
+        )
         rows += shown
     force_field.save(output)
     fitted = force_field.fitted

@@ -1,6 +1,8 @@
 """Torch's recorder and compiler, without work of theirs that nothing here needs."""
 
 import gc
+import logging
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -10,6 +12,9 @@ from torch import fx
 __all__ = ["record", "without_trial"]
 
 _T = TypeVar("_T")
+_log = logging.getLogger("openmm_cgflow")
+_RECORDING, _COMPILING = threading.RLock(), threading.RLock()
+_PLAIN = ("avx512", "avx2")
 
 
 def record(
@@ -36,23 +41,25 @@ def record(
     # Nodes know the shapes of what they give: with one mode for all of them, in half the time of one for each.
     shapes = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
     # The tracer knows tensors by their Python objects: none may be collected while autograd still holds its C++ side.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        with tracing(shapes):
-            return make_fx(lambda *x: function(*x), decompositions)(*example)
-    finally:
-        if collecting:
-            gc.enable()
+    with _RECORDING:
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            with tracing(shapes):
+                return make_fx(lambda *x: function(*x), decompositions)(*example)
+        finally:
+            if collecting:
+                gc.enable()
 
 
 def without_trial(compile_and_load: Callable[[], _T]) -> _T:
     """What torch's compiler gives, with the vector instructions that the CPU says it has.
 
     Torch tries each kind of them out before it compiles anything: in each process that compiles it starts up to six
-    others, which import torch and load a small library, 13 s of CPU time. A C++ compiler or a torch that lacks these
-    instructions fails at compiling or loading; only then they are tried out, and it is done once more. Whatever else
-    the process compiles is tried out as before.
+    others, which import torch and load a small library, 13 s of CPU time. One of them is left, for half precision. A
+    compiler or a torch that lacks these instructions fails at compiling or loading; only then they are tried out, and
+    it is done once more if others are found. What else the process compiles with other instructions is tried out as
+    before.
 
     Arguments:
         compile_and_load: compiles and loads something by torch's compiler.
@@ -61,22 +68,33 @@ def without_trial(compile_and_load: Callable[[], _T]) -> _T:
         what that gives.
 
     Raises:
-        Exception: whatever the compiler raises, after the trial too.
+        Exception: whatever the compiler raises.
     """
     from torch._inductor import config, cpu_vec_isa  # seconds, which most programs need not wait
 
     known = cpu_vec_isa.valid_vec_isa_list  # made once for each process
-    if config.cpp.vec_isa_ok is not None or known.cache_info().currsize:
-        return compile_and_load()
-    kinds = cpu_vec_isa.supported_vec_isa_list
-    try:
-        # without those for matrices and bytes, which are tried out whatever is set
-        cpu_vec_isa.supported_vec_isa_list = [kind for kind in kinds if str(kind) in ("avx512", "avx2")]
-        with config.patch({"cpp.vec_isa_ok": True}):
+    with _COMPILING:  # what is set belongs to the process
+        if config.cpp.vec_isa_ok is not None or known.cache_info().currsize:
             return compile_and_load()
-    except Exception:  # compilers raise whatever they meet
-        pass
-    finally:
-        cpu_vec_isa.supported_vec_isa_list = kinds
-        known.cache_clear()
-    return compile_and_load()
+        kinds = cpu_vec_isa.supported_vec_isa_list
+        try:
+            # without those for matrices and bytes, which are tried out whatever is set
+            cpu_vec_isa.supported_vec_isa_list = [kind for kind in kinds if str(kind) in _PLAIN]
+            with config.patch({"cpp.vec_isa_ok": True}):
+                untried = [str(kind) for kind in known()]
+                return compile_and_load()
+        except Exception as error:  # compilers raise whatever they meet
+            failed = error
+            for kind in kinds:
+                getattr(type(kind).__bool__, "cache_clear", _nothing)()
+        finally:
+            cpu_vec_isa.supported_vec_isa_list = kinds
+            known.cache_clear()
+        if [str(kind) for kind in known() if str(kind) in _PLAIN] == untried:
+            raise failed
+        _log.info("compiling failed (%s): once more, with the instructions that work", failed)
+        return compile_and_load()
+
+
+def _nothing() -> None:
+    """In place of a cache that is not there."""

@@ -18,7 +18,7 @@ from openmm import app
 from openmm_cgflow.atom_matching import order_by_names
 from openmm_cgflow.backmapping import Joined, all_pieces, in_processes, kept_pieces, outputs_beside, progress_bar
 from openmm_cgflow.compute import plain_torch
-from openmm_cgflow.counts import seed_number
+from openmm_cgflow.counts import seed_number, whole_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.proteins.beads.door import checked_beads, whole_beads
 from openmm_cgflow.proteins.beads.kinds import (
@@ -116,7 +116,8 @@ def backmap_protein_file(
         seed: of everything random; a new one by default.
         stride: take every so many frames.
         frames: the first one, and before which one to end.
-        workers: processes on this machine, one thread each.
+        workers: processes on this machine, one thread each. With more than one, a script has to make the call under
+            `if __name__ == "__main__":`, for each process reads the script.
         library: file of a `FragmentLibrary`; the shipped one by default.
         disulfides: whether cysteines that are near in the first frame are bonded.
         progress: show a bar with the time that is left.
@@ -132,10 +133,11 @@ def backmap_protein_file(
     """
     structure, output = Path(structure), Path(output)
     frames_of = structure if trajectory is None else Path(trajectory)
-    for name, value, least in (("n", n, 1), ("relax", relax, 0), ("stride", stride, 1), ("workers", workers, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InvalidInputError(f"{name} is {value!r}; give a whole number of {least} or more")
-    if output.suffix.lower() not in WRITTEN:
+    n, relax, stride, workers = (
+        whole_number(value, name, least)
+        for name, value, least in (("n", n, 1), ("relax", relax, 0), ("stride", stride, 1), ("workers", workers, 1))
+    )
+    if output.suffix not in WRITTEN:
         raise InvalidInputError(f"{output}: structures are written as {', '.join(WRITTEN)}; choose one of these")
     seed = None if seed is None else seed_number(seed)
     read = [structure, frames_of, *([] if library is None else [Path(library)])]

@@ -392,6 +392,8 @@ def test_frames_of_a_stride_are_every_nth_of_the_file(tmp_path, monkeypatch, suf
     for stride, chunk in ((3, 4), (5, 4), (4, 100), (30, 7)):
         read_here = model.read(tmp_path / f"a{suffix}", stride=stride, chunk=chunk)
         np.testing.assert_allclose(read_here, x[::stride], atol=2e-3)
+        several = model.read([tmp_path / f"a{suffix}"] * 2, stride=stride, chunk=chunk)
+        np.testing.assert_allclose(several, np.concatenate([x, x])[::stride], atol=2e-3)
 
 
 @pytest.mark.parametrize("suffix", [".cif", ".rst7"])

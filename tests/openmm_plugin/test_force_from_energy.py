@@ -34,11 +34,16 @@ def reference() -> tuple[float, np.ndarray]:
     return evaluated(bonds)
 
 
-def evaluated(force: openmm.Force, scale: float | None = None, n: int = len(X)) -> tuple[float, np.ndarray]:
+def system_of(force: openmm.Force, n: int = len(X)) -> openmm.System:
     system = openmm.System()
     for _ in range(n):
         system.addParticle(1.0)
-    system.addForce(copy.deepcopy(force))
+    system.addForce(force)
+    return system
+
+
+def evaluated(force: openmm.Force, scale: float | None = None, n: int = len(X)) -> tuple[float, np.ndarray]:
+    system = system_of(copy.deepcopy(force), n)
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
     context.setPositions(X[:n])
     if scale is not None:
@@ -105,8 +110,18 @@ def test_copies_of_a_force_are_not_compiled_again(backend, monkeypatch):
     for name in ("compile_forces", "compile_to_machine_code"):
         monkeypatch.setattr(force, name, compiler)
     first, other = (cgf.force_from_energy(Squares(), x, backend) for x in (X, X[:3]))
-    for each in (first, copy.deepcopy(first), openmm.XmlSerializer.clone(first)):
+    xml = openmm.XmlSerializer.serialize(first)
+    system = system_of(first)
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001))
+    context.setPositions(X)
+    context.getState(energy=True)
+    for each in (copy.deepcopy(first), openmm.XmlSerializer.deserialize(xml), system.getForce(0)):
         assert evaluated(each)[0] == pytest.approx(float((X**2).sum()))
     assert len(compiled) == 1
-    evaluated(other, n=3)
+    evaluated(cgf.force_from_energy(Squares(), X, backend))
     assert len(compiled) == 2
+    monkeypatch.setitem(globals(), "Squares", type("Squares", (Squares,), {"__module__": __name__}))
+    evaluated(openmm.XmlSerializer.deserialize(xml))  # its class is another one now
+    assert len(compiled) == 3
+    evaluated(other, n=3)
+    assert len(compiled) == 4

@@ -231,8 +231,9 @@ class BeadModel:
             trajectory: an mdtraj Trajectory, a file that mdtraj reads (or several of the same atoms), an array of
                 `(frames, atoms or beads, 3)`, nm, or a Quantity of one.
             top: what mdtraj needs to read the file, if it is neither this model's atoms nor its beads.
-            stride: take every so many frames.
-            chunk: frames of a file that are in memory at a time, fewer of many atoms.
+            stride: take every so many frames, of all files one after another.
+            chunk: frames of a file that are in memory at a time; fewer of many atoms in XTC, DCD and other formats
+                without names.
 
         Raises:
             MismatchError: a trajectory of other atoms or beads.

@@ -39,21 +39,26 @@ class FrameReader:
         stride: int,
         chunk: int,
     ) -> Iterator[mdtraj.Trajectory]:
-        """Pieces of files, of `chunk` frames at most, every `stride`-th frame.
+        """Pieces of files, of `chunk` frames at most; every `stride`-th frame of all, one file after another.
 
         Raises:
             InvalidInputError: for a file that is not there, or cannot be read.
         """
+        seen = 0
         for file in files:
             path = Path(file)
             if not path.exists():
                 raise InvalidInputError(f"there is no file {path}; give the path of a trajectory")
             if path.is_file():
                 check_encoding(path)
-            yield from self._iterload(path, top, stride, chunk)
+            for block in self._blocks(path, top, chunk):
+                chosen = block[-seen % stride :: stride]
+                seen += len(block)
+                if len(chosen):
+                    yield chosen
 
-    def _iterload(self, path: Path, top: Any, stride: int, chunk: int) -> Iterator[mdtraj.Trajectory]:  # noqa: ANN401
-        """Pieces of one file, with the Topology that fits: the one given, that of all atoms, or that of the beads."""
+    def _blocks(self, path: Path, top: Any, chunk: int) -> Iterator[mdtraj.Trajectory]:  # noqa: ANN401
+        """Frames of one file, with the Topology that fits: the one given, that of all atoms, or that of the beads."""
         beads = mdtraj.Topology.from_openmm(self.topology)
         if names_atoms(path):
             choices: list[Any] = [None]
@@ -63,16 +68,13 @@ class FrameReader:
             choices = [beads] if self.atoms is None else [self.atoms, beads]
         problem: Exception = OSError("it has no frames")
         for choice in choices:
-            begun, seen = False, 0
+            begun = False
             try:
                 top = mdtraj.load_topology(choice) if isinstance(choice, str) else choice
                 at_once = chunk if top is None else max(1, min(chunk, _AT_ONCE // top.n_atoms))
                 for block in blocks(path, at_once, **({} if top is None else {"top": top})):
                     begun = True
-                    chosen = block[-seen % stride :: stride]
-                    seen += len(block)
-                    if len(chosen):
-                        yield chosen
+                    yield block
             except Exception as error:  # mdtraj's readers raise whatever they meet
                 problem = error
                 if begun:

@@ -3,11 +3,9 @@
 import copy
 import logging
 import math
-import pickle
 import re
+import secrets
 from collections.abc import Sequence
-from contextlib import suppress
-from hashlib import sha256
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
@@ -48,14 +46,14 @@ _COORDINATE = re.compile(r"[xyz]\d+")
 _POINTS = {1: 361, 2: 121, 3: 49}  # of a table in each dimension: the last one repeats the first
 
 
-_IN_USE: WeakValueDictionary[str, EnergyAndForces] = WeakValueDictionary()
-"""What forces of this process were compiled to: copies of a force, or of its System, do not compile it again."""
+_IN_USE: WeakValueDictionary[tuple[object, ...], EnergyAndForces] = WeakValueDictionary()
+"""What forces of this process were compiled to: while one of them is in use, its copies are not compiled again."""
 
 
 class PythonFreeEnergy:
     """What a `PythonForce` calls; at the top level of a module, so that it can be pickled into XML."""
 
-    _digest: str | None = None  # of those that were pickled without one
+    _name: str | None = None  # of those that were pickled without one
 
     def __init__(
         self,
@@ -70,8 +68,7 @@ class PythonFreeEnergy:
         self._chosen = np.array(particles.chosen)
         self._compiled: EnergyAndForces | None = None
         self._factor: tuple[float, torch.Tensor] | None = None
-        with suppress(Exception):  # a module that cannot be pickled cannot be copied either
-            self._digest = sha256(pickle.dumps((module, positions, machine_code))).hexdigest()
+        self._name = secrets.token_hex(16)  # of this force and its copies, those that XML makes too
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None, "_factor": None}
@@ -98,13 +95,15 @@ class PythonFreeEnergy:
         return value, forces
 
     def _compile(self) -> EnergyAndForces:
-        compiled = _IN_USE.get(self._digest or "")
+        # a class that has been defined anew since is another one
+        name = self._name, *map(type, self.module.modules())
+        compiled = _IN_USE.get(name) if self._name else None
         if compiled is None:
             compiler = compile_to_machine_code if self.machine_code else compile_forces
             with with_plain_torch():
                 compiled = compiler(self.module, self.positions)
-            if self._digest is not None:
-                _IN_USE[self._digest] = compiled
+            if self._name:
+                _IN_USE[name] = compiled
         return compiled
 
 
@@ -234,7 +233,8 @@ def force_from_energy(
 
     The module is copied. Its operations and those of the gradient are recorded once, in double precision, and replayed
     from then on: it must do the same whatever the positions are (`torch.where`, no `if`). That is done here for a
-    TorchForce, and at the first evaluation for the others, so that a module should read no global variables.
+    TorchForce, and at the first evaluation for the others: a module should read no global variables, nor call functions
+    that may be others by then.
 
     Arguments:
         module: the energy, kJ/mol, one number, of positions `(particles, 3)` in nm.
