@@ -267,7 +267,7 @@ def test_frames_of_the_mirror_image_are_not_learned():
         flow.train(time=1, frames=x[:0])
 
 
-def test_frames_that_are_all_outside_are_said(aldp, frames, caplog):
+def test_frames_that_are_outside_are_said(aldp, frames, caplog):
     atoms = [atom.name for atom in frames.topology.atoms]
     swapped = frames.xyz.copy()
     first, second = atoms.index("HB1"), atoms.index("HB2")
@@ -275,11 +275,14 @@ def test_frames_that_are_all_outside_are_said(aldp, frames, caplog):
     for given in (-frames.xyz, swapped):
         caplog.clear()
         assert np.isinf(aldp.logDensity(given)).all()
-        assert "none of 6 frames is one that the flow gives" in caplog.text
+        assert "all of 6 frames are ones that the flow never gives" in caplog.text
     assert "HB" in caplog.text
     caplog.clear()
-    assert np.isfinite(aldp.logDensity(np.concatenate([swapped, frames.xyz]))).sum() == 6
+    assert np.isfinite(aldp.logDensity(frames.xyz)).all()
     assert not caplog.text
+    assert np.isfinite(aldp.logDensity(np.concatenate([frames.xyz, swapped]))).sum() == 6
+    assert "6 of 12 frames are ones that the flow never gives" in caplog.text
+    assert "(frame 6: " in caplog.text
 
 
 def test_frames_of_another_isomer_are_left_out(caplog):

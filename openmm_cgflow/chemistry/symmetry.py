@@ -7,12 +7,15 @@ from openmm_cgflow.potentials.contexts.reference import Reference
 
 __all__ = ["symmetric_centres"]
 
+_DISTORTIONS = (0.05, 0.1, 0.2, 0.3)  # nm
+
 
 def symmetric_centres(molecule: Molecule, reference: Reference) -> set[int]:
     """The centres with four neighbours of which exactly three are equivalent leaves.
 
-    Candidates come from the graph (same element, no other neighbours). The System decides: at a distorted structure
-    the energy must not change (to 0.01 kJ/mol and 1e-7 of its value) when the three are relabelled cyclically.
+    Candidates come from the graph (same element, no other neighbours). The System decides: at distorted structures the
+    energy must not change (to 0.01 kJ/mol and 1e-7 of its value) when the three are relabelled cyclically. Structures
+    that are distorted more are asked of each force with an expression: restraints may have no energy near the input.
 
     Returns:
         Indices of the central atoms.
@@ -31,6 +34,20 @@ def symmetric_centres(molecule: Molecule, reference: Reference) -> set[int]:
     for centre, leaves in candidates.items():
         turned = plain.copy()
         turned[leaves] = plain[[*leaves[1:], leaves[0]]]
-        if abs(reference.energy(turned) - energy) <= 0.01 + 1e-7 * abs(energy):
+        same = abs(reference.energy(turned) - energy) <= 0.01 + 1e-7 * abs(energy)
+        if same and _far_away(molecule, reference, leaves):
             found.add(centre)
     return found
+
+
+def _far_away(molecule: Molecule, reference: Reference, leaves: list[int]) -> bool:
+    """Whether no force with an expression tells the leaves apart at structures that are distorted by up to 0.3 nm."""
+    if not reference.custom:
+        return True
+    rng = np.random.default_rng(0)
+    plain = np.stack([molecule.positions + rng.normal(scale=w, size=molecule.positions.shape) for w in _DISTORTIONS])
+    turned = plain.copy()
+    turned[:, leaves] = plain[:, [*leaves[1:], leaves[0]]]
+    before, after = (reference.by_force(x, reference.custom)[0] for x in (plain, turned))
+    finite = np.isfinite(before) & np.isfinite(after)
+    return bool((np.abs(after - before)[finite] <= 0.01 + 1e-7 * np.abs(before[finite])).all())

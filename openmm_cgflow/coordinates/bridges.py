@@ -39,7 +39,8 @@ def find_bridges(molecule: Molecule, beads: Sequence[int]) -> list[Bridge]:
             ways = ((ends[0], bond[0], bond[1], ends[1]), (ends[1], bond[1], bond[0], ends[0]))
             held = {bond[0]: left, bond[1]: right}
             a, x, y, b = max(ways, key=lambda way: (len(held[way[1]]), _lever(molecule, way), -way[0]))
-            if not molecule.collinear(a, x, b):
+            straight = molecule.collinear(a, x, b) or molecule.is_linear_centre(x) or molecule.is_linear_centre(y)
+            if not straight:
                 beside = next((i for i in held[x] if i != a), None)
                 found.append(Bridge((a, x, y, b), beside))
     return sorted(found, key=lambda bridge: (bridge.beside is None, sorted((bridge.atoms[0], bridge.atoms[3]))))

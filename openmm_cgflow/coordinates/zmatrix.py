@@ -197,6 +197,9 @@ class _Builder:
         del self.pseudo[b]
         self.parent[b] = real
         self.first.pop(b, None)
+        if self.molecule.angle(i, b, real) > LINEAR:  # its torsion would be the direction of a bend: any
+            third = self._third(b, real) if self.molecule.collinear(b, real, c) else c
+            return Row(i, (b, real, third), "improper", linear=True)
         row = Row(i, (b, real, c), "torsion", soft=bond_key(b, real) in self.plan.soft)
         self.first[b] = row
         return row

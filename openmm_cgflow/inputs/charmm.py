@@ -22,6 +22,11 @@ __all__ = ["from_charmm"]
 _log = logging.getLogger("openmm_cgflow")
 
 KCAL, ANGSTROM = 4.184, 0.1  # kJ/mol, nm
+MASSES = re.compile(r"^\s*MASS\b", re.M)
+SECTIONS = (
+    *("ATOM", "BOND", "ANGL", "THETA", "DIHE", "PHI", "IMPR", "IMPH", "CMAP", "NONB", "NBON", "NBFIX", "HBON", "THOLE"),
+    *("END", "RETURN", "READ"),
+)
 HEADER = re.compile(r"^\s*(\d+)(?:\s+(\d+))?\s*!\s*(\w+)")
 
 
@@ -36,19 +41,20 @@ def from_charmm(kinds: Kinds, solvent: object, constraints: object) -> System:
         raise InvalidInputError(f"{path} needs CHARMM parameter files (.prm, .rtf, .str) beside it: name them too")
     _refuse_sections(path)
     for file in parameters:
-        _refuse_dielectric(file)
+        _refuse_options(file)
+    parameters = sorted(parameters, key=lambda file: not MASSES.search(_text(file)))  # types before what is of them
     psf = _read_psf(path)
     known = read(parameters[0], lambda: app.CharmmParameterSet(*map(str, parameters)))
+    _refuse_lost_pairs(parameters, psf, known)
     refuse_water(psf.topology)
     x = read_structure(kinds["positions"][0], psf.topology)
     options = {"nonbondedMethod": app.NoCutoff, "implicitSolvent": solvent, "sasaMethod": "ACE"}
     structure = _by_parmed(path, parameters)
     system = _with_impropers(path, read(path, lambda: psf.createSystem(known, **options)), structure)
-    if structure is not None:
-        second = read(path, lambda: structure.createSystem(implicitSolvent=solvent, useSASA=True))
-        found = without_known(path, differences(system, second, x), psf.topology, solvent)
-        if found:
-            _judge(path, structure, known, system, found, x)
+    if structure is None:
+        _refuse_impropers(path, psf, parameters)
+    else:
+        _compare(path, structure, known, system, psf.topology, solvent, x)
     if constraints is not None:
         psf = _read_psf(path)
         options |= {"constraints": constraints, "flexibleConstraints": False}
@@ -105,11 +111,79 @@ def _refuse_names(path: Path, lines: list[str]) -> None:
             )
 
 
-def _refuse_dielectric(path: Path) -> None:
-    """Refuse a dielectric that is not 1: the readers pass over it."""
-    text = re.sub(r"!.*", "", path.read_text(errors="replace")).upper()
-    for header in re.findall(r"^\s*NONB\w*((?:.*-\s*\n)*.*)$", text, re.M):
+def _text(path: Path) -> str:
+    """A file of parameters in capitals, without comments."""
+    return re.sub(r"!.*", "", read(path, lambda: path.read_text(errors="replace"))).upper()
+
+
+def _section(path: Path, begins: str) -> list[list[str]]:
+    """The words of each line in the sections whose header begins so."""
+    lines, inside = [], False
+    for line in _text(path).splitlines():
+        words = line.split()
+        if words and words[0].startswith(SECTIONS):
+            inside = words[0].startswith(begins)
+        elif words and inside:
+            lines.append(words)
+    return lines
+
+
+def _refuse_lost_pairs(parameters: list[Path], psf: app.CharmmPsfFile, known: app.CharmmParameterSet) -> None:
+    """Refuse NBFIX of types of the molecule that OpenMM's reader has passed over."""
+    used = {_type_name(atom.attype, known) for atom in psf.atom_list}
+    for path in parameters:
+        for words in _section(path, "NBFIX"):
+            if len(words) < 4 or not all(map(_is_number, words[2:4])):
+                continue
+            first, second = ([name for name in used if _pattern(word).fullmatch(name.upper())] for word in words[:2])
+            for a in first:
+                for b in second:
+                    kind = known.atom_types_str.get(a) or known.atom_types_str.get(a.upper())
+                    if kind is None or b.upper() not in map(str.upper, kind.nbfix):
+                        raise InvalidInputError(
+                            f"{path}: NBFIX of {words[0]} and {words[1]} would be lost, as OpenMM does not read it: "
+                            f"write a line for {a} and {b}, after the lines that define these types"
+                        )
+
+
+def _type_name(kind: str | int, known: app.CharmmParameterSet) -> str:
+    """The name of an atom's type, which old psf files give by its number."""
+    number = int(kind) if str(kind).isdecimal() else None
+    return known.atom_types_int[number].name if number in known.atom_types_int else str(kind)
+
+
+def _pattern(word: str) -> re.Pattern[str]:
+    """CHARMM's wildcards: `*` any letters, `%` one letter, `#` any digits, `+` one digit."""
+    wild = {"*": ".*", "%": ".", "#": r"\d*", "+": r"\d"}
+    return re.compile("".join(wild.get(letter, re.escape(letter)) for letter in word))
+
+
+def _is_number(word: str) -> bool:
+    return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([ED][-+]?\d+)?", word) is not None
+
+
+def _refuse_impropers(path: Path, psf: app.CharmmPsfFile, parameters: list[Path]) -> None:
+    """Refuse impropers with a multiplicity that no other reader has put right; see `_with_impropers`."""
+    if not psf.improper_list:
+        return
+    for file in parameters:
+        for words in _section(file, "IMPR"):
+            if len(words) > 5 and words[5].isdecimal() and int(words[5]):
+                raise InvalidInputError(
+                    f"{file} has impropers with a multiplicity ({' '.join(words[:6])}), which OpenMM takes for "
+                    f"harmonic ones, and parmed cannot read {path} with these files: give a SYSTEM.xml with a PDB file"
+                )
+
+
+def _refuse_options(path: Path) -> None:
+    """Refuse a dielectric that is not 1, and geometric sizes of pairs: the readers pass over them."""
+    for header in re.findall(r"^\s*(?:NONB|NBON)\w*((?:.*-\s*\n)*.*)$", _text(path), re.M):
         words = header.replace("-\n", " ").split()
+        if any(word.startswith("GEOM") for word in words):
+            raise InvalidInputError(
+                f"{path}: the NONBONDED line asks for geometric means of the sizes of atoms (GEOM, as of OPLS), which "
+                "OpenMM does not read: give a SYSTEM.xml with a PDB file, or the files of another program"
+            )
         value = words[words.index("EPS") + 1] if "EPS" in words[:-1] else "1"
         if "RDIE" in words or "RDIEL" in words or float(value) != 1.0:
             raise InvalidInputError(
@@ -128,7 +202,6 @@ def _by_parmed(path: Path, parameters: list[Path]) -> Any:  # noqa: ANN401  (par
         known = read(parameters[0], lambda: parmed.charmm.CharmmParameterSet(*map(str, parameters)))
         read(path, lambda: structure.load_parameters(known))
         structure.box = None
-        read(path, structure.createSystem)
     except InvalidInputError as error:
         _log.info("%s (parmed), so OpenMM's reading was not checked by a second reader", error)
         return None
@@ -154,6 +227,23 @@ def _with_impropers(path: Path, system: openmm.System, structure: Any) -> openmm
     return system
 
 
+def _compare(
+    path: Path, structure: Any, known: app.CharmmParameterSet, system: openmm.System, topology: app.Topology,  # noqa: ANN401
+    solvent: object, x: np.ndarray,
+) -> None:  # fmt: skip
+    """Refuse what two readings differ in: the second is parmed's, or a sum over pairs where parmed makes no System."""
+    try:
+        read(path, structure.createSystem)
+    except InvalidInputError as error:
+        _log.info("%s (parmed), so only the pairs of OpenMM's reading were checked", error)
+        _judge(path, structure, known, system, [], x)
+        return
+    second = read(path, lambda: structure.createSystem(implicitSolvent=solvent, useSASA=True))
+    found = without_known(path, differences(system, second, x), topology, solvent)
+    if found:
+        _judge(path, structure, known, system, found, x)
+
+
 def _judge(
     path: Path, structure: Any, known: app.CharmmParameterSet, system: openmm.System, found: list[Difference],  # noqa: ANN401
     x: np.ndarray,
@@ -166,7 +256,8 @@ def _judge(
     if not np.isclose(energy, by_hand, rtol=1e-4, atol=0.01, equal_nan=True):
         found = [Difference(NONBONDED, (energy, by_hand))]
         raise disagreement(path, "OpenMM's reader and a sum over all pairs by CHARMM's rules", found)
-    _log.info("%s: %s, the second by parmed; the first was checked by hand and is used", path, found[0])
+    if found:
+        _log.info("%s: %s, the second by parmed; the first was checked by hand and is used", path, found[0])
 
 
 def _nonbonded_energy(structure: Any, known: app.CharmmParameterSet, x: np.ndarray) -> float:  # noqa: ANN401

@@ -194,16 +194,20 @@ class TrainedFlow(Trained[InternalCoordinates]):
         return np.where(off, -np.inf, log_density)
 
     def _say_if_outside(self, x: np.ndarray) -> None:
-        """Warn where all of the structures are ones that the flow never gives."""
+        """Warn of structures that the flow never gives."""
         q, _ = self.coordinates.to_internal(self.compute.tensor(x))
-        if not len(q) or self.coordinates.in_domain(q).any():
+        outside = ~self.coordinates.in_domain(q)
+        if not outside.any():
             return
-        beyond = ((q[0] <= self.coordinates.low.to(q)) | (q[0] >= self.coordinates.high.to(q))).tolist()
+        first = int(outside.nonzero()[0])
+        beyond = ((q[first] <= self.coordinates.low.to(q)) | (q[first] >= self.coordinates.high.to(q))).tolist()
         names = [name for name, is_beyond in zip(self.coordinates.names, beyond, strict=True) if is_beyond]
         _log.warning(
-            "logDensity: none of %d frames is one that the flow gives: they are of the mirror image or another isomer "
-            "than its structure, or hydrogens of one atom are in another order (frame 0: %s)",
+            "logDensity: %s of %d frames are ones that the flow never gives: they are of the mirror image or another "
+            "isomer than its structure, or hydrogens of one atom are in another order (frame %d: %s)",
+            "all" if outside.all() else int(outside.sum()),
             len(q),
+            first,
             ", ".join(names[:_SHOWN] or ["a straight angle"]) + (", ..." if len(names) > _SHOWN else ""),
         )
 

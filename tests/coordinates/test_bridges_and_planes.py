@@ -287,3 +287,16 @@ def test_planes_are_learned_from_energies_alone():
     made = flow.backmap(frames.trajectory.xyz[likely][:, flow.coordinates.bead_atoms], n=64, seed=2)
     assert made.checks.wrong_chirality.sum() == made.checks.wrong_peptides.sum() == 0
     assert np.median(made.ess) > 0.02
+
+
+@pytest.mark.parametrize("beads", [(0, 2, 4), (1, 2, 4), (0, 1, 2, 4), (0, 2, 5), (1, 2, 5), (0, 1, 2, 5)])
+def test_linear_groups_between_beads_bend_to_every_side(beads):
+    """Half of the frames of a nitrile were "another isomer": the direction of its bend was a torsion of 180 degrees."""
+    molecule = load("pentanenitrile", solvent=None)
+    c = coordinates(molecule, beads=list(beads))
+    frames = torch.as_tensor(thermal(molecule, 20))
+    q, log_det = c.to_internal(frames)
+    assert c.in_domain(q).all()
+    back, again = c.to_cartesian(q)
+    assert (rigid_rmsd(back, c.canonical(frames)) < 1e-9).all()
+    torch.testing.assert_close(log_det, again, rtol=0, atol=1e-9)

@@ -210,6 +210,16 @@ def test_a_methyl_with_a_different_hydrogen_is_no_symmetric_rotor():
     assert c.sizes[0] == 2
 
 
+def test_a_restraint_of_one_hydrogen_is_seen_where_it_is_kept():
+    """A flat bottom has no energy at the input: the methyl was symmetric, and its labels were changed at will."""
+    topology, system, x = butane()
+    hydrogens = [a.index for a in topology.atoms() if a.element.symbol == "H"]
+    far = openmm.CustomBondForce("5000*max(0, r-1.0)^2")
+    far.addBond(8, next(i for i in hydrogens if i != 8 and np.linalg.norm(x[i] - x[8]) > 0.3))
+    system.addForce(far)
+    assert coordinates((topology, system, x)).log_symmetry < 1.5 * math.log(3)
+
+
 def test_slow_by_name(dipeptide):
     c = coordinates(dipeptide, slow=["phi"])
     assert c.slow_torsions == [(4, 6, 8, 14)]

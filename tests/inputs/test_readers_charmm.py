@@ -150,6 +150,9 @@ def test_readers_charmm_psf_refusals(tmp_path, old, new, message):
     [
         ("eps 1.0", "eps 4.0", r"dielectric other than 1 \(EPS 4.0\)"),
         ("cdiel", "rdie", "RDIE"),
+        ("NONBONDED nbxmod 5 atom cdiel", "NBONDED nbxmod 5 atom rdie", "RDIE"),
+        ("wmin 1.5", "geom", r"geometric means of the sizes of atoms \(GEOM"),
+        ("OG311 OG311 -0.30", "OG* OG* -0.30", r"NBFIX of OG\* and OG\* would be lost.*for OG311 and OG311"),
         ("CG321 CG321 222.50 1.530\n", "", "cannot be used: Missing bond type"),
         ("CG321 OG311 HGP1 57.50 106.00\n", "CG321 OG311 HGP1 57.50\n", "par.prm cannot be used"),
     ],
@@ -158,3 +161,37 @@ def test_readers_charmm_parameter_refusals(tmp_path, old, new, message):
     assert re.search(re.escape(old), PRM)
     with pytest.raises(InvalidInputError, match=message):
         load(tmp_path, prm=PRM.replace(old, new, 1))
+
+
+def test_readers_nbfix_does_not_depend_on_the_order_of_files(tmp_path):
+    """OpenMM passes over NBFIX of types that it does not know yet: 101.76 for 130.10 kJ/mol."""
+    start = PRM.index("NBFIX")
+    (tmp_path / "a_nbfix.prm").write_text("* nbfix\n*\n" + PRM[start:])
+    (tmp_path / "main.prm").write_text(PRM[:start] + "END\n")
+    (tmp_path / "mol.psf").write_text(PSF)
+    files = tmp_path / "mol.psf", DATA / "mol.crd", tmp_path / "a_nbfix.prm", tmp_path / "main.prm"
+    _, system, positions = load_system(*files)
+    x = positions.value_in_unit(unit.nanometer)
+    assert term_energies(system, x[None])["nonbonded"][0] == pytest.approx(by_hand(x), abs=0.02)
+
+
+@pytest.mark.parametrize("broken", ["createSystem", "load_parameters"])
+def test_readers_charmm_impropers_do_not_need_a_system_of_parmed(tmp_path, monkeypatch, broken):
+    """Where parmed made no System, cosines were harmonic without a word: 68.37 for 6.87 kJ/mol."""
+    import parmed
+
+    def fail(*_, **__):
+        raise ValueError("math domain error")
+
+    psf = PSF.replace("0 !NIMPHI: impropers\n", "1 !NIMPHI: impropers\n         6         3         7         9\n")
+    prm = PRM.replace("IMPROPERS\n", "IMPROPERS\nCG321 CG321 HGA2 OG311 2.0 2 30.0\n")
+    right, _ = load(tmp_path, psf=psf, prm=prm)
+    monkeypatch.setattr(parmed.charmm.CharmmPsfFile, broken, fail)
+    if broken == "createSystem":
+        assert load(tmp_path, psf=psf, prm=prm)[0] == pytest.approx(right)
+        monkeypatch.setattr("openmm_cgflow.inputs.charmm._nonbonded_energy", lambda *_: 1.0)
+        with pytest.raises(InvalidInputError, match="a sum over all pairs by CHARMM's rules"):
+            load(tmp_path, psf=psf, prm=prm)
+    else:
+        with pytest.raises(InvalidInputError, match="impropers with a multiplicity"):
+            load(tmp_path, psf=psf, prm=prm)

@@ -1,6 +1,7 @@
 """OpenMM in double precision, force by force: what everything else is judged by."""
 
 import time
+from collections.abc import Collection
 
 import numpy as np
 import openmm
@@ -23,6 +24,7 @@ class Reference:
 
     Attributes:
         with_energy: indices in the System of the forces that have any.
+        custom: those of them with expressions, or of collective variables: what restraints are made of.
         seconds: how long the Contexts took to make.
 
     Raises:
@@ -36,18 +38,21 @@ class Reference:
         start = time.perf_counter()
         self._n_forces = system.getNumForces()
         self.with_energy = [k for k, force in enumerate(system.getForces()) if not isinstance(force, ENERGY_FREE)]
+        self.custom = [k for k in self.with_energy if type(system.getForce(k)).__name__.startswith(("Custom", "RMSD"))]
         chosen = [self.with_energy[first : first + _GROUPS] for first in range(0, len(self.with_energy), _GROUPS)]
         self._parts = [(Evaluator(_grouped(system, forces), "Reference"), forces) for forces in chosen]
         self.seconds = time.perf_counter() - start
 
-    def by_force(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def by_force(self, x: np.ndarray, chosen: Collection[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Energies `(forces, n)`, kJ/mol, and forces `(forces, n, atoms, 3)`, kJ/mol/nm, of `x (n, atoms, 3)`, nm.
 
-        Every force of the System has a row, of zeros if it has no energy.
+        Every force of the System has a row, of zeros if it has no energy, or is none of those that are `chosen`.
         """
         energies, forces = np.zeros((self._n_forces, len(x))), np.zeros((self._n_forces, *x.shape))
         for evaluate, indices in self._parts:
             for group, k in enumerate(indices):
+                if chosen is not None and k not in chosen:
+                    continue
                 energies[k], forces[k] = evaluate(x, group=group)
         return energies, forces
 
