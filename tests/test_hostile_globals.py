@@ -20,6 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
+import torch._inductor
+import torch.utils.cpp_extension
 from fuzz.seeds import model, peroxide
 from molecules import MODELS
 
