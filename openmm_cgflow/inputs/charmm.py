@@ -168,7 +168,7 @@ def _refuse_impropers(path: Path, psf: app.CharmmPsfFile, parameters: list[Path]
         return
     for file in parameters:
         for words in _section(file, "IMPR"):
-            if len(words) > 5 and words[5].isdecimal() and int(words[5]):
+            if len(words) > 5 and _is_number(words[4]) and words[5].isdecimal() and int(words[5]):
                 raise InvalidInputError(
                     f"{file} has impropers with a multiplicity ({' '.join(words[:6])}), which OpenMM takes for "
                     f"harmonic ones, and parmed cannot read {path} with these files: give a SYSTEM.xml with a PDB file"
