@@ -57,11 +57,11 @@ def outputs_beside(output: Path, inputs: Sequence[Path]) -> tuple[Path, Path, Pa
     topology = None if output.suffix.lower() == ".pdb" else output.with_suffix(".topology.pdb")
     files = output, output.with_suffix(".npz"), topology
     read = [path.resolve() for path in inputs]
-    needed = [path.with_suffix(".topology.pdb") for path in inputs if not names_atoms(path)]
-    for path in files:
-        if path is not None and path.resolve() in read:
+    needed = [path.with_suffix(".topology.pdb").resolve() for path in inputs if not names_atoms(path)]
+    for path in filter(None, files):
+        if path.resolve() in read:
             raise InvalidInputError(f"{path} would be written, and is a file that is read: choose another output")
-        if path in needed and path.exists():
+        if path.resolve() in needed and path.exists():
             raise InvalidInputError(f"{path} would be written, and is of a file that is read: choose another output")
     return files
 

@@ -32,9 +32,7 @@ def symmetric_centres(molecule: Molecule, reference: Reference) -> set[int]:
     energy = reference.energy(plain)
     found = set()
     for centre, leaves in candidates.items():
-        turned = plain.copy()
-        turned[leaves] = plain[[*leaves[1:], leaves[0]]]
-        same = abs(reference.energy(turned) - energy) <= 0.01 + 1e-7 * abs(energy)
+        same = _same(energy, reference.energy(_relabelled(plain, leaves)))
         if same and _far_away(molecule, reference, leaves):
             found.add(centre)
     return found
@@ -46,8 +44,18 @@ def _far_away(molecule: Molecule, reference: Reference, leaves: list[int]) -> bo
         return True
     rng = np.random.default_rng(0)
     plain = np.stack([molecule.positions + rng.normal(scale=w, size=molecule.positions.shape) for w in _DISTORTIONS])
-    turned = plain.copy()
-    turned[:, leaves] = plain[:, [*leaves[1:], leaves[0]]]
-    before, after = (reference.by_force(x, reference.custom)[0] for x in (plain, turned))
+    before, after = (reference.by_force(x, reference.custom)[0] for x in (plain, _relabelled(plain, leaves)))
     finite = np.isfinite(before) & np.isfinite(after)
-    return bool((np.abs(after - before)[finite] <= 0.01 + 1e-7 * np.abs(before[finite])).all())
+    return bool(_same(before[finite], after[finite]).all())
+
+
+def _relabelled(x: np.ndarray, leaves: list[int]) -> np.ndarray:
+    """Structures `(..., atoms, 3)` with the leaves exchanged cyclically."""
+    turned = x.copy()
+    turned[..., leaves, :] = x[..., [*leaves[1:], leaves[0]], :]
+    return turned
+
+
+def _same(before: np.ndarray | float, after: np.ndarray | float) -> np.ndarray:
+    """Whether energies, kJ/mol, are the same but for rounding."""
+    return np.abs(np.subtract(after, before)) <= 0.01 + 1e-7 * np.abs(before)

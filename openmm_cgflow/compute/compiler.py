@@ -85,8 +85,9 @@ def without_trial(compile_and_load: Callable[[], _T]) -> _T:
                 return compile_and_load()
         except Exception as error:  # compilers raise whatever they meet
             failed = error
-            for kind in kinds:
-                getattr(type(kind).__bool__, "cache_clear", _nothing)()
+            for answer in (type(kind).__bool__ for kind in kinds):
+                if hasattr(answer, "cache_clear"):
+                    answer.cache_clear()
         finally:
             cpu_vec_isa.supported_vec_isa_list = kinds
             known.cache_clear()
@@ -94,7 +95,3 @@ def without_trial(compile_and_load: Callable[[], _T]) -> _T:
             raise failed
         _log.info("compiling failed (%s): once more, with the instructions that work", failed)
         return compile_and_load()
-
-
-def _nothing() -> None:
-    """In place of a cache that is not there."""
