@@ -40,19 +40,20 @@ def from_charmm(kinds: Kinds, solvent: object, constraints: object) -> System:
     if not parameters:
         raise InvalidInputError(f"{path} needs CHARMM parameter files (.prm, .rtf, .str) beside it: name them too")
     _refuse_sections(path)
-    for file in parameters:
-        _refuse_options(file)
-    parameters = sorted(parameters, key=lambda file: not MASSES.search(_text(file)))  # types before what is of them
+    texts = {file: _text(file) for file in parameters}
+    for file, text in texts.items():
+        _refuse_options(file, text)
+    parameters = sorted(parameters, key=lambda file: not MASSES.search(texts[file]))  # types before what is of them
     psf = _read_psf(path)
     known = read(parameters[0], lambda: app.CharmmParameterSet(*map(str, parameters)))
-    _refuse_lost_pairs(parameters, psf, known)
+    _refuse_lost_pairs(texts, psf, known)
     refuse_water(psf.topology)
     x = read_structure(kinds["positions"][0], psf.topology)
     options = {"nonbondedMethod": app.NoCutoff, "implicitSolvent": solvent, "sasaMethod": "ACE"}
     structure = _by_parmed(path, parameters)
     system = _with_impropers(path, read(path, lambda: psf.createSystem(known, **options)), structure)
     if structure is None:
-        _refuse_impropers(path, psf, parameters)
+        _refuse_impropers(path, psf, texts)
     else:
         _compare(path, structure, known, system, psf.topology, solvent, x)
     if constraints is not None:
@@ -116,10 +117,10 @@ def _text(path: Path) -> str:
     return re.sub(r"!.*", "", read(path, lambda: path.read_text(errors="replace"))).upper()
 
 
-def _section(path: Path, begins: str) -> list[list[str]]:
+def _section(text: str, begins: str) -> list[list[str]]:
     """The words of each line in the sections whose header begins so."""
     lines, inside = [], False
-    for line in _text(path).splitlines():
+    for line in text.splitlines():
         words = line.split()
         if words and words[0].startswith(SECTIONS):
             inside = words[0].startswith(begins)
@@ -128,11 +129,11 @@ def _section(path: Path, begins: str) -> list[list[str]]:
     return lines
 
 
-def _refuse_lost_pairs(parameters: list[Path], psf: app.CharmmPsfFile, known: app.CharmmParameterSet) -> None:
+def _refuse_lost_pairs(texts: dict[Path, str], psf: app.CharmmPsfFile, known: app.CharmmParameterSet) -> None:
     """Refuse NBFIX of types of the molecule that OpenMM's reader has passed over."""
     used = {_type_name(atom.attype, known) for atom in psf.atom_list}
-    for path in parameters:
-        for words in _section(path, "NBFIX"):
+    for path, text in texts.items():
+        for words in _section(text, "NBFIX"):
             if len(words) < 4 or not all(map(_is_number, words[2:4])):
                 continue
             first, second = ([name for name in used if _pattern(word).fullmatch(name.upper())] for word in words[:2])
@@ -162,12 +163,12 @@ def _is_number(word: str) -> bool:
     return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([ED][-+]?\d+)?", word) is not None
 
 
-def _refuse_impropers(path: Path, psf: app.CharmmPsfFile, parameters: list[Path]) -> None:
+def _refuse_impropers(path: Path, psf: app.CharmmPsfFile, texts: dict[Path, str]) -> None:
     """Refuse impropers with a multiplicity that no other reader has put right; see `_with_impropers`."""
     if not psf.improper_list:
         return
-    for file in parameters:
-        for words in _section(file, "IMPR"):
+    for file, text in texts.items():
+        for words in _section(text, "IMPR"):
             if len(words) > 5 and _is_number(words[4]) and words[5].isdecimal() and int(words[5]):
                 raise InvalidInputError(
                     f"{file} has impropers with a multiplicity ({' '.join(words[:6])}), which OpenMM takes for "
@@ -175,9 +176,9 @@ def _refuse_impropers(path: Path, psf: app.CharmmPsfFile, parameters: list[Path]
                 )
 
 
-def _refuse_options(path: Path) -> None:
+def _refuse_options(path: Path, text: str) -> None:
     """Refuse a dielectric that is not 1, and geometric sizes of pairs: the readers pass over them."""
-    for header in re.findall(r"^\s*(?:NONB|NBON)\w*((?:.*-\s*\n)*.*)$", _text(path), re.M):
+    for header in re.findall(r"^\s*(?:NONB|NBON)\w*((?:.*-\s*\n)*.*)$", text, re.M):
         words = header.replace("-\n", " ").split()
         if any(word.startswith("GEOM") for word in words):
             raise InvalidInputError(
