@@ -79,15 +79,6 @@ def test_l_amino_acids():
 
 
 @pytest.mark.slow
-def test_charmm_file_is_what_openmm_builds():
-    shipped = load(CHARMM[0])
-    built = app.ForceField("charmm36.xml").createSystem(shipped.topology)
-    for positions in jiggled(shipped.positions, 3):
-        ours, theirs = reference(shipped.system, positions), reference(built, positions)
-        assert ours[0] == pytest.approx(theirs[0], rel=1e-10)
-        np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
-
-
 def test_thermal_keeps_constraints():
     molecule = load("ALA3")
     frames = thermal(molecule, 3)

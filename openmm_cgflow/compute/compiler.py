@@ -56,10 +56,12 @@ def without_trial(compile_and_load: Callable[[], _T]) -> _T:
     """What torch's compiler gives, with the vector instructions that the CPU says it has.
 
     Torch tries each kind of them out before it compiles anything: in each process that compiles it starts up to six
-    others, which import torch and load a small library, 13 s of CPU time. One of them is left, for half precision. A
-    compiler or a torch that lacks these instructions fails at compiling or loading; only then they are tried out, and
-    it is done once more if others are found. What else the process compiles with other instructions is tried out as
-    before.
+    others, which import torch and load a small library, 13 s of CPU time. A compiler or a torch that lacks these
+    instructions fails at compiling or loading; only then they are tried out, and it is done once more if others are
+    found. What else the process compiles with other instructions is tried out as before.
+
+    Nor are torch's headers compiled by themselves, 5 s and a temporary file of 120 MB for each set of options: what is
+    compiled here takes as long with them as without.
 
     Arguments:
         compile_and_load: compiles and loads something by torch's compiler.
@@ -73,24 +75,26 @@ def without_trial(compile_and_load: Callable[[], _T]) -> _T:
     from torch._inductor import config, cpu_vec_isa  # seconds, which most programs need not wait
 
     known = cpu_vec_isa.valid_vec_isa_list  # made once for each process
-    with _COMPILING:  # what is set belongs to the process
+    headers = ("cpp_cache_precompile_headers", "aot_inductor.precompile_headers")
+    with _COMPILING, config.patch({name: False for name in headers}):  # what is set belongs to the process
         if config.cpp.vec_isa_ok is not None or known.cache_info().currsize:
             return compile_and_load()
-        kinds = cpu_vec_isa.supported_vec_isa_list
+        kinds, half = cpu_vec_isa.supported_vec_isa_list, torch.cpu._is_avx512_bf16_supported
         try:
-            # without those for matrices and bytes, which are tried out whatever is set
+            # without those for matrices, bytes and half precision, which are tried out whatever is set
             cpu_vec_isa.supported_vec_isa_list = [kind for kind in kinds if str(kind) in _PLAIN]
+            torch.cpu._is_avx512_bf16_supported = lambda: False
             with config.patch({"cpp.vec_isa_ok": True}):
                 untried = [str(kind) for kind in known()]
                 return compile_and_load()
         except Exception as error:  # compilers raise whatever they meet
             failed = error
+        finally:
+            cpu_vec_isa.supported_vec_isa_list, torch.cpu._is_avx512_bf16_supported = kinds, half
+            known.cache_clear()
             for answer in (type(kind).__bool__ for kind in kinds):
                 if hasattr(answer, "cache_clear"):
                     answer.cache_clear()
-        finally:
-            cpu_vec_isa.supported_vec_isa_list = kinds
-            known.cache_clear()
         if [str(kind) for kind in known() if str(kind) in _PLAIN] == untried:
             raise failed
         _log.info("compiling failed (%s): once more, with the instructions that work", failed)

@@ -36,7 +36,7 @@ def vacuum() -> cgf.CGFlow:
     return cgf.CGFlow.load(MODELS / "aldp_vacuum.cgflow")
 
 
-def quickly(flow, evaluations=8_000):
+def quickly(flow, evaluations=5_000):
     """The flow, trained for some seconds and without an audit."""
     settings = TrainSettings(points=64, sweeps=4, fit_steps=80)
     return flow.train(evaluations=evaluations, settings=settings, progress=False, audit=False)
@@ -264,7 +264,7 @@ def test_audit_in_the_shell(vacuum, tmp_path, capsys):
 # -- its parts
 
 
-@pytest.mark.parametrize("name", ["butane", "ALA", "ALA3"])
+@pytest.mark.parametrize("name", ["butane", "ALA3"])
 def test_audit_descends_to_minima(name):
     """As OpenMM's minimiser does; with constraints too (ALA3)."""
     molecule = load(name)

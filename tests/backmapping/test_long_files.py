@@ -91,7 +91,7 @@ def test_processes_give_what_one_gives(beads, tmp_path):
 def test_a_cluster_gives_what_one_process_gives(beads, tmp_path):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=str(tmp_path)
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=str(tmp_path)
     ) as cluster:
         result = backmap_file(MODEL, beads, tmp_path / "many.xtc", seed=1, chunk=8, scheduler=cluster.scheduler_address)
     alone = backmap_file(MODEL, beads, tmp_path / "one.xtc", seed=1, chunk=8)
