@@ -150,13 +150,20 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
     ) -> Iterator[tuple[float | None, int | None]]:
         """The audit takes a tenth of what the training takes."""
         share = 1.1 if wanted and (evaluations is None or evaluations // 11 >= LEAST) else 1.0
+        start, before, rows = monotonic(), self.coverage, len(self.history)
         self.coverage = Coverage(why_not="the training did not end" if wanted else "no audit was asked for")
-        start, before = monotonic(), self.evaluations
-        yield None if seconds is None else seconds / share, evaluations and max(1, int(evaluations / share))
+        try:
+            yield None if seconds is None else seconds / share, evaluations and max(1, int(evaluations / share))
+        except BaseException:
+            if len(self.history) == rows:  # nothing was trained
+                self.coverage = before
+            raise
         if self.ended_early:
             self.coverage = Coverage(why_not="the training was ended early; flow.audit() makes one")
         elif wanted:
-            self._audit_training((self.evaluations - before) // 10, (monotonic() - start) / 10)
+            assert self._trainer is not None
+            used = self._trainer.loop.budget.used
+            self._audit_training(max(1, used // (10 if share > 1 else 11)), (monotonic() - start) / 10)
 
     def _audit_training(self, evaluations: int, seconds: float) -> None:
         try:
@@ -193,7 +200,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
             raise InvalidInputError(f"audit: time is {seconds}; give a positive number")
         if evaluations is None:
             evaluations = min(300_000, max(30_000, int(self.provenance["evaluations"]) // 10))
-        evaluations = many(evaluations, "audit: evaluations", least=0)
+        evaluations = many(evaluations, "audit: evaluations")
         start = monotonic()
         with Interruptible() as interrupted:
             self.coverage = run_audit(

@@ -35,6 +35,14 @@ class Trainable(Trained[Coordinates]):
 
     _trainer: Trainer | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A flow of its own, which goes on with its training as one that was loaded does."""
+        made = copy.copy(self)
+        memo[id(self)] = made
+        vars(made).pop("_trainer", None)
+        vars(made).update({name: copy.deepcopy(value, memo) for name, value in vars(made).items()})
+        return made
+
     @property
     def ended_early(self) -> bool:
         """Whether the last call of `train` was ended before its budget was spent, by Ctrl-C."""
@@ -136,6 +144,7 @@ class Trainable(Trained[Coordinates]):
             if settings is not None:
                 trainer.follow(settings)
             trainer.task.frames, self._trainer = rows, trainer
+            self._take_over(trainer)  # the checkpoint's, whatever happens now
             trainer.task.forms = self._forms() if trainer.loop.stage == "laplace" else None
             fresh = not trainer.history
             with (
@@ -144,13 +153,12 @@ class Trainable(Trained[Coordinates]):
                 Reporter(progress, metrics, fresh) as reporter,
             ):
                 budget = Budget(seconds, limit, call[0], call[1], interrupted)
-                save = CheckpointWriter(path, trainer, self._identity())
+                save = CheckpointWriter(path, trainer, "" if path is None else self._identity())
                 before = trainer.loop.evaluations
                 try:
                     trainer.run(budget, parallel, reporter, save, interrupted.at_once)
                 finally:
-                    self.history = [asdict(row) for row in trainer.history]
-                    self._seconds, self._training = trainer.loop.seconds, trainer.state_dict(whole=False)
+                    self._take_over(trainer)
                 save(force=True)
                 if trainer.loop.evaluations == before and not interrupted():
                     _log.warning("train: nothing was trained: what was left of the budget is too little for a batch")
@@ -158,6 +166,11 @@ class Trainable(Trained[Coordinates]):
                     if not interrupted():
                         raise TrainingError("train: the time was spent before the start was made; give more of it.")
                     _log.warning("ended before the start was complete: what the flow has learned is of little use")
+
+    def _take_over(self, trainer: Trainer) -> None:
+        """What a model file keeps of a training."""
+        self.history = [asdict(row) for row in trainer.history]
+        self._seconds, self._training = trainer.loop.seconds, trainer.state_dict(whole=False)
 
     def _new_trainer(self, settings: TrainSettings | None) -> Trainer:
         """A trainer that goes on from what this flow was loaded with."""

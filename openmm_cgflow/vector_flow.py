@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 
 from openmm_cgflow.compute import Compute, Device, plain_torch
 from openmm_cgflow.coordinates import LinearCoordinates
@@ -35,11 +36,12 @@ class VectorFlow(Trainable[LinearCoordinates]):
             the vectors that are slow.
         width: half the extent of the region that holds the modes.
         settings: sizes of the networks.
-        seed: of everything random.
+        seed: of everything random; with `settings`, theirs is that of masks and start weights.
         device: where flow and energies live and work; by default the GPU where there is one, else the CPU.
 
     Raises:
-        InvalidInputError: for an impossible choice of slow variables, or a width that is not positive.
+        InvalidInputError: for an impossible choice of slow variables, a width that is not positive, or something else
+            than a potential or settings.
 
     Source: Stupp and Koutsourelakis, arXiv 2504.20940.
 
@@ -61,13 +63,19 @@ class VectorFlow(Trainable[LinearCoordinates]):
         device: Device | None = None,
     ) -> None:
         seed = seed_number(seed)
+        for name, value, kind in (("potential", potential, Potential), ("settings", settings, FlowSettings)):
+            if not isinstance(value, kind) and not (name == "settings" and value is None):
+                raise InvalidInputError(f"VectorFlow: {name} is a {type(value).__name__}; give a {kind.__name__}.")
         coordinates = LinearCoordinates(potential.n_atoms, slow, width, seed)
         super().__init__(copy.deepcopy(potential), coordinates, 1 / KB, settings or FlowSettings(seed=seed), device)
         self.seed = seed
 
     def _described(self) -> list[Any]:
         values = {name: t.tolist() for name, t in self.potential.state_dict().items()}
-        return [type(self.potential).__name__, values, self._layout()]
+        x = self.coordinates.width * torch.sin(torch.arange(3.0 * self.coordinates.dof)).reshape(3, -1)
+        with torch.no_grad():  # for what is no tensor of the potential
+            energies = copy.deepcopy(self.potential).energy(self.compute.tensor(x.numpy())).tolist()
+        return [type(self.potential).__name__, values, [f"{energy:.3g}" for energy in energies], self._layout()]
 
     def _layout(self) -> dict[str, Any]:
         return {"dim": self.coordinates.dof, "slow": self.coordinates.slow, "width": self.coordinates.width}

@@ -148,3 +148,22 @@ def test_tempering_by_weights_keeps_modes_far_apart():
     shares = np.bincount(target.component_of(torch.as_tensor(samples.positions)), weights=samples.weights, minlength=3)
     np.testing.assert_allclose(shares, 1 / 3, atol=0.03)
     assert samples.logZ == pytest.approx(0.0, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"slow": 1.7}, "slow is 1.7"),
+        ({"slow": [0.9]}, "slow contain 0.9"),
+        ({"slow": None}, "slow is None"),
+        ({"slow": "a"}, "slow contain 'a'"),
+        ({"width": "a"}, "width is 'a'"),
+        ({"width": None}, "width is None"),
+        ({"width": 0}, "width is 0"),
+        ({"potential": lambda x: x.sum(1)}, "potential is a function; give a Potential"),
+        ({"settings": TrainSettings()}, "settings is a TrainSettings; give a FlowSettings"),
+    ],
+)
+def test_what_no_flow_of_vectors_can_be_made_of_is_named(arguments, message):
+    with pytest.raises(cgf.InvalidInputError, match=message):
+        cgf.VectorFlow(**({"potential": DoubleWell(), "slow": [0], "width": 2.0} | arguments))

@@ -182,6 +182,7 @@ def sample(
 
 @app.command()
 def audit(
+    ctx: typer.Context,
     model: Model,
     evaluations: Annotated[
         int | None, typer.Option(help="Energies that it may cost; a tenth of the training's if left out.")
@@ -193,6 +194,10 @@ def audit(
     """Look for forms of the molecule that a model does not reach, by hot dynamics from its samples, quenched."""
     for name, value in (("--time", seconds), ("--evaluations", evaluations)):
         positive(name, value)
+    if save:
+        from openmm_cgflow.storage import locked
+
+        ctx.with_resource(locked(model))
     flow = cgf.CGFlow.load(model, device)
     coverage = flow.audit(evaluations, seconds)
     if save and coverage.conclusive:

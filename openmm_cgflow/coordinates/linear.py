@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from openmm_cgflow.counts import indices, whole_number
 from openmm_cgflow.errors import InvalidInputError
 
 __all__ = ["LinearCoordinates"]
@@ -49,17 +51,17 @@ class LinearCoordinates(nn.Module):
         super().__init__()
         fixed: list[int] | None = None
         if isinstance(slow, Iterable):
-            fixed = [int(k) for k in slow]
+            fixed = indices(slow, "slow")
             n_slow = len(fixed)
         else:
-            n_slow = int(slow)
+            n_slow = whole_number(slow, "slow", least=0)
         if not 0 <= n_slow <= dim or (fixed is not None and len(set(fixed) & set(range(dim))) != n_slow):
             raise InvalidInputError(
                 f"slow is {slow!r}, but the vectors have {dim} entries: give a number of slow variables, or the "
                 "indices of entries, each once."
             )
-        if not (math.isfinite(width) and width > 0):
-            raise InvalidInputError(f"width is {width}; give half the extent of the region that holds the modes.")
+        if isinstance(width, bool) or not isinstance(width, int | float | np.number) or not 0 < width < math.inf:
+            raise InvalidInputError(f"width is {width!r}; give half the extent of the region that holds the modes.")
         self.dof, self.slow, self.width = dim, n_slow if fixed is None else fixed, float(width)
         self.sizes = (n_slow, 0, 0, dim - n_slow)
         for name, value in (("reference", 0.0), ("scale", 1.0), ("period", 0.0), ("span", _SPAN)):

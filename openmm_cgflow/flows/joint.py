@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from openmm_cgflow.counts import whole_number
 from openmm_cgflow.flows.factor import Chain
 from openmm_cgflow.flows.soft import SoftVariables
 from openmm_cgflow.flows.stiff import StiffDensity
@@ -29,6 +30,9 @@ class FlowSettings:
         hidden: width of the coupling networks.
         rank: number of matrices of which the atoms' covariance is mixed.
         seed: of the choice of masks and start weights.
+
+    Raises:
+        InvalidInputError: for a number that cannot be, by its name.
     """
 
     components: int = 16
@@ -41,9 +45,17 @@ class FlowSettings:
     rank: int = 32
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            object.__setattr__(self, name, whole_number(getattr(self, name), f"FlowSettings: {name}", least))
+
     def as_dict(self) -> dict[str, int]:
         """Settings as plain numbers, to be stored."""
         return asdict(self)
+
+
+_LEAST = dict.fromkeys(("components", "rotor_components", "slow_hidden", "harmonics", "rank"), 1)
+_LEAST |= {"bead_couplings": 0, "atom_couplings": 0, "hidden": 2, "seed": 0}
 
 
 class BeadFlow(Chain):

@@ -127,6 +127,14 @@ class StiffDensity(Factor):
         self.strictly_lower.copy_(torch.tril(factor, -1))
         self.log_diagonal.copy_(torch.log(torch.diagonal(factor)))
 
+    @torch.no_grad()
+    def reset_couplings(self) -> None:
+        """Make the couplings the identity, as they are at the start."""
+        for coupling in self.couplings:
+            assert isinstance(coupling, SinhArcsinhCoupling)
+            coupling.network.head.weight.zero_()
+            coupling.network.head.bias.zero_()
+
     def nonlinear_parameters(self) -> list[nn.Parameter]:
         """All but the linear term of the mean and `L`."""
         return [*self.bend.parameters(), *self.mixing.parameters(), self.mixed, *self.couplings.parameters()]

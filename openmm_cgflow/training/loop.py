@@ -222,6 +222,12 @@ class Loop:
         self.optimizer = torch.optim.Adam(groups, fused=True)
         return self.optimizer
 
+    def regroup(self) -> None:
+        """Let the optimizer's groups learn as fast as the stage says by now."""
+        if self.optimizer is not None:
+            for group, now in zip(self.optimizer.param_groups, self.stages[self.stage].groups(), strict=True):
+                group["factor"] = now["factor"]
+
     @torch.no_grad()
     def update_average(self) -> None:
         """Let the average follow the parameters."""

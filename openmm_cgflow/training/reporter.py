@@ -62,16 +62,14 @@ class Reporter:
 
     def __enter__(self) -> "Reporter":
         if self._path is not None:
-            fresh = self._fresh or not self._path.exists()
+            self._fresh = self._fresh or not self._path.exists()
             try:
-                self._file = self._path.open("w" if fresh else "a", newline="", encoding="utf-8")
+                self._file = self._path.open("a", newline="", encoding="utf-8")
             except OSError as error:
                 raise InvalidInputError(
                     f"metrics cannot be written to {self._path} ({error.strerror or error}); choose another place."
                 ) from error
             self._writer = csv.DictWriter(self._file, list(Metrics.__dataclass_fields__))
-            if fresh:
-                self._writer.writeheader()
         self._bar.start()
         self._task = self._bar.add_task("starting", total=1.0, figures="")
         return self
@@ -90,6 +88,11 @@ class Reporter:
     def add(self, row: Metrics, fraction: float) -> None:
         """Write a row, and move the bar to `fraction` (0 to 1)."""
         if self._file is not None:
+            if self._fresh:  # not before: a call that is refused leaves the file as it was
+                if self._file.seekable():
+                    self._file.truncate(0)
+                self._writer.writeheader()
+                self._fresh = False
             self._writer.writerow(asdict(row))
             self._file.flush()
         figures = f"{row.evaluations / max(row.seconds, 1e-9):,.0f} evaluations/s"

@@ -85,14 +85,22 @@ class TrainSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise InvalidInputError(f"TrainSettings: {name} is {value!r}; give a whole number, {least} or more.")
+            object.__setattr__(self, name, int(value))  # numpy's numbers cannot be stored
         for name, largest in _LARGEST.items():
-            _check_number(name, getattr(self, name), largest)
+            object.__setattr__(self, name, _number(name, getattr(self, name), largest))
         for name, n, largest in (("shares", 2, 1.0), ("learning_rates", 3, math.inf)):
             values = getattr(self, name)
             if not isinstance(values, tuple | list) or len(values) != n:
                 raise InvalidInputError(f"TrainSettings: {name} is {values!r}; give {n} numbers.")
-            for value in values:
-                _check_number(name, value, largest)
+            object.__setattr__(self, name, tuple(_number(name, value, largest) for value in values))
+        for name, bound, fix in (("flattening", 0, "above 0"), ("average", 1, "below 1"), ("defended", 1, "below 1")):
+            if getattr(self, name) == bound:
+                raise InvalidInputError(f"TrainSettings: {name} is {bound}; give a number {fix}.")
+        schedule = self.tempering
+        if schedule is not None and (isinstance(schedule, type) or not hasattr(schedule, "advance")):
+            raise InvalidInputError(
+                f"TrainSettings: tempering is {schedule!r}; give a schedule, such as AdaptiveTempering()."
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """What JSON can hold; of a schedule of the user's own only its name."""
@@ -136,12 +144,13 @@ _LARGEST = dict.fromkeys(("blurred", "defended", "average", "clip", "least_ess",
 _LARGEST |= dict.fromkeys(("flattening", "start_blur", "blur", "soft_factor", "rotation_factor"), math.inf)
 
 
-def _check_number(name: str, value: Any, largest: float) -> None:  # noqa: ANN401
+def _number(name: str, value: Any, largest: float) -> float:  # noqa: ANN401
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= largest:
         upper = "" if largest == math.inf else f" and at most {largest:g}"
         raise InvalidInputError(f"TrainSettings: {name} is {value!r}; give a number of at least 0{upper}.")
     if not math.isfinite(value):
         raise InvalidInputError(f"TrainSettings: {name} is {value!r}; give a finite number.")
+    return float(value)
 
 
 _SCHEDULES: dict[str, Any] = {kind.__name__: kind for kind in (AdaptiveTempering, GeometricTempering)}

@@ -60,6 +60,12 @@ class Task:
         """Go on with another recipe."""
         self.settings = self.replay.settings = settings
 
+    def begin_anew(self) -> None:
+        """Forget what another start has left: its samples, and the couplings, which a start takes for the identity."""
+        self.replay.clear()
+        for density in self.flow.stiff_densities():
+            density.reset_couplings()
+
     def soft_parameters(self) -> list[nn.Parameter]:
         """Parameters of the densities of the soft variables."""
         return [*self.flow.bead_flow.slow.parameters(), *self.flow.atom_flow.rotors.parameters()]

@@ -4,12 +4,15 @@ A schedule is a recipe and never changes; where a training is on it, is a `Level
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import InvalidInputError, TrainingError
 
 __all__ = ["AdaptiveTempering", "GeometricTempering", "Level", "Tempering"]
@@ -56,11 +59,25 @@ class Tempering(Protocol):
         """The next level, from reduced energies and log-densities `(n,)` of samples at this one."""
 
 
-def _check(beta: float, steps: int, levels: int = 1) -> None:
-    if not (0 < beta <= 1 and steps >= 1 and levels >= 1):
-        raise InvalidInputError(
-            f"tempering: beta is {beta}, steps {steps}, levels {levels}; give 0 < beta <= 1, and the others at least 1."
-        )
+def _check(schedule: Any, whole: Sequence[str], numbers: Mapping[str, float]) -> None:  # noqa: ANN401
+    """See that a schedule can be, and make plain numbers of numpy's, which cannot be stored.
+
+    Arguments:
+        schedule: changed in place.
+        whole: names of whole numbers, at least 1.
+        numbers: names of other numbers, with the largest that they may be; 0 is the least of `floor` alone.
+    """
+    kind = type(schedule).__name__
+    for name in whole:
+        object.__setattr__(schedule, name, whole_number(getattr(schedule, name), f"{kind}: {name}"))
+    for name, largest in numbers.items():
+        value = getattr(schedule, name)
+        known = isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+        if not known or not 0 <= value <= largest or (value == 0 and name != "floor"):
+            limit = "" if largest == math.inf else f" and at most {largest:g}"
+            least = "0 or more" if name == "floor" else "above 0"
+            raise InvalidInputError(f"{kind}: {name} is {value!r}; give a number {least}{limit}.")
+        object.__setattr__(schedule, name, float(value))
 
 
 @dataclass(frozen=True)
@@ -86,7 +103,7 @@ class AdaptiveTempering:
     floor: float = 0.5
 
     def __post_init__(self) -> None:
-        _check(self.beta, self.steps)
+        _check(self, ("steps",), {"beta": 1.0, "delta": math.inf, "largest": 1.0, "floor": math.inf})
 
     def advance(self, level: Level, u: Tensor, log_density: Tensor) -> Level:
         """The next level, from reduced energies and log-densities `(n,)` of samples at this one."""
@@ -132,7 +149,7 @@ class GeometricTempering:
     steps: int = 50
 
     def __post_init__(self) -> None:
-        _check(self.beta, self.steps, self.levels)
+        _check(self, ("levels", "steps"), {"beta": 1.0})
 
     def advance(self, level: Level, u: Tensor, log_density: Tensor) -> Level:
         """The next level; samples are not looked at."""

@@ -50,10 +50,15 @@ class Trainer:
         """Go on with other settings, in the stage that was reached; a start that is not done yet begins anew."""
         if settings.tempering != self.task.settings.tempering:
             self.temper.level = None
+        self._take(settings)
+        if self.loop.stage in {"tempering", "laplace"} - {_first(settings)}:
+            self.task.begin_anew()
+            self.loop.enter(_first(settings))
+        self.loop.regroup()
+
+    def _take(self, settings: TrainSettings) -> None:
         self.task.follow(settings)
         self.loop.decay = settings.average
-        if self.loop.stage in {"tempering", "laplace"} - {_first(settings)}:
-            self.loop.enter(_first(settings))
 
     def trained(self) -> None:
         """The flow was trained by an earlier version, which has left nothing but its history: refine it."""
@@ -106,7 +111,7 @@ class Trainer:
         """
         # of a schedule that is behind us nothing is needed any more
         given = settings if state["stage"] == "tempering" else settings or TrainSettings()
-        self.task.follow(TrainSettings.from_dict(state["settings"], given))
+        self._take(TrainSettings.from_dict(state["settings"], given))
         if "coordinates" in state:
             fill(self.target.coordinates, state["coordinates"])
             self.loop.history = read_as(list[Metrics], state["history"], "history", finite=False)

@@ -3,15 +3,17 @@
 import dataclasses
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import openmm
 import pytest
 import torch
 from molecules import DATA, jiggled, load
+from typer.testing import CliRunner
 
 import openmm_cgflow as cgf
-from openmm_cgflow import cli
+from openmm_cgflow import cli, model
 from openmm_cgflow.analysis import summary, trust
 from openmm_cgflow.audit import Coverage, Form, run
 from openmm_cgflow.audit.relabel import Relabel
@@ -23,7 +25,7 @@ from openmm_cgflow.chemistry.forms import Fingerprint
 from openmm_cgflow.coordinates import InternalCoordinates
 from openmm_cgflow.errors import InvalidInputError
 from openmm_cgflow.potentials import make_potential
-from openmm_cgflow.storage import read_as
+from openmm_cgflow.storage import locked, read_as
 from openmm_cgflow.training import Parallel, TrainSettings
 from openmm_cgflow.units import KB
 
@@ -252,13 +254,43 @@ def test_audit_is_kept_with_the_model(vacuum, tmp_path):
     assert dataclasses.replace(loaded.coverage, forms=[]).covered
 
 
-def test_audit_in_the_shell(vacuum, tmp_path, capsys):
+def test_audit_in_the_shell(vacuum, tmp_path):
     vacuum.coverage = None
     path = tmp_path / "model.cgflow"
     vacuum.save(path)
-    cli.flows.audit(path, evaluations=8_000, seconds=None, save=True)
-    assert "covered" in capsys.readouterr().out
+    arguments = ["audit", str(path), "--evaluations", "8000"]
+    with ThreadPoolExecutor(1) as other, locked(path):  # a training, whose model would be written over
+        refused = other.submit(CliRunner().invoke, cli.app, arguments).result()
+    assert refused.exit_code == 2
+    assert "in use" in refused.stderr
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 0
+    assert "covered" in done.stdout
     assert cgf.CGFlow.load(path).coverage.audited
+
+
+def test_audit_of_before_stays_where_nothing_is_trained(vacuum, tmp_path):
+    vacuum.coverage = before = Coverage(evaluations=7)
+    for arguments in ({"settings": 3}, {"metrics": tmp_path / "no" / "m.csv"}, {"frames": np.zeros((1, 3, 3))}):
+        with pytest.raises(cgf.CGFlowError):
+            vacuum.train(evaluations=1000, progress=False, **arguments)
+    with pytest.raises(InvalidInputError, match="audit: evaluations is 0"):
+        vacuum.audit(0)
+    assert vacuum.coverage == before
+
+
+def test_audit_is_paid_by_its_own_call(tmp_path, monkeypatch):
+    """One below its least came on top of a budget; after a resume it had a tenth of all calls."""
+    limits, file = [], tmp_path / "state"
+    for module in (model, run):
+        monkeypatch.setattr(module, "LEAST", 500)
+    monkeypatch.setattr(cgf.CGFlow, "audit", lambda flow, limit, seconds: limits.append(limit))
+    settings = TrainSettings(points=32, sweeps=1, fit_steps=5, soft_buffers=1, buffer=500)
+    for evaluations in (5_400, 6_000):
+        flow = cgf.CGFlow(*load("vinylether"))
+        flow.train(evaluations=evaluations, checkpoint=file, settings=settings, progress=False)
+    assert limits[0] < 500  # too few: 5,400 are taken by the training
+    assert 500 <= limits[1] <= 600
 
 
 # -- its parts

@@ -19,7 +19,7 @@ from molecules import MODELS, TESTS, load
 
 import openmm_cgflow as cgf
 from openmm_cgflow.flows import FlowSettings
-from openmm_cgflow.potentials import DoubleWell, TorchPotential, torch_potential
+from openmm_cgflow.potentials import DoubleWell, Potential, TorchPotential, torch_potential
 from openmm_cgflow.storage import read_file, write_file
 from openmm_cgflow.training import AdaptiveTempering, GeometricTempering, Parallel, Trainer, TrainSettings
 
@@ -48,6 +48,93 @@ def killed(flow, after: int, **arguments) -> None:
     flow.potential.energy = fatal
     with pytest.raises(Killed):
         flow.train(progress=False, **arguments)
+
+
+# -- with other settings
+
+
+TEMPERED = dataclasses.replace(QUICK, tempering=AdaptiveTempering(beta=0.01, steps=50), tempering_buffer=500)
+
+
+def test_a_start_after_unfinished_tempering_begins_anew():
+    """The couplings, which it takes for the identity, were those of the tempering, and so were samples that it kept."""
+    flow = well().train(evaluations=9_000, progress=False, settings=TEMPERED)
+    trainer = flow._trainer
+    assert trainer.loop.stage == "tempering"
+    assert trainer.task.replay.buffers
+    trainer.follow(QUICK)
+    assert trainer.loop.stage == "laplace"
+    assert not trainer.task.replay.buffers
+    noise = flow.flow.draw_noise(50, torch.Generator().manual_seed(0))
+    for made in (flow.flow, trainer.loop.average):
+        with made.gaussian():
+            expected = made.sample_from(noise)[0]
+        torch.testing.assert_close(made.sample_from(noise)[0], expected)
+
+
+def test_factors_and_average_of_settings_are_those_in_use(tmp_path):
+    flow = well().train(evaluations=3000, progress=False, settings=dataclasses.replace(QUICK, average=0.5))
+    file = tmp_path / "state"
+    slower = dataclasses.replace(QUICK, average=0.5, soft_factor=0.25)
+    flow.train(evaluations=500, progress=False, settings=slower, checkpoint=file)
+    assert [group["factor"] for group in flow._trainer.loop.optimizer.param_groups] == [1.0, 0.25]
+    flow.save(tmp_path / "w")
+    loaded = cgf.VectorFlow.load(tmp_path / "w", DoubleWell()).train(evaluations=500, progress=False)
+    resumed = well().train(evaluations=500, progress=False, checkpoint=file)
+    for each in (flow, loaded, resumed):
+        assert each._trainer.loop.decay == 0.5
+
+
+def test_a_resume_that_is_refused_afterwards_leaves_a_whole_flow(tmp_path):
+    trained = well().train(evaluations=3000, progress=False, settings=QUICK, checkpoint=tmp_path / "state")
+    flow = well()
+    with pytest.raises(cgf.InvalidInputError, match="metrics"):
+        flow.train(evaluations=500, checkpoint=tmp_path / "state", metrics=tmp_path / "no" / "m.csv", progress=False)
+    assert flow.history == trained.history
+    flow.save(tmp_path / "w")
+    loaded = cgf.VectorFlow.load(tmp_path / "w", DoubleWell()).train(evaluations=500, progress=False)
+    assert {row["stage"] for row in loaded.history[len(trained.history) :]} == {"refine"}
+
+
+def test_a_call_that_is_refused_leaves_the_metrics_of_before(tmp_path):
+    (tmp_path / "m.csv").write_text("of before\n")
+    with pytest.raises(cgf.InvalidInputError, match="Nothing was changed"):
+        well().train(evaluations=5, metrics=tmp_path / "m.csv", progress=False)
+    assert (tmp_path / "m.csv").read_text() == "of before\n"
+    well().train(evaluations=2000, metrics=tmp_path / "m.csv", progress=False, settings=QUICK)
+    assert (tmp_path / "m.csv").read_text().startswith("stage,")
+
+
+def test_a_copy_of_a_trained_flow_goes_on_by_itself():
+    flow = well().train(evaluations=2000, progress=False, settings=QUICK)
+    made = copy.deepcopy(flow)
+    before = flow.sample(50, seed=0).positions
+    assert np.array_equal(made.sample(50, seed=0).positions, before)
+    made.train(evaluations=1000, progress=False)
+    assert {row["stage"] for row in made.history[len(flow.history) :]} == {"refine"}
+    assert np.array_equal(flow.sample(50, seed=0).positions, before)
+
+
+class Quartic(Potential):
+    """With a number that is no tensor."""
+
+    def __init__(self, k: float) -> None:
+        super().__init__(1)
+        self.k = k
+
+    def energy(self, x: torch.Tensor) -> torch.Tensor:
+        self.count(len(x))
+        return self.k * (0.25 * x[:, 0] ** 4 - x[:, 0] ** 2)
+
+
+def test_a_checkpoint_of_another_potential_of_the_same_class_is_refused(tmp_path):
+    for k in (1.0, 1.0):
+        flow = cgf.VectorFlow(Quartic(k), slow=[0], width=2.0, settings=SMALL)
+        flow.train(evaluations=1500, progress=False, settings=QUICK, checkpoint=tmp_path / "state")
+    with pytest.raises(cgf.MismatchError, match="another System"):
+        cgf.VectorFlow(Quartic(8.0), slow=[0], width=2.0, settings=SMALL).train(
+            evaluations=1500, progress=False, checkpoint=tmp_path / "state"
+        )
 
 
 # -- after load
