@@ -80,6 +80,9 @@ def _box(positions: PositionsLike, topology: Any) -> np.ndarray | None:  # noqa:
     return box if known else None
 
 
+_NARROW = 0.5  # nm: no box of a simulation
+
+
 def made_whole(x: np.ndarray, bonds: np.ndarray, box: np.ndarray) -> np.ndarray:
     """Molecules put together across a periodic box: each atom at the image that is nearest to one it is bonded to.
 
@@ -99,7 +102,11 @@ def made_whole(x: np.ndarray, bonds: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def whole_frames(x: np.ndarray, bonds: np.ndarray, box: np.ndarray | None) -> np.ndarray:
-    """Frames `(frames, atoms, 3)`, put together where a pair of `bonds` is nearer across the box; see `made_whole`."""
+    """Frames `(frames, atoms, 3)`, put together where a pair of `bonds` is nearer across the box; see `made_whole`.
+
+    A box that is narrower than half a nm, or than twice the longest bond after that, is none that a molecule was in:
+    frames with such a box stay as they are.
+    """
     if box is None:
         return x
     box = np.broadcast_to(box, (len(x), 3, 3))
@@ -108,9 +115,12 @@ def whole_frames(x: np.ndarray, bonds: np.ndarray, box: np.ndarray | None) -> np
     split = (np.round(along) != 0).any((1, 2))
     if not split.any():
         return x
+    joined = made_whole(x[split], bonds, box[split])
+    width = 1 / np.linalg.norm(inverse[split], axis=1).max(1)
+    sound = np.maximum(2 * distances(joined, bonds).max(1), _NARROW) < width
     x = x.copy()
-    x[split] = made_whole(x[split], bonds, box[split])
-    _log.debug("%d of %d frames were split by their periodic box; they are made whole", split.sum(), len(x))
+    x[np.flatnonzero(split)[sound]] = joined[sound]
+    _log.debug("%d of %d frames were split by their periodic box; they are made whole", sound.sum(), len(x))
     return x
 
 

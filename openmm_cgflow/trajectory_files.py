@@ -232,8 +232,14 @@ def save_trajectory(trajectory: mdtraj.Trajectory, path: Path) -> None:
     """Write a trajectory as what mdtraj writes, whole or not at all.
 
     Raises:
-        InvalidInputError: where it cannot be written.
+        InvalidInputError: where it cannot be written, or for NaN in a file of decimals.
     """
+    wrong = np.flatnonzero(~np.isfinite(trajectory.xyz).all((1, 2)))
+    if len(wrong) and path.suffix.lower() in (".xtc", ".pdb", ".gro", ".cif"):
+        raise InvalidInputError(
+            f"{path}: {len(wrong)} of {len(trajectory)} frames hold NaN, the first is frame {wrong[0]}, which "
+            f"{path.suffix.lower()[1:]} files have no place for: leave them out, or write .dcd or .nc"
+        )
     with whole_file(path) as temporary:
         trajectory.save(str(temporary))
 

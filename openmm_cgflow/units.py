@@ -38,13 +38,22 @@ what is given is looked at when it comes in.
 
 
 def _bare(value: Any, wanted: unit.Unit, what: str) -> Any:  # noqa: ANN401
-    """The value in the wanted unit, without the unit; bare numbers pass as they are."""
+    """The value in the wanted unit, without the unit; bare numbers pass as they are, and so do lists of both."""
+    if isinstance(value, list | tuple) and any(unit.is_quantity(_first(row)) for row in value):
+        return [_bare(row, wanted, what) for row in value]
     if unit.is_quantity(value):
         if not value.unit.is_compatible(wanted):
             raise InvalidInputError(
                 f"{what} is given in {value.unit}; give it in {wanted} (or a unit compatible with it)"
             )
         return value.value_in_unit(wanted)
+    return value
+
+
+def _first(value: Any) -> Any:  # noqa: ANN401
+    """The first entry of lists within lists."""
+    while isinstance(value, list | tuple) and len(value):
+        value = value[0]
     return value
 
 
@@ -95,10 +104,7 @@ def in_nm(positions: PositionsLike) -> np.ndarray:
             raise InvalidInputError(
                 f"the State holds no positions; ask for them: getState(positions=True) ({error})"
             ) from error
-    bare = _bare(positions, unit.nanometer, "positions")
-    if isinstance(bare, list | tuple) and len(bare) > 0 and unit.is_quantity(bare[0]):
-        bare = [_bare(row, unit.nanometer, "positions") for row in bare]
-    return real_array(bare, "positions are", "(atoms, 3) values in nm")
+    return real_array(_bare(positions, unit.nanometer, "positions"), "positions are", "(atoms, 3) values in nm")
 
 
 def real_array(values: Any, what: str, wanted: str) -> np.ndarray:  # noqa: ANN401
@@ -110,7 +116,7 @@ def real_array(values: Any, what: str, wanted: str) -> np.ndarray:  # noqa: ANN4
         wanted: what to give.
 
     Raises:
-        InvalidInputError: they are no array of real numbers.
+        InvalidInputError: they are no array of real numbers, or have units.
 
     Example:
         >>> real_array([1, 2], "positions are", "(atoms, 3) values in nm")
@@ -118,6 +124,8 @@ def real_array(values: Any, what: str, wanted: str) -> np.ndarray:  # noqa: ANN4
     """
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
+    if unit.is_quantity(_first(values)):  # numpy would drop the unit without a word
+        raise InvalidInputError(f"{what} an array with units ({_first(values).unit}); give {wanted}")
     if np.ma.is_masked(values):
         raise InvalidInputError(f"{what} an array with masked values; give {wanted}, without them")
     try:

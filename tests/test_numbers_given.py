@@ -12,7 +12,7 @@ from openmm_cgflow.forcematching import BeadModel, DistilSettings, fit_beads
 from openmm_cgflow.openmm_plugin.forces.cg_system import langevin_frames
 from openmm_cgflow.openmm_plugin.forces.force import force_from_energy
 from openmm_cgflow.potentials import DoubleWell
-from openmm_cgflow.units import in_nm
+from openmm_cgflow.units import in_nm, real_array
 
 from openmm import unit  # isort: skip
 
@@ -84,6 +84,14 @@ def test_observables_may_be_tensors_with_a_gradient_or_quantities(samples):
     values = np.arange(50.0)
     for given in (torch.tensor(values, requires_grad=True), values * unit.degree):
         np.testing.assert_allclose(samples.reweight(given), samples.reweight(values))
+
+
+def test_lists_of_quantities_have_units():
+    rows = [np.eye(3)[0], np.eye(3)[1]]
+    np.testing.assert_allclose(in_nm([row * unit.angstrom for row in rows]), 0.1 * np.stack(rows))
+    np.testing.assert_allclose(in_nm([[1.0 * unit.angstrom, 0.2, 0.0]]), [[0.1, 0.2, 0.0]])
+    with pytest.raises(InvalidInputError, match=r"array with units \(angstrom\)"):
+        real_array([[1.0 * unit.angstrom]], "values are", "numbers")
 
 
 @pytest.mark.parametrize("values", [np.full((14, 3), 1j), np.ma.masked_less(np.eye(3), 0.5), [[None, 0.0, 0.0]]])

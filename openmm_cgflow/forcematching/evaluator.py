@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from openmm import unit
 from torch import Tensor
 
 from openmm_cgflow.compute import Parallel, plain_torch, seeded
@@ -16,6 +17,7 @@ from openmm_cgflow.flows import BeadFlow
 from openmm_cgflow.forcematching.density.fit_settings import FitSettings
 from openmm_cgflow.forcematching.density.ridge import Penalty, fit_ridge, set_start
 from openmm_cgflow.forcematching.density.splits import build_density
+from openmm_cgflow.units import in_radians, real_array, scalar_in
 
 __all__ = ["BeadMarginal", "judge_beads", "reweighted_histogram", "torsion_histogram"]
 
@@ -116,7 +118,7 @@ def torsion_histogram(torsions: np.ndarray, weights: np.ndarray | None = None, b
         >>> torsion_histogram(np.array([[0.5, 0.5], [-0.5, 0.5]]), bins=2).tolist()
         [[0.0, 0.5], [0.0, 0.5]]
     """
-    angles = np.asarray(torsions, dtype=float)
+    angles = real_array(in_radians(torsions), "torsions are", "(n, 1) or (n, 2) values in rad")
     angles = angles[:, None] if angles.ndim == 1 else angles
     if angles.ndim != 2 or angles.shape[1] not in (1, 2):
         raise InvalidInputError(f"torsion_histogram: torsions have shape {angles.shape}; give (n, 1) or (n, 2), rad")
@@ -227,6 +229,7 @@ def judge_beads(
         raise InvalidInputError(
             f"judge_beads: with {n_slow} slow torsions a density near the energy's own is needed: give a flow"
         )
+    kT = scalar_in(kT, unit.kilojoule_per_mole, "judge_beads: kT")
     coordinates = copy.deepcopy(coordinates).cpu()
     generator = seeded(seed)
     share = None
@@ -246,7 +249,7 @@ def judge_beads(
             decoded = flow.stiff.decode(noise, flow.slow.features(slow, slow[:, :0]))
             q = torch.cat([slow, decoded.value], dim=1)
             x, log_measure = coordinates.to_cartesian(q)
-            log_weight = log_measure - energy(x.contiguous()).double() / kT - decoded.log_prob
+            log_weight = log_measure - _energies(energy, x) / kT - decoded.log_prob
             outside = torch.where(torch.isnan(log_weight), log_weight, -torch.inf)
             return torch.where(coordinates.in_domain(q), log_weight, outside), flow.slow.log_prob(slow)
 
@@ -292,7 +295,7 @@ def _own_density(
     rest, scale = coordinates.reference[n_slow:], coordinates.scale[n_slow:]
     q = torch.cat([slow, rest + _WIDER * scale * noise], dim=1)
     x, log_measure = coordinates.to_cartesian(q)
-    log_weight = log_measure - energy(x.contiguous()).double() / kT + 0.5 * (noise * noise).sum(1)
+    log_weight = log_measure - _energies(energy, x) / kT + 0.5 * (noise * noise).sum(1)
     log_weight = torch.where(coordinates.in_domain(q) & torch.isfinite(log_weight), log_weight, -torch.inf)
     sector = _cells(slow, _SECTORS)
     largest = torch.full((_SECTORS**n_slow,), -torch.inf).double().scatter_reduce(0, sector, log_weight, "amax")
@@ -327,3 +330,14 @@ def _cells(torsions: Tensor, bins: int) -> Tensor:
     place = torch.remainder(torsions + math.pi, 2 * math.pi) * (bins / (2 * math.pi))
     rows = place.long().clamp(max=bins - 1)
     return rows[:, 0] if rows.shape[1] == 1 else rows[:, 0] * bins + rows[:, 1]
+
+
+def _energies(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Energies `(rows,)` of beads `(rows, beads, 3)`, in double precision."""
+    found = energy(x.contiguous())
+    if found.shape != x.shape[:1]:
+        raise InvalidInputError(
+            f"judge_beads: the energy of {len(x)} rows of beads has shape {tuple(found.shape)}; it must be one number "
+            "for each, (rows,)"
+        )
+    return found.double()

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from openmm import unit
 from torch import Tensor, nn
 
 from openmm_cgflow.compute import Compute, Device, seeded
 from openmm_cgflow.errors import InvalidInputError, TrainingError
+from openmm_cgflow.units import in_nm, scalar_in
 
 __all__ = ["BatchedLangevin"]
 
@@ -70,7 +72,11 @@ class BatchedLangevin:
         dtype: torch.dtype = torch.float32,
         centred: bool = False,
     ) -> None:
-        positions = torch.as_tensor(positions)
+        positions = positions if isinstance(positions, Tensor) else torch.as_tensor(in_nm(positions))
+        masses = [scalar_in(mass, unit.dalton, "BatchedLangevin: a mass") for mass in masses]
+        kT = scalar_in(kT, unit.kilojoule_per_mole, "BatchedLangevin: kT")
+        friction = scalar_in(friction, unit.picosecond**-1, "BatchedLangevin: friction")
+        timestep = scalar_in(timestep, unit.picosecond, "BatchedLangevin: timestep")
         if positions.dim() != 3 or positions.shape[1:] != (len(masses), 3) or not len(positions):
             raise InvalidInputError(
                 f"BatchedLangevin: positions have shape {tuple(positions.shape)} and there are {len(masses)} masses; "

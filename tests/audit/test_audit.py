@@ -262,7 +262,7 @@ def test_audit_in_the_shell(vacuum, tmp_path):
     with ThreadPoolExecutor(1) as other, locked(path):  # a training, whose model would be written over
         refused = other.submit(CliRunner().invoke, cli.app, arguments).result()
     assert refused.exit_code == 2
-    assert "in use" in refused.stderr
+    assert "model.cgflow is being written" in " ".join(refused.stderr.split())
     done = CliRunner().invoke(cli.app, arguments)
     assert done.exit_code == 0
     assert "covered" in done.stdout

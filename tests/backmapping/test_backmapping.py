@@ -85,7 +85,7 @@ def test_reweighted_structures_have_the_energies_of_the_whole_ensemble(aldp, sam
     assert drawn.std() == pytest.approx(before.std(), rel=0.1)
 
 
-def test_frames_without_a_finite_energy_are_named_and_never_drawn_from(aldp, beads, caplog, monkeypatch):
+def test_frames_without_a_finite_energy_are_named_and_never_drawn_from(aldp, beads, caplog, monkeypatch, tmp_path):
     whole, energy = aldp.backmap(beads[:4], n=3, seed=0), aldp.potential.energy
 
     def refuse(x):  # all structures of frame 1, and one of frame 2
@@ -110,6 +110,10 @@ def test_frames_without_a_finite_energy_are_named_and_never_drawn_from(aldp, bea
         np.testing.assert_array_equal(drawn.failed, result.failed)
         assert not drawn.checks.fine[1]
     assert "resample: in 1 of 4 frames" in caplog.text
+    with pytest.raises(cgf.InvalidInputError, match="1 of 4 frames hold NaN, the first is frame 1, which xtc files"):
+        drawn.save(tmp_path / "a.xtc")  # where they became numbers
+    drawn.save(tmp_path / "a.dcd")
+    assert np.isnan(mdtraj.load(str(tmp_path / "a.dcd"), top=drawn.trajectory.topology).xyz[1]).all()
 
 
 def test_seeds_repeat(aldp, beads):

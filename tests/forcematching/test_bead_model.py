@@ -253,6 +253,16 @@ def test_frames_that_a_box_splits_are_made_whole(aldp, frames, beads_alone):
         model.read(traj)
 
 
+@pytest.mark.parametrize("beads_alone", [False, True])
+def test_a_box_that_is_none_leaves_frames_as_they_are(aldp, frames, beads_alone):
+    """A stand-in of 1 Angstrom folded bonds."""
+    model = BeadModel.fromTopology(aldp.topology, "dipeptide")
+    traj = trajectory(frames, aldp.topology)
+    traj = traj.atom_slice(DIPEPTIDE) if beads_alone else traj
+    traj.unitcell_vectors = np.tile(0.1 * np.eye(3, dtype=np.float32), (len(frames), 1, 1))
+    assert model.read(traj) == pytest.approx(frames[:, DIPEPTIDE], abs=1e-6)
+
+
 def two_chains() -> app.Topology:
     topology = app.Topology()
     for _ in range(2):
@@ -273,6 +283,9 @@ def two_chains() -> app.Topology:
         (lambda top: BeadModel.fromTopology(top, "name of the (rose"), "no preset .* and no selection"),
         (lambda top: BeadModel.fromTopology(top, "ca"), "1 beads; internal coordinates need at least 4"),
         (lambda top: BeadModel.fromTopology(top, [0, 1, 2, 22]), "atom 22; give indices of atoms from 0 to 21"),
+        (lambda top: BeadModel.fromTopology(top, [4.5, 6, 8, 14]), "mapping contain 4.5; give a list of indices"),
+        (lambda top: BeadModel.fromTopology(top, ["CA", "CB"]), "mapping contain 'CA'"),
+        (lambda top: BeadModel.fromTopology(top, None), "mapping is None; give indices"),
         (lambda top: BeadModel.fromTopology(top, [4, 6, 8, 4]), "ACE1:C .atom 4. twice"),
         (lambda top: BeadModel.fromTopology(top, [[0, 1], [], [4], [6]]), "a group without atoms"),
         (lambda top: BeadModel.fromTopology(two_chains(), "ca"), "several molecules or chains.*chainid 0"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from analytic import KT, Analytic, CartesianEnergy, beads_of, flow_of
+from openmm import unit
 
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.forcematching import BeadMarginal, judge_beads, reweighted_histogram, torsion_histogram
@@ -185,3 +186,28 @@ def test_reweighted_histogram_has_the_noise_of_the_weights_alone(beads):
     assert judged[1] == pytest.approx((found.size - 1) / 8 / 4_000, rel=0.6)
     with pytest.raises(InvalidInputError, match="torsions, but the flow has"):
         reweighted_histogram(flow, np.zeros((9, 3 - flow.slow.n)), np.ones(9))
+
+
+@pytest.mark.parametrize("shape", ["a number", "a column"])
+def test_an_energy_of_another_shape_is_refused(beads, shape):
+    """One number for all rows was taken for that of each."""
+    energy = CartesianEnergy(Analytic(beads), beads)
+
+    def wrong(x):
+        return energy(x).sum() if shape == "a number" else energy(x)[:, None]
+
+    for flow in (flow_of(beads), None):
+        with pytest.raises(InvalidInputError, match="one number for each"):
+            judge_beads(wrong, flow, beads, KT, bins=12, n=200)
+
+
+def test_judge_knows_units(beads):
+    energy = CartesianEnergy(Analytic(beads), beads)
+    found, same = (
+        judge_beads(energy, flow_of(beads), beads, kT, bins=12, n=200)
+        for kT in (KT, KT / 4.184 * unit.kilocalorie_per_mole)
+    )
+    assert same.log_z == pytest.approx(found.log_z)
+    degrees = np.array([[30.0], [-100.0]])
+    for given in (degrees * unit.degree, [row * unit.degree for row in degrees]):
+        np.testing.assert_array_equal(torsion_histogram(given), torsion_histogram(np.radians(degrees)))

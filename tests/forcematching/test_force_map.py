@@ -161,6 +161,9 @@ def test_force_maps_know_units(aldp):
     per_angstrom = made(forces * unit.kilocalorie_per_mole / unit.angstrom)
     assert per_angstrom == pytest.approx(41.84 * made(forces))
     assert made(torch.as_tensor(forces)) == pytest.approx(made(forces))
+    assert made([frame * unit.kilocalorie_per_mole / unit.angstrom for frame in forces]) == pytest.approx(per_angstrom)
+    with pytest.raises(InvalidInputError, match="forces are given in kelvin"):
+        made([frame * unit.kelvin for frame in forces])
     with pytest.raises(InvalidInputError, match="forces are given in"):
         made(forces * unit.kilocalorie_per_mole)
     with pytest.raises(InvalidInputError, match="not an array of numbers"):

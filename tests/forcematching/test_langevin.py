@@ -150,3 +150,13 @@ def test_bad_input_is_named():
         walkers.run(5, every=10)
     with pytest.raises(TrainingError, match=r"2 of 2 walkers have blown up, the first is 0: shorten the time step"):
         walkers.step(300)
+
+
+def test_units_of_what_is_given_are_known():
+    x = starts(2)
+    bare = BatchedLangevin(Chain(), x, MASSES, KT, friction=2.0, timestep=0.001, seed=1, device="cpu")
+    with_units = BatchedLangevin(
+        Chain(), 10 * x.numpy() * unit.angstrom, MASSES * unit.dalton, KT / 4.184 * unit.kilocalorie_per_mole,
+        friction=2000 / unit.nanosecond, timestep=1 * unit.femtosecond, seed=1, device="cpu",
+    )  # fmt: skip
+    torch.testing.assert_close(with_units.run(20, every=10), bare.run(20, every=10))

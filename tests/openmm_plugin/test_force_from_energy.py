@@ -125,3 +125,40 @@ def test_copies_of_a_force_are_not_compiled_again(backend, monkeypatch):
     assert len(compiled) == 3
     evaluated(other, n=3)
     assert len(compiled) == 4
+
+
+class MakesTensors(torch.nn.Module):
+    """What it makes on the way has no type of its own."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        i, j = torch.triu_indices(len(x), len(x), 1)
+        moved = x[torch.arange(len(x))] - torch.zeros(3)
+        if self.in_place:
+            made = torch.zeros(5, 3).to(x)
+            made[0] = x[1] * x[2]
+            moved = moved + made
+        pairs = (moved[i] - moved[j]).norm(dim=1)
+        return (pairs * torch.full((10,), 2.0)).sum() + (x @ torch.eye(3).to(x)).square().sum()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("backend", ["python", "torch"])
+def test_tensors_that_an_energy_makes_are_made(backend, in_place):
+    if backend == "torch" and why_no_torch_force():
+        pytest.skip(why_no_torch_force())
+    force = cgf.force_from_energy(MakesTensors(in_place), X, backend)
+    context = openmm.Context(
+        system_of(force), openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")
+    )
+    for positions in (X, -1.1 * X[::-1], X):
+        context.setPositions(positions)
+        state = context.getState(energy=True, forces=True)
+        x = torch.tensor(positions.copy(), requires_grad=True)
+        energy = MakesTensors(in_place)(x)
+        (gradient,) = torch.autograd.grad(energy, x)
+        assert state.getPotentialEnergy()._value == pytest.approx(energy.item(), rel=1e-6)
+        np.testing.assert_allclose(state.getForces(asNumpy=True)._value, -gradient.numpy(), atol=1e-5)

@@ -63,7 +63,7 @@ def in_kj_per_nm(forces: Any) -> np.ndarray:  # noqa: ANN401
     """Forces as a float64 array in kJ/mol/nm.
 
     Arguments:
-        forces: an array in kJ/mol/nm, or a Quantity.
+        forces: an array in kJ/mol/nm, a Quantity, or a list of these.
 
     Raises:
         InvalidInputError: another kind of unit, or no array of numbers.
@@ -72,6 +72,8 @@ def in_kj_per_nm(forces: Any) -> np.ndarray:  # noqa: ANN401
         >>> in_kj_per_nm([[1.0, 0.0, 0.0]] * unit.kilocalorie_per_mole / unit.angstrom)
         array([[41.84,  0.  ,  0.  ]])
     """
+    if isinstance(forces, list | tuple) and any(unit.is_quantity(row) for row in forces):
+        return np.stack([in_kj_per_nm(row) for row in forces])
     if unit.is_quantity(forces):
         if not forces.unit.is_compatible(_FORCE):
             raise InvalidInputError(f"forces are given in {forces.unit}; give them in kJ/mol/nm, or another such unit")

@@ -1,6 +1,6 @@
 """Which atoms make each bead, by a preset, a selection or indices, and which bonds join the beads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import mdtraj
@@ -10,6 +10,7 @@ from openmm import app
 
 from openmm_cgflow.atom_matching import atom_label, symbol_of
 from openmm_cgflow.chemistry.molecule import bond_key
+from openmm_cgflow.counts import indices
 from openmm_cgflow.errors import InvalidInputError
 
 __all__ = ["BACKBONE", "PRESETS", "BeadMapping", "as_mdtraj", "distances_between", "groups_of", "shortest_tree"]
@@ -36,10 +37,13 @@ def groups_of(topology: mdtraj.Topology, mapping: BeadMapping) -> tuple[tuple[in
     """The atoms of each bead."""
     if isinstance(mapping, str):
         groups: list[tuple[int, ...]] = [(i,) for i in _named(topology, mapping)]
-    else:
+    elif isinstance(mapping, Iterable):
         groups = [
-            tuple(int(i) for i in item) if isinstance(item, Sequence | np.ndarray) else (int(item),) for item in mapping
+            tuple(indices(item if isinstance(item, list | tuple | np.ndarray | range) else [item], "mapping"))
+            for item in mapping
         ]
+    else:
+        raise InvalidInputError(f"mapping is {mapping!r}; give indices of atoms, groups of them, or a name")
     flat = [i for group in groups for i in group]
     wrong = [i for i in flat if not 0 <= i < topology.n_atoms]
     if wrong or any(not group for group in groups):

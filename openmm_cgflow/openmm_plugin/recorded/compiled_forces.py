@@ -145,12 +145,21 @@ def _record(module: nn.Module, positions: Tensor) -> tuple[fx.GraphModule, tuple
 
 
 def fold_constants(recorded: fx.GraphModule) -> None:
-    """What depends on parameters alone is computed once."""
+    """What depends on parameters alone is computed once; so is what is made of nothing, if nothing is changed in place.
+
+    That is then a constant of the graph, which moves to a device with it.
+    """
     known: dict[fx.Node, Any] = {}
-    for node in list(recorded.graph.nodes):
+    nodes = list(recorded.graph.nodes)
+    making = not any(_changes_in_place(node) for node in nodes)
+    for node in nodes:
         if node.op == "get_attr":
             known[node] = getattr(recorded, node.target)
-        elif node.op == "call_function" and node.all_input_nodes and all(k in known for k in node.all_input_nodes):
+        elif (
+            node.op == "call_function"
+            and (node.all_input_nodes or (making and not _is_random(node)))
+            and all(k in known for k in node.all_input_nodes)
+        ):
             args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
             known[node] = node.target(*args, **kwargs)
     for index, (node, value) in enumerate(known.items()):
@@ -164,6 +173,14 @@ def fold_constants(recorded: fx.GraphModule) -> None:
     used = {node.target for node in recorded.graph.nodes if node.op == "get_attr"}
     for name in [name for name in (*recorded._parameters, *recorded._buffers) if name not in used]:
         delattr(recorded, name)
+
+
+def _changes_in_place(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _is_random(node: fx.Node) -> bool:
+    return not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def _tidy(recorded: fx.GraphModule) -> None:
@@ -186,6 +203,6 @@ def _tidy(recorded: fx.GraphModule) -> None:
                 product = recorded.graph.call_function(_ATEN.matmul.default, (left, right))
             node.target, node.args = _ATEN.add.Tensor, (product, bias)
         if "device" in node.kwargs:
-            node.kwargs = {"dtype": node.kwargs["dtype"]}
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name == "dtype"}
     recorded.graph.eliminate_dead_code()
     recorded.recompile()
