@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_cuda import fake_cuda
-from molecules import Molecule, load
+from molecules import Molecule, load, small_networks
 
 gc.disable()  # while all the modules are imported, nothing of which is ever garbage
 
@@ -63,7 +63,8 @@ def butane_file(tmp_path_factory, worker_id) -> Path:
                     quick = cgf.TrainSettings(
                         points=128, sweeps=5, fit_steps=120, buffer=2000, buffer_steps=20, soft_buffers=10, batch=512
                     )
-                    flow = cgf.CGFlow(*load("butane"), seed=1)
+                    with small_networks():
+                        flow = cgf.CGFlow(*load("butane"), seed=1)
                     flow.train(evaluations=70_000, progress=False, settings=quick).save(path)  # enough for an audit
         except cgf.ModelFileError:  # the other process is training it
             time.sleep(1)

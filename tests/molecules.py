@@ -3,9 +3,12 @@
 Positions are float64 in nm, at an energy minimum (see data/make_molecules.py); `jiggled` moves them off it.
 """
 
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
@@ -56,6 +59,17 @@ class Molecule(NamedTuple):
     system: mm.System
     positions: np.ndarray
     """`(atoms, 3)`, nm."""
+
+
+@contextmanager
+def small_networks() -> Iterator[None]:
+    """Flows that are built meanwhile have small networks, for tests of something else: half of a training's time."""
+    from openmm_cgflow import model
+    from openmm_cgflow.flows import FlowSettings
+
+    small = partial(FlowSettings, slow_hidden=32, hidden=32, bead_couplings=2, atom_couplings=2, rank=4)
+    with patch.object(model, "FlowSettings", small):
+        yield
 
 
 def load(name: str, solvent: str | None = "default", constraints: str | None = "default") -> Molecule:

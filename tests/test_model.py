@@ -198,7 +198,7 @@ def test_ctrl_c_keeps_what_was_learned_and_the_training_goes_on(tmp_path, stage)
     assert cgf.VectorFlow.load(tmp_path / "model", DoubleWell()).sample(10).n == 10
     _, header = read_file(tmp_path / "c.checkpoint", "checkpoint")
     assert header["stage"] == {"fit": "laplace"}.get(stage, stage)
-    train_well(tmp_path, header["evaluations"] + 10_000)
+    train_well(tmp_path, header["evaluations"] + 4000)
     assert "refine" in (tmp_path / "m.csv").read_text()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from coordinate_tools import build, coordinates, draw, methyl, rigid_rmsd, system_for
-from molecules import jiggled, load, thermal
+from molecules import jiggled, load, small_networks, thermal
 from test_coordinates import difference, gauge_log_det
 
 import openmm_cgflow as cgf
@@ -278,7 +278,8 @@ def test_what_turns_with_the_planes_is_known():
 def test_planes_are_learned_from_energies_alone():
     """With two rotors a plane no energy was finite. ESS given the beads is 5.3 % after so short a training."""
     topology, system, x = load("ALA3", solvent=None)
-    flow = cgf.CGFlow(topology, system, x, temperature=300, beads=alphas(topology))
+    with small_networks():
+        flow = cgf.CGFlow(topology, system, x, temperature=300, beads=alphas(topology))
     quick = cgf.TrainSettings(points=128, sweeps=5, fit_steps=120)
     flow.train(evaluations=25_000, progress=False, audit=False, settings=quick)
     frames = flow.sample(2000, seed=1)

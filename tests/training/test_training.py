@@ -1,10 +1,11 @@
 """The parts of a training, each against something known."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
-from molecules import load
+from molecules import load, small_networks
 from torch import Tensor, nn
 
 import openmm_cgflow as cgf
@@ -182,11 +183,13 @@ def test_budget_counts_what_came_before():
     assert Budget(seconds=1000, seconds_before=2000).fraction == 1.0
 
 
-def train(evaluations: int, name: str = "butane", seed: int = 1, **settings) -> cgf.CGFlow:
+def train(evaluations: int, name: str = "butane", seed: int = 1, networks=small_networks, **settings) -> cgf.CGFlow:
     quick = cgf.TrainSettings(
         **{"points": 128, "sweeps": 5, "fit_steps": 100, "buffer": 1000, "batch": 256, "soft_buffers": 3, **settings}
     )
-    return cgf.CGFlow(*load(name), seed=seed).train(evaluations=evaluations, progress=False, settings=quick)
+    with networks():
+        flow = cgf.CGFlow(*load(name), seed=seed)
+    return flow.train(evaluations=evaluations, progress=False, settings=quick)
 
 
 @pytest.mark.parametrize("least_ess", [1.0, 0.3], ids=["reverse", "forward"])
@@ -233,7 +236,7 @@ def test_tempered_reverse_kl_learns_butane_without_the_laplace_start(kind, joint
 
 
 def test_a_molecule_without_slow_torsions_can_be_trained():
-    flow = train(15_000, name="caffeine")
+    flow = train(15_000, name="caffeine", networks=nullcontext)
     assert flow.slow_names == []
     samples = flow.sample(500, seed=0)
     assert samples.slow.shape == (500, 0)
