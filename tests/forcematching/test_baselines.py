@@ -14,9 +14,13 @@ import openmm_cgflow as cgf
 from openmm_cgflow.errors import InvalidInputError, MismatchError, TrainingError
 from openmm_cgflow.force_field import Fitted
 from openmm_cgflow.forcematching import (
+    BeadModel,
+    DistilSettings,
     EntropySettings,
+    FitSettings,
     MatchSettings,
     StudentSettings,
+    distil_many,
     fit_forces,
     fit_relative_entropy,
 )
@@ -193,3 +197,17 @@ def test_frames_and_forces_that_cannot_be_are_refused(known, q):
 def test_settings_that_cannot_be_are_refused(name, value):
     with pytest.raises(InvalidInputError, match=f"EntropySettings: {name} is {value}"):
         dataclasses.replace(EntropySettings(), **{name: value})
+
+
+def test_settings_of_another_kind_are_named():
+    model, x = BeadModel.fromSequence("GGGG"), np.zeros((10, 4, 3))
+    with pytest.raises(InvalidInputError, match="fit_forces: settings is a FitSettings; give MatchSettings"):
+        fit_forces(x, model, x, 300, settings=FitSettings())
+    with pytest.raises(InvalidInputError, match="settings is a MatchSettings; give EntropySettings"):
+        fit_relative_entropy(x, model, 300, settings=MatchSettings())
+    with pytest.raises(InvalidInputError, match="settings is a FitSettings; give DistilSettings"):
+        distil_many([], 2.5, FitSettings())
+    with pytest.raises(InvalidInputError, match="student is 'schnet'; give StudentSettings"):
+        DistilSettings(student="schnet")
+    with pytest.raises(InvalidInputError, match="energies is 'x'"):
+        DistilSettings(energies="x")

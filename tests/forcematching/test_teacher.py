@@ -99,6 +99,13 @@ def test_constrained_bonds_are_constraints(known):
     teacher = fit_beads(known.frames(rows), known.model, fixed=[pair[::-1]], settings=NOTHING)
     assert teacher.constraints == {tuple(sorted(pair)): pytest.approx(0.38)}
     assert teacher.density.n == 5
+    for wrong, message in (
+        ((0, 2), r"whose distance is 0\.\d+ to"),
+        ((0, 0), "pairs of beads, from 0"),
+        ((0.5, 1), "0.5"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            fit_beads(known.frames(rows), known.model, fixed=[pair, wrong], settings=NOTHING)
     with pytest.raises(InvalidInputError, match=r"is 0.38 in all of the 100 frames.*fixed="):
         fit_beads(known.frames(rows), known.model, settings=NOTHING)
 

@@ -65,6 +65,8 @@ def fit_forces(
         student = fit_forces("md.xtc", model, forces, 300).student
     """
     began, settings = time.perf_counter(), settings or MatchSettings()
+    if not isinstance(settings, MatchSettings):
+        raise InvalidInputError(f"fit_forces: settings is a {type(settings).__name__}; give MatchSettings(...)")
     if forces is None:
         raise InvalidInputError("fit_forces: there are no forces; give those on the beads, for instance of a ForceMap")
     x, coordinates, q = checked_frames(frames, model, forces, temperature)

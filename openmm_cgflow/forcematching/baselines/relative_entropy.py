@@ -10,7 +10,7 @@ from openmm import unit
 from torch import Tensor, nn
 
 from openmm_cgflow.compute import Parallel, plain_torch, seeded
-from openmm_cgflow.errors import TrainingError
+from openmm_cgflow.errors import InvalidInputError, TrainingError
 from openmm_cgflow.forcematching.baselines.members import (
     Matched,
     MatchSettings,
@@ -92,6 +92,10 @@ def fit_relative_entropy(
         student = fit_relative_entropy("md.xtc", model, 300).student
     """
     began, settings = time.perf_counter(), settings or EntropySettings()
+    if not isinstance(settings, EntropySettings):
+        raise InvalidInputError(
+            f"fit_relative_entropy: settings is a {type(settings).__name__}; give EntropySettings(...)"
+        )
     x, coordinates, q = checked_frames(frames, model)
     student = student_of_members(coordinates, KB * in_kelvin(temperature), q, settings)
     if proposal is None:

@@ -1,7 +1,7 @@
 """The density of beads that makes frames of them likeliest: a teacher."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from openmm_cgflow.beads import BeadParticles
 from openmm_cgflow.chemistry.molecule import bond_key
 from openmm_cgflow.compute import BATCH, plain_torch, seeded
 from openmm_cgflow.coordinates import InternalCoordinates
-from openmm_cgflow.counts import seed_number
+from openmm_cgflow.counts import indices, seed_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.forcematching.density.fit_settings import FitSettings
 from openmm_cgflow.forcematching.density.likelihood import Fitted
@@ -24,6 +24,7 @@ from openmm_cgflow.forcematching.density.splits import MemberFits
 from openmm_cgflow.forcematching.frames.bead_model import BeadModel
 from openmm_cgflow.forcematching.frames.checked import check_finite, warn_of_duplicates
 from openmm_cgflow.forcematching.frames.force_map import generalised_forces, reduced_forces
+from openmm_cgflow.structures import CONSTRAINT_TOLERANCE
 from openmm_cgflow.units import PositionsLike, real_array
 
 __all__ = [
@@ -172,6 +173,7 @@ def fit_beads(
     share = _shares(weights, len(x))
     counted = share > 0  # the others say nothing
     x, share, forces = x[counted], share[counted], _of_frames(forces, counted)
+    fixed = _checked_pairs(fixed, x, model)
     effective = float(1 / (share @ share))
     _enough(model, len(x), effective, len(fixed))
     warn_of_duplicates(x)
@@ -258,6 +260,21 @@ def _of_frames(forces: Any, counted: np.ndarray) -> Any:  # noqa: ANN401
     if forces is None or counted.all() or len(forces) != len(counted):
         return forces
     return forces[counted] if unit.is_quantity(forces) else np.asarray(forces)[counted]
+
+
+def _checked_pairs(fixed: Iterable[Any], x: np.ndarray, model: BeadModel) -> list[tuple[int, int]]:
+    """Pairs of beads, whose distances are the same in all frames."""
+    pairs = [tuple(indices(pair, "fit_beads: fixed")) for pair in fixed]
+    for pair in pairs:
+        if len(set(pair)) != 2 or len(pair) != 2 or not all(0 <= k < model.n_beads for k in pair):
+            raise InvalidInputError(f"fit_beads: fixed has {pair}; give pairs of beads, from 0 to {model.n_beads - 1}")
+        length = np.linalg.norm(x[:, pair[0]] - x[:, pair[1]], axis=1)
+        if np.ptp(length) > 2 * CONSTRAINT_TOLERANCE:
+            raise InvalidInputError(
+                f"fit_beads: fixed has the beads {model.labels[pair[0]]} and {model.labels[pair[1]]}, whose distance "
+                f"is {length.min():.4f} to {length.max():.4f} nm in these frames: leave this pair out"
+            )
+    return [(i, j) for i, j in pairs]
 
 
 def _enough(model: BeadModel, n: int, effective: float, n_fixed: int) -> None:

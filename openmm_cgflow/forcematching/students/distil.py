@@ -78,8 +78,12 @@ class DistilSettings:
             value = getattr(self, name)
             if name == "rate" and value is None:
                 continue
-            if not above <= value <= below:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not above <= value <= below:
                 raise InvalidInputError(f"DistilSettings: {name} is {value!r}; give a number from {above} to {below}")
+        if not isinstance(self.student, StudentSettings | SchNetSettings):
+            raise InvalidInputError(
+                f"DistilSettings: student is {self.student!r}; give StudentSettings(...) or SchNetSettings(...)"
+            )
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,8 @@ def distil_many(chains: Sequence[Chain], kT: float, settings: DistilSettings | N
         students = [found.student for found in distil_many(chains, 2.494, DistilSettings(student=SchNetSettings()))]
     """
     settings, start = settings or DistilSettings(), time.perf_counter()
+    if not isinstance(settings, DistilSettings):
+        raise InvalidInputError(f"settings is a {type(settings).__name__}; give DistilSettings(...)")
     generator = seeded(settings.seed)
     chains = [_in_double(chain) for chain in chains]
     students = _students(chains, kT, settings)
