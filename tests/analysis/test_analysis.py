@@ -145,6 +145,17 @@ def test_basins_of_a_mixture():
     assert found[2].free_energy == pytest.approx(KT * np.log(0.55 / 0.05), abs=0.5)
 
 
+@pytest.mark.parametrize("bins", [24, 36])
+def test_basins_along_one_angle_hold_the_samples_of_their_bins(bins):
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(-0.35, 0.12, 3_000), rng.normal(0.35, 0.12, 7_000)])
+    along = free_energy_1d(x, T, bins=bins)
+    labels = basin_labels(along.values, KT)
+    counts, _ = np.histogram(x, np.linspace(-np.pi, np.pi, bins + 1))
+    expected = [counts[labels == k].sum() / len(x) for k in range(labels.max() + 1)]
+    assert [b.population for b in basins(along.values, along.grid, x[:, None], KT)] == pytest.approx(expected)
+
+
 def test_population_errors_are_the_scatter_of_repeats():
     labels = np.zeros(36, dtype=int)
     labels[18:] = 1
