@@ -22,7 +22,7 @@ from openmm_cgflow.sampling.weights import (
     trustworthy,
 )
 from openmm_cgflow.trajectory_files import save_arrays, save_trajectory
-from openmm_cgflow.units import KB, real_array
+from openmm_cgflow.units import KB, read_only, real_array
 
 __all__ = ["Samples"]
 
@@ -80,8 +80,8 @@ class Samples:
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """Normalised weights `(n,)`; all zero where no sample has a finite energy."""
-        return torch.softmax(self._log_weights, 0).nan_to_num(0.0).numpy()
+        """Normalised weights `(n,)`, read-only; all zero where no sample has a finite energy."""
+        return read_only(torch.softmax(self._log_weights, 0).nan_to_num(0.0).numpy())
 
     @cached_property
     def ess(self) -> float:

@@ -120,6 +120,12 @@ def test_a_single_distant_sample_counts_as_one_visit():
     assert surface.values[k, k] == pytest.approx(KT * np.log(50), rel=1e-6)
 
 
+def test_a_surface_keeps_its_values():
+    surface = free_energy_2d([0.0, 1.0], [0.0, 1.0], T)
+    assert not surface.smooth.flags.writeable
+    assert not surface.values.flags.writeable
+
+
 def mixture(n, seed=0):
     """Three von Mises modes with known shares, one across the corner of the torus."""
     rng = np.random.default_rng(seed)
