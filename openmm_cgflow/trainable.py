@@ -150,7 +150,8 @@ class Trainable(Trained[Coordinates]):
                     trainer.run(budget, parallel, reporter, save, interrupted.at_once)
                 finally:
                     self.history = [asdict(row) for row in trainer.history]
-                    self._seconds, self._training = trainer.loop.seconds, trainer.state_dict(whole=False)
+                    self._seconds = trainer.loop.seconds
+                    self._keep_training(trainer.state_dict(whole=False), trainer.loop.evaluations > before)
                 save(force=True)
                 if trainer.loop.evaluations == before and not interrupted():
                     _log.warning("train: nothing was trained: what was left of the budget is too little for a batch")
