@@ -124,7 +124,8 @@ class Samples:
             values: `(n, ...)`, the observable of each sample, in any unit.
 
         Returns:
-            the self-normalised average and its standard error, each of shape `(...)`.
+            the self-normalised average and its standard error, each of shape `(...)`; the error is infinite when only
+            one sample has a weight.
 
         Raises:
             InvalidInputError: if `values` are not real numbers, one row for each sample, or no sample has a weight.
@@ -139,7 +140,8 @@ class Samples:
         weights = self._some_weights("reweight").reshape(-1, *[1] * (values.ndim - 1))
         values = np.where(weights > 0, values, 0.0)  # what has no weight may be infinite
         mean = (weights * values).sum(0)
-        return mean, np.sqrt((weights**2 * (values - mean) ** 2).sum(0))
+        alone = np.count_nonzero(weights) < 2  # of which nothing can be said
+        return mean, np.sqrt((weights**2 * (values - mean) ** 2).sum(0)) + (np.inf if alone else 0.0)
 
     def _some_weights(self, what: str) -> np.ndarray:
         if not self.weights.any():
