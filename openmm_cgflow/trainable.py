@@ -1,7 +1,6 @@
 """How flows are trained: a call has a budget, may be interrupted, and goes on from a file, or from what was there."""
 
 import copy
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from torch import Tensor
 from openmm_cgflow.compute import plain_torch
 from openmm_cgflow.counts import many
 from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError, ModelFileError, TrainingError
-from openmm_cgflow.storage import locked, read_file
+from openmm_cgflow.storage import digest_of, locked, read_file
 from openmm_cgflow.trained.base import Coordinates, Trained
 from openmm_cgflow.training import Budget, Metrics, Reporter, Trainer, TrainSettings
 from openmm_cgflow.training.checkpoint import CheckpointWriter, unflatten
@@ -175,7 +174,7 @@ class Trainable(Trained[Coordinates]):
     def _resume(self, trainer: Trainer, path: Path, settings: TrainSettings | None) -> tuple[float, int]:
         """Go on from a checkpoint that is further than this flow; returns what its last call spent, if unfinished."""
         tensors, header = read_file(path, "checkpoint")
-        if header.get("identity") != self._identity():
+        if header.get("identity") not in (self._identity(), self._identity(with_version=True)):
             raise MismatchError(
                 f"{path} is the checkpoint of another System, temperature, choice of slow variables or seed; "
                 "remove it, choose another checkpoint, or start anew with resume=False (--no-resume)."
@@ -201,10 +200,9 @@ class Trainable(Trained[Coordinates]):
         _log.info("going on from %s: stage %s, %d evaluations", path, trainer.loop.stage, trainer.loop.evaluations)
         return trainer.loop.call or (0.0, 0)
 
-    def _identity(self) -> str:
-        """A digest of what the training is for."""
-        parts = [*self._described(), self._kelvin, self._settings.as_dict(), self.seed]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    def _identity(self, with_version: bool = False) -> str:
+        """A digest of what the training is for, see `digest_of`."""
+        return digest_of([*self._described(), self._kelvin, self._settings.as_dict(), self.seed], with_version)
 
     def _described(self) -> list[Any]:
         """What tells the target apart from others, as what JSON can hold."""

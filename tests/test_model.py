@@ -243,6 +243,27 @@ def test_checkpoint_of_another_training_is_refused(tmp_path):
         )
 
 
+def test_checkpoints_are_read_after_an_update_of_openmm(tmp_path, monkeypatch):
+    quick = cgf.TrainSettings(points=32, sweeps=2, fit_steps=5, buffer=200, buffer_steps=2, soft_buffers=1, batch=64)
+    path, flow = tmp_path / "c", build(seed=1)
+    flow.train(evaluations=1500, progress=False, settings=quick, checkpoint=path)
+    tensors, header = read_file(path, "checkpoint")
+
+    def resumed() -> list[dict]:
+        return build(seed=1).train(evaluations=1, progress=False, checkpoint=path).history  # too few for anything
+
+    def of_another_version(system: openmm.System) -> str:
+        return storage.system_to_xml(system).replace('openmmVersion="', 'openmmVersion="9.')
+
+    with monkeypatch.context() as patch:
+        patch.setattr("openmm_cgflow.model.system_to_xml", of_another_version)
+        assert resumed() == flow.history
+    older = header | {"identity": flow._identity(with_version=True)}
+    assert older != header
+    write_file(path, "checkpoint", tensors, older)
+    assert resumed() == flow.history
+
+
 # -- bad input
 
 
