@@ -11,7 +11,7 @@ from openmm_cgflow.analysis.free_energy import Array, FreeEnergy2D, effective_si
 from openmm_cgflow.analysis.html import page, report_page
 from openmm_cgflow.analysis.plots import plot_energies, plot_free_energies, plot_log_weights, plot_surface
 from openmm_cgflow.analysis.style import save_png
-from openmm_cgflow.analysis.summary import coverage_rows, covered, molecule, summary
+from openmm_cgflow.analysis.summary import coverage_rows, covered, molecule, summary, torsion_labels
 from openmm_cgflow.analysis.training_curves import plot_training
 from openmm_cgflow.analysis.views import View, views_section
 from openmm_cgflow.errors import InvalidInputError
@@ -113,13 +113,16 @@ def _surfaces(
     pictures: list[tuple[Path, str, bool]] = []
     cells: list[tuple[str, ...]] = []
     views: list[View] = []
-    pairs = torsion_pairs(flow.slow_names, flow.slow_torsions)
+    labels = torsion_labels(flow)
+    pairs = torsion_pairs(labels, flow.slow_torsions)
     for i, j in pairs:
-        names = flow.slow_names[i], flow.slow_names[j]
+        names = labels[i], labels[j]
         both = samples.slow[:, [i, j]].astype(np.float64)
         surface = free_energy_2d(both[:, 0], both[:, 1], samples.temperature, samples.weights)
         found = _basins(surface, both, samples)
         path = folder / f"free_energy_{_slug(names[0])}_{_slug(names[1])}.png"
+        if str(path).lower() in (str(other).lower() for other, *_ in pictures):
+            path = path.with_stem(f"{path.stem}_{i + 1}_{j + 1}")
         save_png(plot_surface(surface, names, found), path)
         caption = (
             f"Free energy over {names[0]} and {names[1]} from reweighted samples, smoothed by "
@@ -153,7 +156,7 @@ def _basins(surface: FreeEnergy2D, angles: Array, samples: Samples) -> list[Basi
 
 def _torsions(flow: TrainedFlow, samples: Samples, folder: Path) -> list[tuple[Path, str, bool]]:
     """One picture of the free energies along all slow torsions."""
-    names = list(flow.slow_names)
+    names = torsion_labels(flow)
     if not names:
         return []
     columns = [samples.slow[:, k].astype(np.float64) for k in range(len(names))]

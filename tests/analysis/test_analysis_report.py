@@ -180,6 +180,32 @@ def test_any_number_of_slow_torsions(tmp_path, n_slow, surfaces):
     assert "training.png" not in drawn
 
 
+@pytest.mark.parametrize("chains", ["AB", "AA"])
+def test_torsions_of_one_name_have_pictures_and_labels_of_their_own(tmp_path, chains):
+    names = ("ALA2:phi", "ALA2:psi") * 2
+    samples = make_samples(500, names=names)
+    samples.slow[:, 2:] *= -1
+    flow = make_flow(names, history=False)
+    flow.slow_torsions = [(0, 1, 2, 3), (1, 2, 3, 4), (11, 12, 13, 14), (12, 13, 14, 15)]
+    flow.topology = app.Topology()
+    for chain in chains:
+        residue = flow.topology.addResidue("ALA", flow.topology.addChain(chain), "2")
+        for k in range(11):
+            flow.topology.addAtom(f"C{k}", app.element.carbon, residue)
+    html = report(flow, samples, tmp_path).read_text()
+    surfaces = {path.read_bytes() for path in tmp_path.glob("free_energy_*ALA*.png")}
+    assert len(surfaces) == 3
+    captions = re.findall(r"<figcaption>Free energy over (.*?) from", html)
+    assert len(set(captions)) == len(captions) == 3
+    assert ("chain B ALA2:phi and chain B ALA2:psi" in captions) == (chains == "AB")
+
+
+def test_pictures_of_names_that_look_alike_in_a_folder_are_all_kept(tmp_path):
+    names = ("C1-C2", "C1:C2", "c1-c2")
+    report(make_flow(names, history=False), make_samples(500, names=names), tmp_path)
+    assert len({path.name.lower() for path in tmp_path.glob("free_energy_*2*.png")}) == 2  # also on a Mac
+
+
 def test_infinite_energies_are_left_out(tmp_path):
     samples = make_samples(1000)
     logw, u = samples.log_weights.copy(), samples.reduced_energies.copy()
