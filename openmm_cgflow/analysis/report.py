@@ -14,7 +14,7 @@ from openmm_cgflow.analysis.style import save_png
 from openmm_cgflow.analysis.summary import coverage_rows, covered, molecule, summary, torsion_labels
 from openmm_cgflow.analysis.training_curves import plot_training
 from openmm_cgflow.analysis.views import View, views_section
-from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.sampling import Samples, trust
 from openmm_cgflow.storage import write_whole
 from openmm_cgflow.trained import TrainedFlow
@@ -74,7 +74,14 @@ def report(flow: TrainedFlow, samples: Samples, out_dir: str | Path, command: st
 
     Raises:
         InvalidInputError: fewer than two samples have a finite energy, or the folder cannot be written.
+        MismatchError: the samples are of another molecule, or with other slow torsions.
     """
+    ours, theirs = (flow.topology.getNumAtoms(), *flow.slow_names), (samples.positions.shape[1], *samples.slow_names)
+    if ours != theirs:
+        raise MismatchError(
+            f"report: the samples are of {theirs[0]} atoms with the slow torsions {', '.join(theirs[1:]) or 'none'}, "
+            f"the flow of {ours[0]} with {', '.join(ours[1:]) or 'none'}: give samples of this flow."
+        )
     usable = int(np.isfinite(samples.log_weights).sum())
     if usable < 2:
         raise InvalidInputError(

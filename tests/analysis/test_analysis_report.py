@@ -11,7 +11,7 @@ import pytest
 from openmm import System, app
 
 from openmm_cgflow.analysis import report, summary, torsion_pairs, trust
-from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.sampling import Samples
 from openmm_cgflow.units import KB
 
@@ -204,6 +204,15 @@ def test_pictures_of_names_that_look_alike_in_a_folder_are_all_kept(tmp_path):
     names = ("C1-C2", "C1:C2", "c1-c2")
     report(make_flow(names, history=False), make_samples(500, names=names), tmp_path)
     assert len({path.name.lower() for path in tmp_path.glob("free_energy_*2*.png")}) == 2  # also on a Mac
+
+
+def test_samples_of_another_flow_are_refused(tmp_path):
+    with pytest.raises(MismatchError, match="slow torsions psi, phi, the flow of 22 with phi, psi"):
+        report(make_flow(), make_samples(10, names=("psi", "phi")), tmp_path)
+    samples = make_samples(10)
+    with pytest.raises(MismatchError, match="of 21 atoms"):
+        report(make_flow(), Samples(**{**vars_of(samples), "positions": samples.positions[:, :-1]}), tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_infinite_energies_are_left_out(tmp_path):

@@ -229,6 +229,12 @@ def nvt(temperature: float = 300, **options):
     return state, states.SamplerState(molecule.positions * unit.nanometer)
 
 
+@pytest.mark.parametrize("what", [3, None])
+def test_a_flow_move_of_something_else_is_refused(what):
+    with pytest.raises(cgf.InvalidInputError, match="FlowMove: model is a"):
+        cgf.FlowMove(what)
+
+
 def test_flow_move_samples_with_dynamics_between(model, butane):
     np.random.seed(3)
     expected = butane.sample(20_000, seed=0)
