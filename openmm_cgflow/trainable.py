@@ -33,11 +33,12 @@ class Trainable(Trained[Coordinates]):
     """A flow with `train`."""
 
     _trainer: Trainer | None = None
+    _ended_early = False
 
     @property
     def ended_early(self) -> bool:
         """Whether the last call of `train` was ended before its budget was spent, by Ctrl-C."""
-        return self._trainer is not None and self._trainer.loop.call is not None
+        return self._ended_early
 
     @plain_torch
     def train(
@@ -123,6 +124,7 @@ class Trainable(Trained[Coordinates]):
         frames: PositionsLike,
         settings: TrainSettings | None,
     ) -> None:
+        self._ended_early = False
         if settings is not None and not isinstance(settings, TrainSettings):
             raise InvalidInputError(f"train: settings is a {type(settings).__name__}; give TrainSettings(...).")
         rows = None if frames is None else self._frames(frames)
@@ -149,6 +151,7 @@ class Trainable(Trained[Coordinates]):
                     trainer.run(budget, parallel, reporter, save, interrupted.at_once)
                 finally:
                     self.history = [asdict(row) for row in trainer.history]
+                    self._ended_early = trainer.loop.call is not None and interrupted()
                     self._seconds = trainer.loop.seconds
                     self._keep_training(trainer.state_dict(whole=False), trainer.loop.evaluations > before)
                 save(force=True)
