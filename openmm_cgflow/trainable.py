@@ -21,6 +21,7 @@ from openmm_cgflow.trained.base import Coordinates, Trained
 from openmm_cgflow.training import Budget, Metrics, Reporter, Trainer, TrainSettings
 from openmm_cgflow.training.checkpoint import CheckpointWriter, unflatten
 from openmm_cgflow.training.interrupt import Interruptible
+from openmm_cgflow.training.metrics_file import drop_rows_after
 from openmm_cgflow.units import PositionsLike, in_seconds
 
 __all__ = ["Trainable"]
@@ -76,7 +77,7 @@ class Trainable(Trained[Coordinates]):
             checkpoint: file for the state, written every 15 s and at the end of each stage.
             resume: go on from `checkpoint` where it exists.
             progress: draw a progress bar.
-            metrics: CSV file for a row of figures every few seconds.
+            metrics: CSV file for a row of figures every few seconds. Rows that are beyond the checkpoint are dropped.
             frames: MD frames of this molecule at this temperature (`(n, atoms, 3)`, trajectory, Quantity or nm), if any
                 exist: the refinement of this call learns from their likelihood too, at a quarter of the weight. Not
                 needed.
@@ -134,6 +135,8 @@ class Trainable(Trained[Coordinates]):
         with locked(path):
             if path is not None and resume and path.exists():
                 call = self._resume(trainer, path, settings)
+                if metrics is not None:
+                    drop_rows_after(metrics, trainer.history)
             if settings is not None:
                 trainer.follow(settings)
             trainer.task.frames, self._trainer = rows, trainer
