@@ -214,10 +214,11 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         """Which atoms of a larger Topology, such as that of a solvated molecule, are this molecule's, in its order.
 
         Arguments:
-            topology: OpenMM's or mdtraj's, with bonds.
+            topology: OpenMM's or mdtraj's, with bonds, or what has one, such as a PDBFile.
 
         Raises:
             MismatchError: the molecule is not there, or more than once.
+            InvalidInputError: for what is and has no Topology.
 
         Example:
             atoms = flow.findAtoms(modeller.topology)
@@ -359,7 +360,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
 
         Raises:
             MismatchError: for other beads, another order of them, or other constraints between them.
-            InvalidInputError: for beads at other distances.
+            InvalidInputError: for beads at other distances, or what `fit_beads` did not make.
 
         Example:
             model = BeadModel.fromTopology(flow.topology, flow.coordinates.bead_atoms)

@@ -11,6 +11,7 @@ import numpy as np
 from openmm import app
 
 from openmm_cgflow.structures import distances
+from openmm_cgflow.units import read_only
 
 __all__ = ["StructureChecks", "check_structures"]
 
@@ -43,7 +44,7 @@ class StructureChecks:
     def fine(self) -> np.ndarray:
         """Whether nothing is wrong: no such finding, and every bond within 20 % of its length."""
         found = self.wrong_chirality + self.wrong_peptides + self.clashes + self.pierced_rings
-        return (found == 0) & (self.worst_bond < _BOND_TOLERANCE)
+        return read_only((found == 0) & (self.worst_bond < _BOND_TOLERANCE))
 
     def summary(self) -> list[tuple[str, str]]:
         """Label and text of each check, for people."""
@@ -75,7 +76,7 @@ def check_structures(topology: app.Topology, reference: np.ndarray, positions: n
     graph.add_edges_from((bond[0].index, bond[1].index) for bond in topology.bonds())
     checker = _Checker(graph, reference)
     chunks = [checker.check(positions[i : i + _CHUNK]) for i in range(0, max(1, len(positions)), _CHUNK)]
-    return StructureChecks(*(np.concatenate(column) for column in zip(*chunks, strict=True)))
+    return StructureChecks(*(read_only(np.concatenate(column)) for column in zip(*chunks, strict=True)))
 
 
 class _Checker:

@@ -1,7 +1,6 @@
 """How flows are trained: a call has a budget, may be interrupted, and goes on from a file, or from what was there."""
 
 import copy
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -17,11 +16,12 @@ from torch import Tensor
 from openmm_cgflow.compute import plain_torch
 from openmm_cgflow.counts import many
 from openmm_cgflow.errors import CGFlowError, InvalidInputError, MismatchError, ModelFileError, TrainingError
-from openmm_cgflow.storage import locked, read_file
+from openmm_cgflow.storage import digest_of, locked, read_file
 from openmm_cgflow.trained.base import Coordinates, Trained
 from openmm_cgflow.training import Budget, Metrics, Reporter, Trainer, TrainSettings
 from openmm_cgflow.training.checkpoint import CheckpointWriter, unflatten
 from openmm_cgflow.training.interrupt import Interruptible
+from openmm_cgflow.training.metrics_file import drop_rows_after
 from openmm_cgflow.units import PositionsLike, in_seconds
 
 __all__ = ["Trainable"]
@@ -34,6 +34,7 @@ class Trainable(Trained[Coordinates]):
     """A flow with `train`."""
 
     _trainer: Trainer | None = None
+    _ended_early = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A flow of its own, which goes on with its training as one that was loaded does."""
@@ -46,7 +47,7 @@ class Trainable(Trained[Coordinates]):
     @property
     def ended_early(self) -> bool:
         """Whether the last call of `train` was ended before its budget was spent, by Ctrl-C."""
-        return self._trainer is not None and self._trainer.loop.call is not None
+        return self._ended_early
 
     @plain_torch
     def train(
@@ -84,7 +85,7 @@ class Trainable(Trained[Coordinates]):
             checkpoint: file for the state, written every 15 s and at the end of each stage.
             resume: go on from `checkpoint` where it exists.
             progress: draw a progress bar.
-            metrics: CSV file for a row of figures every few seconds.
+            metrics: CSV file for a row of figures every few seconds. Rows that are beyond the checkpoint are dropped.
             frames: MD frames of this molecule at this temperature (`(n, atoms, 3)`, trajectory, Quantity or nm), if any
                 exist: the refinement of this call learns from their likelihood too, at a quarter of the weight. Not
                 needed.
@@ -132,6 +133,7 @@ class Trainable(Trained[Coordinates]):
         frames: PositionsLike,
         settings: TrainSettings | None,
     ) -> None:
+        self._ended_early = False
         if settings is not None and not isinstance(settings, TrainSettings):
             raise InvalidInputError(f"train: settings is a {type(settings).__name__}; give TrainSettings(...).")
         rows = None if frames is None else self._frames(frames)
@@ -141,6 +143,8 @@ class Trainable(Trained[Coordinates]):
         with locked(path):
             if path is not None and resume and path.exists():
                 call = self._resume(trainer, path, settings)
+                if metrics is not None:
+                    drop_rows_after(metrics, trainer.history)
             if settings is not None:
                 trainer.follow(settings)
             trainer.task.frames, self._trainer = rows, trainer
@@ -158,7 +162,8 @@ class Trainable(Trained[Coordinates]):
                 try:
                     trainer.run(budget, parallel, reporter, save, interrupted.at_once)
                 finally:
-                    self._take_over(trainer)
+                    self._ended_early = trainer.loop.call is not None and interrupted()
+                    self._take_over(trainer, trainer.loop.evaluations > before)
                 save(force=True)
                 if trainer.loop.evaluations == before and not interrupted():
                     _log.warning("train: nothing was trained: what was left of the budget is too little for a batch")
@@ -167,10 +172,11 @@ class Trainable(Trained[Coordinates]):
                         raise TrainingError("train: the time was spent before the start was made; give more of it.")
                     _log.warning("ended before the start was complete: what the flow has learned is of little use")
 
-    def _take_over(self, trainer: Trainer) -> None:
-        """What a model file keeps of a training."""
+    def _take_over(self, trainer: Trainer, here: bool = False) -> None:
+        """What a model file keeps of a training; `here` if something was trained by this process."""
         self.history = [asdict(row) for row in trainer.history]
-        self._seconds, self._training = trainer.loop.seconds, trainer.state_dict(whole=False)
+        self._seconds = trainer.loop.seconds
+        self._keep_training(trainer.state_dict(whole=False), here)
 
     def _new_trainer(self, settings: TrainSettings | None) -> Trainer:
         """A trainer that goes on from what this flow was loaded with."""
@@ -187,7 +193,7 @@ class Trainable(Trained[Coordinates]):
     def _resume(self, trainer: Trainer, path: Path, settings: TrainSettings | None) -> tuple[float, int]:
         """Go on from a checkpoint that is further than this flow; returns what its last call spent, if unfinished."""
         tensors, header = read_file(path, "checkpoint")
-        if header.get("identity") != self._identity():
+        if header.get("identity") not in (self._identity(), self._identity(with_version=True)):
             raise MismatchError(
                 f"{path} is the checkpoint of another System, temperature, choice of slow variables or seed; "
                 "remove it, choose another checkpoint, or start anew with resume=False (--no-resume)."
@@ -213,10 +219,9 @@ class Trainable(Trained[Coordinates]):
         _log.info("going on from %s: stage %s, %d evaluations", path, trainer.loop.stage, trainer.loop.evaluations)
         return trainer.loop.call or (0.0, 0)
 
-    def _identity(self) -> str:
-        """A digest of what the training is for."""
-        parts = [*self._described(), self._kelvin, self._settings.as_dict(), self.seed]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    def _identity(self, with_version: bool = False) -> str:
+        """A digest of what the training is for, see `digest_of`."""
+        return digest_of([*self._described(), self._kelvin, self._settings.as_dict(), self.seed], with_version)
 
     def _described(self) -> list[Any]:
         """What tells the target apart from others, as what JSON can hold."""

@@ -18,6 +18,7 @@ __all__ = [
     "in_nm",
     "in_radians",
     "in_seconds",
+    "read_only",
     "real_array",
     "scalar_in",
 ]
@@ -137,6 +138,18 @@ def real_array(values: Any, what: str, wanted: str) -> np.ndarray:  # noqa: ANN4
         return np.array(raw, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"{what} not an array of numbers; give {wanted}") from error
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """A view of an array that cannot be written to: for what is kept after it was handed out.
+
+    Example:
+        >>> read_only(np.zeros(2)).flags.writeable
+        False
+    """
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def finite_number(value: Any, what: str) -> float:  # noqa: ANN401

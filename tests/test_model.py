@@ -13,11 +13,11 @@ import openmm
 import pytest
 import safetensors.torch
 import torch
-from molecules import load
+from molecules import MODELS, load
 from openmm import app, unit
 
 import openmm_cgflow as cgf
-from openmm_cgflow import storage
+from openmm_cgflow import analysis, storage
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.potentials import DoubleWell
 from openmm_cgflow.storage import read_file, write_file
@@ -115,6 +115,26 @@ def test_model_file_round_trip(butane, tmp_path):
     np.testing.assert_allclose(ours.log_weights, theirs.log_weights, atol=1e-3)
     assert loaded.provenance == butane.provenance
     assert [a.name for a in loaded.topology.atoms()] == [a.name for a in butane.topology.atoms()]
+
+
+def test_provenance_of_a_file_is_that_of_the_training(tmp_path, monkeypatch):
+    flow = cgf.VectorFlow(DoubleWell(), slow=[0], width=2.0)
+    assert flow.provenance["machine"] is None
+    here = flow.train(evaluations=500, progress=False).provenance
+    flow.save(tmp_path / "v.cgflow")
+    monkeypatch.setattr("platform.machine", lambda: "sparc64")
+    loaded = cgf.VectorFlow.load(tmp_path / "v.cgflow", DoubleWell())
+    assert loaded.provenance == here
+    assert "sparc64" not in here["machine"]
+    assert here["version"] == cgf.__version__
+    assert "sparc64" in loaded.train(evaluations=500, progress=False).provenance["machine"]
+
+
+def test_a_file_that_does_not_say_where_it_was_trained():
+    old = cgf.CGFlow.load(MODELS / "aldp.cgflow")
+    assert old.provenance["machine"] is None
+    assert old.provenance["evaluations"] > 0
+    assert "trained on" not in dict(analysis.summary(old, old.sample(100, seed=0)))
 
 
 def test_frames_of_a_simulation_can_be_mixed_in(butane):
@@ -221,6 +241,27 @@ def test_checkpoint_of_another_training_is_refused(tmp_path):
         build(seed=1, temperature=350).train(
             evaluations=8000, progress=False, settings=quick, checkpoint=tmp_path / "c"
         )
+
+
+def test_checkpoints_are_read_after_an_update_of_openmm(tmp_path, monkeypatch):
+    quick = cgf.TrainSettings(points=32, sweeps=2, fit_steps=5, buffer=200, buffer_steps=2, soft_buffers=1, batch=64)
+    path, flow = tmp_path / "c", build(seed=1)
+    flow.train(evaluations=1500, progress=False, settings=quick, checkpoint=path)
+    tensors, header = read_file(path, "checkpoint")
+
+    def resumed() -> list[dict]:
+        return build(seed=1).train(evaluations=1, progress=False, checkpoint=path).history  # too few for anything
+
+    def of_another_version(system: openmm.System) -> str:
+        return storage.system_to_xml(system).replace('openmmVersion="', 'openmmVersion="9.')
+
+    with monkeypatch.context() as patch:
+        patch.setattr("openmm_cgflow.model.system_to_xml", of_another_version)
+        assert resumed() == flow.history
+    older = header | {"identity": flow._identity(with_version=True)}
+    assert older != header
+    write_file(path, "checkpoint", tensors, older)
+    assert resumed() == flow.history
 
 
 # -- bad input

@@ -99,7 +99,7 @@ def basins(
 
     Arguments:
         values: free energy on a periodic grid, one or more dimensions, kJ/mol.
-        grid: grid points along every dimension, `(bins,)`, rad, starting at -pi.
+        grid: grid points along every dimension, `(bins,)`, rad, evenly spaced around the circle; bin centres too.
         angles: `(n, dimensions)`, rad.
         barrier: least depth of a basin, kJ/mol.
         weights: `(n,)`, or None for equal weights.
@@ -111,7 +111,8 @@ def basins(
         InvalidInputError: as `normalised`.
     """
     labels = basin_labels(values, barrier)
-    share, error = populations(labels, angles, weights)
+    beyond = grid[0] + np.pi  # of the grid that `populations` knows: half a bin where these points are bin centres
+    share, error = populations(labels, np.asarray(angles, dtype=np.float64) - beyond, weights)
     found = []
     for label in range(len(share)):
         lowest = int(np.argmin(np.where(labels == label, values, np.inf)))

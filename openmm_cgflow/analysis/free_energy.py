@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from openmm_cgflow.errors import InvalidInputError
-from openmm_cgflow.units import KB
+from openmm_cgflow.units import KB, read_only
 
 __all__ = [
     "KNOWN",
@@ -63,14 +63,14 @@ class FreeEnergy2D:
 
     @cached_property
     def smooth(self) -> Array:
-        """Free energy, `(bins, bins)`, kJ/mol, with the kernel's tails; its minimum is 0."""
+        """Free energy, `(bins, bins)`, kJ/mol, read-only, with the kernel's tails; its minimum is 0."""
         with np.errstate(divide="ignore"):
-            return -KB * self.temperature * np.log(self.density / self.density.max())
+            return read_only(-KB * self.temperature * np.log(self.density / self.density.max()))
 
     @cached_property
     def values(self) -> Array:
-        """Free energy, `(bins, bins)`, kJ/mol; infinite where less than half a sample is near."""
-        return np.where(self.visits > KNOWN, self.smooth, np.inf)
+        """Free energy, `(bins, bins)`, kJ/mol, read-only; infinite where less than half a sample is near."""
+        return read_only(np.where(self.visits > KNOWN, self.smooth, np.inf))
 
 
 def wrap(angles: ArrayLike) -> Array:

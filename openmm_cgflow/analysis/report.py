@@ -11,10 +11,10 @@ from openmm_cgflow.analysis.free_energy import Array, FreeEnergy2D, effective_si
 from openmm_cgflow.analysis.html import page, report_page
 from openmm_cgflow.analysis.plots import plot_energies, plot_free_energies, plot_log_weights, plot_surface
 from openmm_cgflow.analysis.style import save_png
-from openmm_cgflow.analysis.summary import coverage_rows, covered, molecule, summary
+from openmm_cgflow.analysis.summary import coverage_rows, covered, molecule, summary, torsion_labels
 from openmm_cgflow.analysis.training_curves import plot_training
 from openmm_cgflow.analysis.views import View, views_section
-from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.sampling import Samples, trust
 from openmm_cgflow.storage import write_whole
 from openmm_cgflow.trained import TrainedFlow
@@ -74,7 +74,14 @@ def report(flow: TrainedFlow, samples: Samples, out_dir: str | Path, command: st
 
     Raises:
         InvalidInputError: fewer than two samples have a finite energy, or the folder cannot be written.
+        MismatchError: the samples are of another molecule, or with other slow torsions.
     """
+    ours, theirs = (flow.topology.getNumAtoms(), *flow.slow_names), (samples.positions.shape[1], *samples.slow_names)
+    if ours != theirs:
+        raise MismatchError(
+            f"report: the samples are of {theirs[0]} atoms with the slow torsions {', '.join(theirs[1:]) or 'none'}, "
+            f"the flow of {ours[0]} with {', '.join(ours[1:]) or 'none'}: give samples of this flow."
+        )
     usable = int(np.isfinite(samples.log_weights).sum())
     if usable < 2:
         raise InvalidInputError(
@@ -113,13 +120,16 @@ def _surfaces(
     pictures: list[tuple[Path, str, bool]] = []
     cells: list[tuple[str, ...]] = []
     views: list[View] = []
-    pairs = torsion_pairs(flow.slow_names, flow.slow_torsions)
+    labels = torsion_labels(flow)
+    pairs = torsion_pairs(labels, flow.slow_torsions)
     for i, j in pairs:
-        names = flow.slow_names[i], flow.slow_names[j]
+        names = labels[i], labels[j]
         both = samples.slow[:, [i, j]].astype(np.float64)
         surface = free_energy_2d(both[:, 0], both[:, 1], samples.temperature, samples.weights)
         found = _basins(surface, both, samples)
         path = folder / f"free_energy_{_slug(names[0])}_{_slug(names[1])}.png"
+        if str(path).lower() in (str(other).lower() for other, *_ in pictures):
+            path = path.with_stem(f"{path.stem}_{i + 1}_{j + 1}")
         save_png(plot_surface(surface, names, found), path)
         caption = (
             f"Free energy over {names[0]} and {names[1]} from reweighted samples, smoothed by "
@@ -153,7 +163,7 @@ def _basins(surface: FreeEnergy2D, angles: Array, samples: Samples) -> list[Basi
 
 def _torsions(flow: TrainedFlow, samples: Samples, folder: Path) -> list[tuple[Path, str, bool]]:
     """One picture of the free energies along all slow torsions."""
-    names = list(flow.slow_names)
+    names = torsion_labels(flow)
     if not names:
         return []
     columns = [samples.slow[:, k].astype(np.float64) for k in range(len(names))]

@@ -11,7 +11,7 @@ from openmm_cgflow.units import KB
 if TYPE_CHECKING:
     from openmm.app import Topology
 
-__all__ = ["duration", "summary", "trust", "versions"]
+__all__ = ["duration", "summary", "torsion_labels", "trust", "versions"]
 
 
 def covered(flow: TrainedFlow) -> bool | None:
@@ -60,6 +60,17 @@ def molecule(topology: "Topology") -> str:
     return "-".join(names) if len(names) <= 12 else "-".join([*names[:10], "...", names[-1]])
 
 
+def torsion_labels(flow: TrainedFlow) -> list[str]:
+    """Names of the slow torsions; those that several share say their chain, and if that does not tell, their atoms."""
+    names, atoms = list(flow.slow_names), list(flow.topology.atoms())
+    chains = [atoms[four[1]].residue.chain.id for four in flow.slow_torsions]
+    labels = [f"chain {c} {name}" if names.count(name) > 1 else name for c, name in zip(chains, names, strict=True)]
+    return [
+        f"{label} of atoms {', '.join(map(str, four))}" if labels.count(label) > 1 else label
+        for label, four in zip(labels, flow.slow_torsions, strict=True)
+    ]
+
+
 def summary(flow: TrainedFlow, samples: Samples, command: str | None = None) -> list[tuple[str, str]]:
     """Every line of the report's table.
 
@@ -78,7 +89,7 @@ def summary(flow: TrainedFlow, samples: Samples, command: str | None = None) -> 
         ("molecule", molecule(flow.topology)),
         ("atoms", str(samples.positions.shape[1])),
         ("degrees of freedom", str(_degrees_of_freedom(flow))),
-        ("slow torsions", ", ".join(flow.slow_names) or "none"),
+        ("slow torsions", ", ".join(torsion_labels(flow)) or "none"),
         ("temperature", f"{samples.temperature:g} K (kT = {kT:.4f} kJ/mol)"),
         ("training: energy evaluations", "unknown" if evaluations is None else f"{int(evaluations):,}"),
         ("training: time", duration(provenance.get("seconds"))),

@@ -8,7 +8,7 @@ from openmm_cgflow.backmapping.backmap import warn_of_strange
 from openmm_cgflow.backmapping.placer import FlowPlacer
 from openmm_cgflow.compute import BATCH, plain_torch, seeded
 from openmm_cgflow.counts import whole_number
-from openmm_cgflow.errors import MismatchError
+from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.forcematching import FittedBeads
 from openmm_cgflow.sampling import Samples
 from openmm_cgflow.structures import CONSTRAINT_TOLERANCE
@@ -32,11 +32,16 @@ class JoinedDensity:
     Raises:
         MismatchError: if the beads are not those of the flow, one by one and in the same order, or have other
             constraints.
-        InvalidInputError: if they are at other distances than those of the flow.
+        InvalidInputError: if they are at other distances than those of the flow, or `fit_beads` did not make them.
     """
 
     @plain_torch
     def __init__(self, flow: TrainedFlow, beads: FittedBeads) -> None:
+        if not isinstance(beads, FittedBeads):
+            raise InvalidInputError(
+                f"withBeads: beads is a {type(beads).__name__}; give what forcematching.fit_beads makes of frames of "
+                "them (to put atoms around them: flow.backmap)"
+            )
         self.flow, self.beads = flow, beads
         wide = [name for name, group in zip(beads.model.labels, beads.model.groups or (), strict=False) if group[1:]]
         if wide:

@@ -12,6 +12,7 @@ from openmm import app
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.structure_checks import StructureChecks, check_structures
 from openmm_cgflow.trajectory_files import save_arrays, save_trajectory
+from openmm_cgflow.units import read_only
 
 __all__ = ["Backmapped", "listed", "warn_of_failed"]
 
@@ -59,15 +60,15 @@ class Backmapped:
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """`(frames, n)`, normalised within each frame; NaN in frames that `failed`."""
+        """`(frames, n)`, normalised within each frame, read-only; NaN in frames that `failed`."""
         log_weights = np.where(self.failed[:, None], np.nan, self.log_weights)
         weights = np.exp(log_weights - log_weights.max(1, keepdims=True))
-        return weights / weights.sum(1, keepdims=True)
+        return read_only(weights / weights.sum(1, keepdims=True))
 
     @cached_property
     def ess(self) -> np.ndarray:
-        """Kish effective sample size over n in each frame, `(frames,)`; NaN in frames that `failed`."""
-        return 1 / (self.weights**2).sum(1) / self.weights.shape[1]
+        """Kish effective sample size over n in each frame, `(frames,)`, read-only; NaN in frames that `failed`."""
+        return read_only(1 / (self.weights**2).sum(1) / self.weights.shape[1])
 
     @cached_property
     def checks(self) -> StructureChecks:

@@ -1,7 +1,8 @@
 """Which atoms are beads and which torsions are slow: the user's choice, or all soft torsions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 from openmm_cgflow.chemistry.axes import Axis, find_axes
 from openmm_cgflow.chemistry.molecule import Molecule, bond_key
@@ -100,12 +101,16 @@ def _resolve(molecule: Molecule, axes: list[Axis], slow: Sequence[SlowTorsion]) 
 
 def _by_name(molecule: Molecule, axes: list[Axis], name: str) -> list[Axis]:
     residue, _, short = name.rpartition(":")
-    found = []
-    for axis in axes:
-        owner, _, own = axis.name.partition(":")
+
+    def is_called(axis_name: str) -> bool:
+        owner, _, own = axis_name.partition(":")
         digits = "".join(c for c in owner if not c.isalpha())
-        if own.lower() == short.lower() and residue.upper() in ("", owner.upper(), digits):
-            found.append(axis)
+        return own.lower() == short.lower() and residue.upper() in ("", owner.upper(), digits)
+
+    found = [axis for axis in axes if is_called(axis.name)]
+    if not found:
+        others = [(axis, chain, atoms) for axis in axes for chain, atoms in _torsions(molecule, axis)]
+        found = [_about(molecule, *other) for other in others if is_called(_name_of(molecule, other[2]))]
     if not found:
         raise InvalidInputError(
             f"no torsion is called {name!r}; there are {', '.join(sorted(a.name for a in axes)) or 'none'}; "
@@ -143,9 +148,25 @@ def _by_atoms(molecule: Molecule, axes: list[Axis], item: Sequence[int]) -> Axis
         raise InvalidInputError(
             f"the slow torsion {atoms} goes through a linear group, about which nothing turns; choose another"
         )
-    same = set(axis.atoms) == set(atoms)
-    name = axis.name if same else f"{molecule.residues[x]}:" + "-".join(molecule.names[i] for i in atoms)
-    return Axis((w, x, y, z), [x, y], name, axis.profile, False)
+    return _about(molecule, axis, [x, y], (w, x, y, z))
+
+
+def _torsions(molecule: Molecule, axis: Axis) -> Iterator[tuple[list[int], tuple[int, int, int, int]]]:
+    """Every torsion about an axis, in both directions, after the chain of its axis."""
+    for chain in (axis.chain, axis.chain[::-1]):
+        for w, z in product(molecule.neighbours[chain[0]], molecule.neighbours[chain[-1]]):
+            if w != chain[1] and z != chain[-2]:
+                yield chain, (w, chain[0], chain[-1], z)
+
+
+def _about(molecule: Molecule, axis: Axis, chain: list[int], atoms: tuple[int, int, int, int]) -> Axis:
+    """The same axis, with the torsion of these atoms."""
+    name = axis.name if set(axis.atoms) == set(atoms) else _name_of(molecule, atoms)
+    return Axis(atoms, chain, name, axis.profile, False)
+
+
+def _name_of(molecule: Molecule, atoms: tuple[int, int, int, int]) -> str:
+    return f"{molecule.residues[atoms[1]]}:" + "-".join(molecule.names[i] for i in atoms)
 
 
 def _check_beads(molecule: Molecule, beads: Sequence[int]) -> list[int]:

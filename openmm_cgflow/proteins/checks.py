@@ -6,6 +6,7 @@ from openmm import app
 from scipy.spatial import cKDTree
 
 from openmm_cgflow.structure_checks import StructureChecks
+from openmm_cgflow.units import read_only
 
 __all__ = ["check_protein", "close_pairs"]
 
@@ -59,7 +60,7 @@ def check_protein(
     """
     lists = _Lists(topology, lengths)
     rows = [_checked(lists, x.astype(np.float64), wanted) for x, wanted in zip(positions, cis, strict=True)]
-    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    columns = [read_only(np.array(column)) for column in zip(*rows, strict=True)]
     return StructureChecks(*columns)
 
 

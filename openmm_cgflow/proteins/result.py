@@ -65,9 +65,9 @@ class BackmappedProtein:
         x = self.positions.reshape(-1, *self.positions.shape[2:])
         return check_protein(self.topology, x, cis_of(self.topology, x), self.bond_lengths)
 
-    @cached_property
+    @property
     def best(self) -> np.ndarray:
-        """`(frames, atoms, 3)` nm, the structure of the lowest energy in each frame."""
+        """`(frames, atoms, 3)` nm, the structure of the lowest energy in each frame; a copy at each call."""
         lowest = np.where(np.isfinite(self.energies), self.energies, np.inf).argmin(1)
         return self.positions[np.arange(len(self.positions)), lowest]
 

@@ -22,7 +22,7 @@ from openmm_cgflow.sampling.weights import (
     trustworthy,
 )
 from openmm_cgflow.trajectory_files import save_arrays, save_trajectory
-from openmm_cgflow.units import KB, real_array
+from openmm_cgflow.units import KB, read_only, real_array
 
 __all__ = ["Samples"]
 
@@ -80,8 +80,8 @@ class Samples:
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """Normalised weights `(n,)`; all zero where no sample has a finite energy."""
-        return torch.softmax(self._log_weights, 0).nan_to_num(0.0).numpy()
+        """Normalised weights `(n,)`, read-only; all zero where no sample has a finite energy."""
+        return read_only(torch.softmax(self._log_weights, 0).nan_to_num(0.0).numpy())
 
     @cached_property
     def ess(self) -> float:
@@ -124,7 +124,8 @@ class Samples:
             values: `(n, ...)`, the observable of each sample, in any unit.
 
         Returns:
-            the self-normalised average and its standard error, each of shape `(...)`.
+            the self-normalised average and its standard error, each of shape `(...)`; the error is infinite when only
+            one sample has a weight.
 
         Raises:
             InvalidInputError: if `values` are not real numbers, one row for each sample, or no sample has a weight.
@@ -139,7 +140,8 @@ class Samples:
         weights = self._some_weights("reweight").reshape(-1, *[1] * (values.ndim - 1))
         values = np.where(weights > 0, values, 0.0)  # what has no weight may be infinite
         mean = (weights * values).sum(0)
-        return mean, np.sqrt((weights**2 * (values - mean) ** 2).sum(0))
+        alone = np.count_nonzero(weights) < 2  # of which nothing can be said
+        return mean, np.sqrt((weights**2 * (values - mean) ** 2).sum(0)) + (np.inf if alone else 0.0)
 
     def _some_weights(self, what: str) -> np.ndarray:
         if not self.weights.any():

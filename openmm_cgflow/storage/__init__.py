@@ -3,7 +3,7 @@
 from openmm_cgflow.storage.container import pack, read_file, unpack, write_file
 from openmm_cgflow.storage.files import locked, reading, write_whole
 from openmm_cgflow.storage.modules import Allowance, check_fit, fill
-from openmm_cgflow.storage.system_xml import check_storable, system_from_xml, system_to_xml
+from openmm_cgflow.storage.system_xml import check_storable, digest_of, system_from_xml, system_to_xml
 from openmm_cgflow.storage.topology import StoredTopology, topology_from_json, topology_to_json
 from openmm_cgflow.storage.typed import read_as
 
@@ -12,6 +12,7 @@ __all__ = [
     "StoredTopology",
     "check_fit",
     "check_storable",
+    "digest_of",
     "fill",
     "locked",
     "pack",

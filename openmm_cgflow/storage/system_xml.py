@@ -6,8 +6,11 @@ processing instructions and references otherwise than the standard does. So the 
 unless it is what OpenMM itself writes, and OpenMM gets a plain copy: elements and attributes, nothing else.
 """
 
+import hashlib
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 from xml.parsers import expat
 
 import openmm
@@ -15,7 +18,7 @@ import openmm
 from openmm_cgflow.errors import ModelFileError, UnsupportedForceError
 from openmm_cgflow.potentials.terms.limits import check_size
 
-__all__ = ["check_storable", "system_from_xml", "system_to_xml"]
+__all__ = ["check_storable", "digest_of", "system_from_xml", "system_to_xml"]
 
 NATIVE = frozenset(
     {
@@ -52,12 +55,28 @@ _WHOLE = re.compile(r"-?[0-9]{1,9}")
 _ESCAPES = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&apos;", "\n": " ", "\t": " ", "\r": " "}
 )
+_WRITTEN_BY = re.compile(r' openmmVersion=\\"[^"\\]*\\"')  # in XML as JSON holds it
 _WAY_OUT = "Build the System in your script and give it to CGFlow."
 
 
 def system_to_xml(system: openmm.System) -> str:
     """The System as OpenMM XML."""
     return openmm.XmlSerializer.serialize(system)
+
+
+def digest_of(parts: Sequence[Any], with_version: bool = False) -> str:
+    """A digest of values, Systems as XML among them: the same whatever version of OpenMM wrote these.
+
+    Arguments:
+        parts: what JSON can hold.
+        with_version: let the version of OpenMM count, as it does in older files.
+
+    Example:
+        >>> digest_of(['<System openmmVersion="8.4" a="1">']) == digest_of(['<System openmmVersion="8.5" a="1">'])
+        True
+    """
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256((text if with_version else _WRITTEN_BY.sub("", text)).encode()).hexdigest()
 
 
 def system_from_xml(xml: str | bytes) -> openmm.System:

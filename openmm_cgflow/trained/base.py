@@ -16,13 +16,14 @@ from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.flows import FlowSettings, JointFlow
 from openmm_cgflow.potentials import Potential
 from openmm_cgflow.sampling import BoltzmannTarget, Drawn, Samples
-from openmm_cgflow.storage import fill
+from openmm_cgflow.storage import fill, read_as
 from openmm_cgflow.training.checkpoint import flatten, unflatten
 from openmm_cgflow.units import KB, PositionsLike, in_radians, real_array
 from openmm_cgflow.version import __version__
 
 __all__ = ["Coordinates", "Trained"]
 
+_TRAINED_WITH = "trained_with"  # among what a training that goes on needs: readers do not mind it there
 Coordinates = TypeVar("Coordinates", InternalCoordinates, LinearCoordinates)
 
 
@@ -85,17 +86,27 @@ class Trained(Generic[Coordinates]):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where this model comes from: evaluations, training seconds, seed, version and machine."""
+        """Where this model comes from: evaluations, training seconds, seed, versions and machine.
+
+        Versions and machine are those of its last training; None before one, and of a file that does not say.
+        """
         trained = self.history[-1]["evaluations"] if self.history else 0
         return {
             "evaluations": trained,
             "seconds": self._seconds,
             "seed": self.seed,
-            "version": __version__,
-            "torch": torch.__version__,
-            "openmm": openmm.Platform.getOpenMMVersion(),
-            "machine": f"{platform.machine()}, {platform.processor() or platform.system()}",
+            **dict.fromkeys(_versions_and_machine()),
+            **self._trained_with,
         }
+
+    @property
+    def _trained_with(self) -> dict[str, str]:
+        """Versions and machine of the last training, as far as they are known."""
+        return self._training.get(_TRAINED_WITH, {})
+
+    def _keep_training(self, state: dict[str, Any], here: bool) -> None:
+        """Keep what one that goes on needs; `here` if something was trained, by these versions on this machine."""
+        self._training = state | {_TRAINED_WITH: _versions_and_machine() if here else self._trained_with}
 
     def _count(self, evaluations: int) -> None:
         """Let `evaluations` go on from here; the potential, which others may use too, keeps its own count."""
@@ -125,6 +136,7 @@ class Trained(Generic[Coordinates]):
         self.seed, self.history, self._seconds = header["seed"], header["history"], header["seconds"]
         if header.get("training"):
             self._training = unflatten(tensors, header["training"], "training/")
+            read_as(dict[str, str], self._trained_with, f"the description.training.{_TRAINED_WITH}")
         if self.history:
             self._count(self.history[-1]["evaluations"])
 
@@ -233,3 +245,12 @@ class Trained(Generic[Coordinates]):
             raise MismatchError(f"freeEnergy: slow has shape {s.shape}; give (n, {n_slow}): {self.slow_names}.")
         log_prob = self.flow.bead_flow.slow.log_prob(self.compute.tensor(s).float()).double()
         return (-self.target.kT * log_prob).cpu().numpy() * unit.kilojoule_per_mole
+
+
+def _versions_and_machine() -> dict[str, str]:
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "openmm": openmm.Platform.getOpenMMVersion(),
+        "machine": f"{platform.machine()}, {platform.processor() or platform.system()}",
+    }

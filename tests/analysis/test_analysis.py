@@ -120,6 +120,12 @@ def test_a_single_distant_sample_counts_as_one_visit():
     assert surface.values[k, k] == pytest.approx(KT * np.log(50), rel=1e-6)
 
 
+def test_a_surface_keeps_its_values():
+    surface = free_energy_2d([0.0, 1.0], [0.0, 1.0], T)
+    assert not surface.smooth.flags.writeable
+    assert not surface.values.flags.writeable
+
+
 def mixture(n, seed=0):
     """Three von Mises modes with known shares, one across the corner of the torus."""
     rng = np.random.default_rng(seed)
@@ -143,6 +149,17 @@ def test_basins_of_a_mixture():
         assert np.abs(wrap(np.array(basin.minimum) - mean)).max() < 0.2
     # equal widths: depths differ by -kT log of the shares' ratio; 0.5 kJ/mol is about 4 s.e. of the kernel estimate
     assert found[2].free_energy == pytest.approx(KT * np.log(0.55 / 0.05), abs=0.5)
+
+
+@pytest.mark.parametrize("bins", [24, 36])
+def test_basins_along_one_angle_hold_the_samples_of_their_bins(bins):
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(-0.35, 0.12, 3_000), rng.normal(0.35, 0.12, 7_000)])
+    along = free_energy_1d(x, T, bins=bins)
+    labels = basin_labels(along.values, KT)
+    counts, _ = np.histogram(x, np.linspace(-np.pi, np.pi, bins + 1))
+    expected = [counts[labels == k].sum() / len(x) for k in range(labels.max() + 1)]
+    assert [b.population for b in basins(along.values, along.grid, x[:, None], KT)] == pytest.approx(expected)
 
 
 def test_population_errors_are_the_scatter_of_repeats():

@@ -11,7 +11,7 @@ import pytest
 from openmm import System, app
 
 from openmm_cgflow.analysis import report, summary, torsion_pairs, trust
-from openmm_cgflow.errors import InvalidInputError
+from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.sampling import Samples
 from openmm_cgflow.units import KB
 
@@ -178,6 +178,41 @@ def test_any_number_of_slow_torsions(tmp_path, n_slow, surfaces):
     assert ("free_energy_torsions.png" in drawn) == (n_slow > 0)
     assert len([name for name in drawn if name.startswith("free_energy_") and "torsions" not in name]) == surfaces
     assert "training.png" not in drawn
+
+
+@pytest.mark.parametrize("chains", ["AB", "AA"])
+def test_torsions_of_one_name_have_pictures_and_labels_of_their_own(tmp_path, chains):
+    names = ("ALA2:phi", "ALA2:psi") * 2
+    samples = make_samples(500, names=names)
+    samples.slow[:, 2:] *= -1
+    flow = make_flow(names, history=False)
+    flow.slow_torsions = [(0, 1, 2, 3), (1, 2, 3, 4), (11, 12, 13, 14), (12, 13, 14, 15)]
+    flow.topology = app.Topology()
+    for chain in chains:
+        residue = flow.topology.addResidue("ALA", flow.topology.addChain(chain), "2")
+        for k in range(11):
+            flow.topology.addAtom(f"C{k}", app.element.carbon, residue)
+    html = report(flow, samples, tmp_path).read_text()
+    surfaces = {path.read_bytes() for path in tmp_path.glob("free_energy_*ALA*.png")}
+    assert len(surfaces) == 3
+    captions = re.findall(r"<figcaption>Free energy over (.*?) from", html)
+    assert len(set(captions)) == len(captions) == 3
+    assert ("chain B ALA2:phi and chain B ALA2:psi" in captions) == (chains == "AB")
+
+
+def test_pictures_of_names_that_look_alike_in_a_folder_are_all_kept(tmp_path):
+    names = ("C1-C2", "C1:C2", "c1-c2")
+    report(make_flow(names, history=False), make_samples(500, names=names), tmp_path)
+    assert len({path.name.lower() for path in tmp_path.glob("free_energy_*2*.png")}) == 2  # also on a Mac
+
+
+def test_samples_of_another_flow_are_refused(tmp_path):
+    with pytest.raises(MismatchError, match="slow torsions psi, phi, the flow of 22 with phi, psi"):
+        report(make_flow(), make_samples(10, names=("psi", "phi")), tmp_path)
+    samples = make_samples(10)
+    with pytest.raises(MismatchError, match="of 21 atoms"):
+        report(make_flow(), Samples(**{**vars_of(samples), "positions": samples.positions[:, :-1]}), tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_infinite_energies_are_left_out(tmp_path):

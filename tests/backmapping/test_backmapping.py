@@ -69,6 +69,12 @@ def test_energies_and_weights(aldp, beads):
     assert result.ess.mean() > 0.9
 
 
+def test_what_is_kept_of_a_result_cannot_be_written_to(aldp, beads):
+    result = aldp.backmap(beads[:2], n=2, seed=0)
+    for kept in (result.weights, result.ess, result.checks.clashes, result.checks.fine):
+        assert not kept.flags.writeable
+
+
 def test_reweighted_structures_have_the_energies_of_the_whole_ensemble(aldp, samples):
     """Beads of Boltzmann frames, atoms made anew: energies must come out as they were."""
     chosen = samples.resample(2000, seed=2)

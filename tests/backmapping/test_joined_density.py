@@ -44,6 +44,11 @@ def test_joined_samples_have_the_density_that_is_said(flow, fitted):
     assert samples.check(4) < 0.01  # OpenMM has the same energies
 
 
+def test_frames_that_were_not_fitted_are_refused(flow, frames):
+    with pytest.raises(cgf.InvalidInputError, match=r"withBeads: beads is a ndarray; give what .*fit_beads"):
+        flow.withBeads(frames)
+
+
 def test_joined_samples_have_the_beads_of_the_frames_and_weights_of_the_system(flow, frames, fitted):
     samples = flow.withBeads(fitted).sample(6000, seed=1)
     own = flow.sample(2000, seed=2)

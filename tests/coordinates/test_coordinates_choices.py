@@ -233,6 +233,19 @@ def test_slow_by_name(dipeptide):
         assert coordinates(dipeptide, slow=names).slow_torsions == [(4, 6, 8, 14), (6, 8, 14, 16)]
 
 
+@pytest.mark.parametrize("given", [(7, 6, 8, 14), (14, 8, 6, 7), (9, 8, 14, 15), (0, 1, 4, 6)])
+def test_names_of_torsions_that_were_given_by_other_atoms_can_be_given_back(dipeptide, given):
+    c = coordinates(dipeptide, slow=[given])
+    assert set(c.slow_torsions[0]) == set(given)
+    again = coordinates(dipeptide, slow=c.names[:1])
+    assert (again.slow_torsions, again.names) == (c.slow_torsions, c.names)
+
+
+def test_names_of_two_torsions_about_one_bond_are_refused(dipeptide):
+    with pytest.raises(InvalidInputError, match="two slow torsions turn about the bond ALA2:N-ALA2:CA"):
+        coordinates(dipeptide, slow=["phi", "2:h-n-ca-c"])
+
+
 def test_omega_becomes_soft_when_it_is_named(dipeptide):
     c = coordinates(dipeptide, slow=["phi", "psi", "ACE1:omega"])
     assert c.names[:3].count("ACE1:omega") == 1

@@ -60,6 +60,9 @@ def test_a_molecule_is_found_by_its_names_and_bonds(flow):
     assert [atoms[k].name for k in found] == [atom.name for atom in flow.topology.atoms()]
     assert [atoms[k].residue.name for k in found] == [atom.residue.name for atom in flow.topology.atoms()]
     assert flow.findAtoms(mdtraj.Topology.from_openmm(topology)) == found
+    assert flow.findAtoms(app.Modeller(topology, [])) == found
+    with pytest.raises(cgf.InvalidInputError, match="findAtoms: topology is a ndarray"):
+        flow.findAtoms(np.zeros(3))
 
 
 @pytest.mark.parametrize(("copies", "message"), [(0, "no molecule"), (2, "2 molecules")])

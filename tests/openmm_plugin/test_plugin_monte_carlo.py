@@ -2,7 +2,9 @@
 
 import copy
 import csv
+import errno
 import io
+import json
 
 import numpy as np
 import openmm
@@ -134,8 +136,52 @@ def test_a_damaged_state_is_named(butane, tmp_path):
     for name in ("mc.json", "missing.json"):
         with pytest.raises(cgf.ModelFileError, match=name):
             monte_carlo.loadState(tmp_path / name)
-    with pytest.raises(cgf.ModelFileError, match="cannot be written"):
+    with pytest.raises(cgf.ModelFileError, match="could not be written"):
         monte_carlo.saveState(tmp_path / "no" / "mc.json")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"generator": {"bit_generator": "MT19937"}},
+        {"attempted": "3"},
+        {"accepted": None},
+        {"outside": 4},
+        {"accepted": -1},
+        {"batch": 0, "next": 0},
+        {"batch_seed": -1},
+        {"format": "something else"},
+    ],
+)
+def test_a_damaged_state_changes_nothing(butane, tmp_path, damage):
+    simulation, path = simulate(), tmp_path / "mc.json"
+    monte_carlo = cgf.FlowMonteCarlo(simulation, butane, seed=5)
+    for _ in range(3):
+        monte_carlo.attempt(simulation)
+    monte_carlo.saveState(path)
+    good = path.read_text()
+    other = cgf.FlowMonteCarlo(simulation, butane, seed=7)
+    other.saveState(path)
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(good) | damage))
+    with pytest.raises(cgf.ModelFileError, match="is not a state that FlowMonteCarlo"):
+        other.loadState(path)
+    other.saveState(path)
+    assert path.read_text() == before
+
+
+def test_a_state_that_cannot_be_written_leaves_the_old_one(butane, tmp_path, monkeypatch):
+    monte_carlo, path = cgf.FlowMonteCarlo(simulate(), butane), tmp_path / "mc.json"
+    monte_carlo.saveState(path)
+    before = path.read_text()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(cgf.ModelFileError, match="No space left"):
+        monte_carlo.saveState(path)
+    assert path.read_text() == before
 
 
 def test_simulations_that_do_not_belong_are_refused(butane):
@@ -181,6 +227,12 @@ def nvt(temperature: float = 300, **options):
     molecule = load("butane", **options)
     state = states.ThermodynamicState(molecule.system, temperature * unit.kelvin)
     return state, states.SamplerState(molecule.positions * unit.nanometer)
+
+
+@pytest.mark.parametrize("what", [3, None])
+def test_a_flow_move_of_something_else_is_refused(what):
+    with pytest.raises(cgf.InvalidInputError, match="FlowMove: model is a"):
+        cgf.FlowMove(what)
 
 
 def test_flow_move_samples_with_dynamics_between(model, butane):

@@ -77,6 +77,21 @@ def test_pareto_k_of_pareto_weights(k):
     assert pareto_k(log_weights) == pytest.approx(k, abs=4 * (1 + k) / math.sqrt(1342))
 
 
+@pytest.mark.parametrize("log_weights", [[0.0], [0.0, -np.inf]])
+def test_one_sample_has_an_infinite_error(log_weights):
+    n = len(log_weights)
+    assert samples(log_weights).reweight(np.full(n, 3.0)) == (3.0, np.inf)
+    mean, error = samples(log_weights).reweight(np.ones((n, 2)))
+    assert mean.tolist() == [1.0, 1.0]
+    assert error.tolist() == [np.inf, np.inf]
+
+
+def test_what_is_kept_of_the_weights_cannot_be_written_to():
+    drawn = samples([0.0, 1.0, 2.0])
+    with pytest.raises(ValueError, match="read-only"):
+        drawn.weights *= 2
+
+
 def test_reweight_is_the_boltzmann_average_with_its_error():
     generator = np.random.default_rng(0)
     errors, means = [], []

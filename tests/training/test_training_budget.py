@@ -185,6 +185,28 @@ def test_budget_of_rows_follows_what_a_batch_took():
     assert Budget(evaluations=20_000).rows(1024) == 200
 
 
+def test_a_training_that_failed_was_not_ended_early():
+    flow = well()
+    with pytest.raises(cgf.InvalidInputError, match="give at least"):
+        flow.train(evaluations=5, progress=False)
+    assert not flow.ended_early
+
+
+def test_a_training_is_ended_early_until_the_next_call():
+    flow = well()
+    energy, asked = flow.potential.energy, []
+
+    def ctrl_c(x: torch.Tensor) -> torch.Tensor:
+        if not asked and flow.evaluations > 1000:
+            asked.append(signal.raise_signal(signal.SIGINT))
+        return energy(x)
+
+    flow.potential.energy = ctrl_c
+    assert flow.train(evaluations=4000, progress=False, settings=QUICK).ended_early
+    assert 1000 < flow.evaluations < 3000
+    assert not flow.train(evaluations=500, progress=False).ended_early
+
+
 def test_budget_is_added_by_every_call(tmp_path):
     flow = well()
     flow.train(evaluations=3000, progress=False, settings=QUICK, checkpoint=tmp_path / "c")

@@ -1,6 +1,7 @@
 """A training that goes on: from a model file, from a checkpoint, with other settings; and one seed, one result."""
 
 import copy
+import csv
 import dataclasses
 import functools
 import hashlib
@@ -21,7 +22,8 @@ import openmm_cgflow as cgf
 from openmm_cgflow.flows import FlowSettings
 from openmm_cgflow.potentials import DoubleWell, Potential, TorchPotential, torch_potential
 from openmm_cgflow.storage import read_file, write_file
-from openmm_cgflow.training import AdaptiveTempering, GeometricTempering, Parallel, Trainer, TrainSettings
+from openmm_cgflow.training import AdaptiveTempering, GeometricTempering, Metrics, Parallel, Trainer, TrainSettings
+from openmm_cgflow.training.metrics_file import drop_rows_after
 
 SMALL = FlowSettings(components=8, slow_hidden=16, hidden=16, atom_couplings=2, rank=2)
 QUICK = TrainSettings(points=64, sweeps=4, fit_steps=20, buffer=1000, buffer_steps=4, soft_buffers=3, batch=256)
@@ -221,6 +223,27 @@ def test_resume_of_a_killed_call_spends_what_was_left_of_it(tmp_path, after, mon
     assert [row["stage"] for row in again.history].count("laplace") == 1
     assert again._trainer.task.settings == QUICK  # without being told again
     assert read_file(tmp_path / "c", "checkpoint")[1]["call"] is None
+
+
+def test_resume_of_a_killed_call_leaves_each_row_of_its_metrics_once(tmp_path):
+    path = tmp_path / "m.csv"
+    call = {"evaluations": 3000, "checkpoint": tmp_path / "c", "metrics": path}
+
+    def rows() -> list[tuple[str, int]]:
+        return [(row["stage"], int(row["evaluations"])) for row in csv.DictReader(path.read_text().splitlines())]
+
+    killed(well(), 2700, settings=QUICK, **call)
+    assert len(rows()) > len(read_file(tmp_path / "c", "checkpoint")[1]["history"])
+    again = well().train(progress=False, **call)
+    assert rows() == [(row["stage"], row["evaluations"]) for row in again.history]
+
+
+def test_metrics_of_another_training_are_left_as_they_are(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("stage,seconds,evaluations\nrefine,3.5,200\n")
+    drop_rows_after(path, [Metrics("refine", 3.5, 100)])
+    assert path.read_text().count("\n") == 2
+    drop_rows_after(tmp_path / "none.csv", [])
 
 
 def test_resume_of_a_call_that_was_killed_in_the_start_does_it_again(tmp_path):

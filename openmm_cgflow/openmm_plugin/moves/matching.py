@@ -10,7 +10,7 @@ from openmm import app, unit
 
 from openmm_cgflow.atom_matching import order_by_names, same_elements, symbol_of
 from openmm_cgflow.chemistry.system_bonds import constraints_of
-from openmm_cgflow.errors import MismatchError
+from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.openmm_plugin.moves.dynamics import (
     boosts_forces,
     current_integrator,
@@ -46,9 +46,16 @@ def find_molecule(flow: TrainedFlow, topology: app.Topology) -> list[int]:
 
     Raises:
         MismatchError: the molecule is not there, or more than once.
+        InvalidInputError: for what is and has no Topology.
     """
-    if not isinstance(topology, app.Topology):
+    topology = getattr(topology, "topology", topology)  # a PDBFile, a Modeller or a Trajectory
+    if hasattr(topology, "to_openmm"):
         topology = topology.to_openmm()
+    if not isinstance(topology, app.Topology):
+        raise InvalidInputError(
+            f"findAtoms: topology is a {type(topology).__name__}; give an openmm.app.Topology, such as "
+            "modeller.topology."
+        )
     ours, everything, bonds = list(flow.topology.atoms()), list(topology.atoms()), _bonds(flow.topology)
     graph = networkx.Graph((bond[0].index, bond[1].index) for bond in topology.bonds())
     found = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from openmmtools.mcmc import MCMCMove
 
-from openmm_cgflow.errors import MismatchError, ModelFileError
+from openmm_cgflow.errors import InvalidInputError, MismatchError, ModelFileError
 from openmm_cgflow.openmm_plugin.moves.dynamics import ConstraintMetric
 from openmm_cgflow.openmm_plugin.moves.matching import check_masses, check_system, check_temperature
 from openmm_cgflow.openmm_plugin.moves.monte_carlo import attempt
@@ -39,6 +39,10 @@ class FlowMove(MCMCMove):
         n_proposed: proposals so far.
         n_accepted: accepted ones.
 
+    Raises:
+        InvalidInputError: for what is neither a path nor a flow of a molecule.
+        ModelFileError: for a file that cannot be read.
+
     Example:
         move = SequenceMove([LangevinDynamicsMove(n_steps=500), FlowMove("aldp.cgflow")])
         MCMCSampler(thermodynamic_state, sampler_state, move=move).run(1000)
@@ -56,8 +60,12 @@ class FlowMove(MCMCMove):
         if isinstance(model, str | Path):
             self._path = str(Path(model).resolve())
             self._digest, self.flow = _read(self._path)
-        else:
+        elif isinstance(model, TrainedFlow):
             self.flow = model
+        else:
+            raise InvalidInputError(
+                f"FlowMove: model is a {type(model).__name__}; give the path of a model file, or a CGFlow."
+            )
         self.any_temperature = any_temperature
         self._sampler: IndependenceSampler | None = None
         self.n_proposed = self.n_accepted = 0

@@ -25,11 +25,13 @@ from openmm_cgflow.openmm_plugin.moves.matching import (
     check_topology,
 )
 from openmm_cgflow.openmm_plugin.moves.proposals import IndependenceSampler
+from openmm_cgflow.storage import write_whole
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.units import KB
 
 __all__ = ["FlowMonteCarlo", "attempt"]
 
+_FORMAT = "openmm_cgflow FlowMonteCarlo"
 _COLUMNS = ("step", "attempted", "accepted", "outside", "acceptance", "log_ratio")
 
 
@@ -227,21 +229,21 @@ class FlowMonteCarlo:
         """Write counts and random numbers as JSON; positions are saved by `Simulation.saveState`.
 
         Raises:
-            ModelFileError: if the file cannot be written.
+            ModelFileError: if the file cannot be written; an older one there stays.
         """
-        try:
-            Path(file).write_text(json.dumps({"format": "openmm_cgflow FlowMonteCarlo", **self._sampler.state()}))
-        except OSError as error:
-            raise ModelFileError(f"{file} cannot be written: {error.strerror or error}.") from error
+        write_whole(file, json.dumps({"format": _FORMAT, **self._sampler.state()}).encode())
 
     def loadState(self, file: str | Path) -> None:
         """Go on with the counts and random numbers that `saveState` wrote.
 
         Raises:
-            ModelFileError: for a file that is missing, damaged, or something else.
+            ModelFileError: for a file that is missing, damaged, or something else; all stays as it was.
         """
         try:
-            self._sampler.restore(json.loads(Path(file).read_text()))
+            state = json.loads(Path(file).read_text(encoding="utf-8"))
+            if state.pop("format") != _FORMAT:
+                raise ValueError("it says that it is something else")
+            self._sampler.restore(state)
         except Exception as error:
             raise ModelFileError(f"{file} is not a state that FlowMonteCarlo.saveState wrote ({error}).") from error
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from openmm_cgflow.compute import plain_torch
 from openmm_cgflow.counts import seed_number
 from openmm_cgflow.openmm_plugin.moves.structure_density import StructureDensity
+from openmm_cgflow.storage import read_as
 from openmm_cgflow.trained import TrainedFlow
 
 __all__ = ["IndependenceSampler"]
@@ -115,16 +117,37 @@ class IndependenceSampler:
         """Go on where `state` was taken, with the same random numbers.
 
         Raises:
-            ValueError: for a number of proposals that no sampler draws.
+            ModelFileError, TypeError, ValueError, OverflowError: for what no sampler gives; this one stays as it was.
         """
-        batch, following = state["batch"], state["next"]
-        if type(batch) is not int or type(following) is not int or not 0 <= following <= batch <= _LARGEST_BATCH:
-            raise ValueError(f"proposal {following!r} of {batch!r}")
-        self.attempted, self.accepted, self.outside = state["attempted"], state["accepted"], state["outside"]
-        self._batch, self._batch_seed, self._next = state["batch"], state["batch_seed"], state["next"]
-        self._generator.bit_generator.state = state["generator"]
-        if self._next < self._batch:
-            self._draw()
+        stored = read_as(_State, state, "the state")
+        generator = np.random.default_rng(0)
+        generator.bit_generator.state = stored.generator
+        if generator.bit_generator.state != stored.generator:
+            raise ValueError("the state of the random numbers is none")
+        if stored.next < stored.batch:
+            self._structures, self._log_densities = self.density.draw(stored.batch, stored.batch_seed)
+        self.attempted, self.accepted, self.outside = stored.attempted, stored.accepted, stored.outside
+        self._batch, self._batch_seed, self._next = stored.batch, stored.batch_seed, stored.next
+        self._generator = generator
+
+
+@dataclass(frozen=True)
+class _State:
+    """What `IndependenceSampler.state` gives."""
+
+    attempted: int
+    accepted: int
+    outside: int
+    batch: int
+    batch_seed: int
+    next: int
+    generator: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.accepted <= self.attempted and 0 <= self.outside <= self.attempted):
+            raise ValueError(f"{self.accepted} accepted and {self.outside} outside of {self.attempted} proposals")
+        if not 0 <= self.next <= self.batch <= _LARGEST_BATCH or not self.batch or not 0 <= self.batch_seed < 2**31:
+            raise ValueError(f"proposal {self.next} of {self.batch}, of the seed {self.batch_seed}")
 
 
 def _rotation(generator: np.random.Generator) -> np.ndarray:

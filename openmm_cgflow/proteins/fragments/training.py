@@ -1,7 +1,5 @@
 """The training of a library: fragment after fragment, each kept as soon as it is done, so that it can be resumed."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ from openmm_cgflow.proteins.fragments.learned import (
     load_lesson,
     save_lesson,
 )
-from openmm_cgflow.storage import system_to_xml
+from openmm_cgflow.storage import digest_of, system_to_xml
 from openmm_cgflow.version import __version__
 
 __all__ = ["train_fragments"]
@@ -103,7 +101,7 @@ def _lesson(fragment: Fragment, field: app.ForceField, folder: Path, kelvin: flo
     path, checkpoint = folder / f"{fragment.name}.fragment", folder / f"{fragment.name}.checkpoint"
     if path.exists():
         lesson, of = load_lesson(path)
-        if of != identity:
+        if of not in (identity, _identity(capped, kelvin, evaluations, with_version=True)):
             raise MismatchError(
                 f"{path} is of another force field, temperature, size or number of energies than what is asked for; "
                 "remove the folder, or give another file for the library"
@@ -121,6 +119,6 @@ def _lesson(fragment: Fragment, field: app.ForceField, folder: Path, kelvin: flo
     return lesson
 
 
-def _identity(capped: Capped, kelvin: float, evaluations: int) -> str:
+def _identity(capped: Capped, kelvin: float, evaluations: int, with_version: bool = False) -> str:
     parts = [system_to_xml(capped.system), kelvin, evaluations, SETTINGS.as_dict(), RECIPE.as_dict()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return digest_of(parts, with_version)
