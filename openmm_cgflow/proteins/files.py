@@ -14,6 +14,7 @@ from typing import Any, Literal
 import mdtraj
 import numpy as np
 from openmm import app
+from openmm.app.internal.pdbstructure import PdbStructure
 
 from openmm_cgflow.atom_matching import order_by_names
 from openmm_cgflow.backmapping import Joined, all_pieces, in_processes, kept_pieces, outputs_beside, progress_bar
@@ -245,7 +246,9 @@ def _read_structure(
     """Topology of all atoms of a file, that of its beads, where these are among the atoms, and their kind."""
     check_encoding(path)
     try:
-        whole = app.PDBFile(str(path)).topology
+        with path.open(encoding="utf-8") as file:
+            read = PdbStructure(file, load_all_models=True)
+        whole = app.PDBFile(read).topology
     except Exception as error:  # OpenMM raises whatever it meets
         raise InvalidInputError(
             f"{path} cannot be read as a PDB file ({type(error).__name__}: {error}); save the structure as one; "
@@ -264,6 +267,7 @@ def _read_structure(
             f"{path} has no atoms named CA of amino acids: give a file of alpha carbons, or of other beads and their "
             "kind (beads=, --beads)"
         )
+    named = [residue.name for chain in read.iter_chains() for residue in chain.iter_residues()]
     names = [(residue.name, [atom.name for atom in residue.atoms()]) for residue in protein]
     kind = kind_of_names(names) if beads == "auto" else beads
     kept, made, chosen = app.Topology(), {}, []
@@ -271,12 +275,13 @@ def _read_structure(
         chain = residue.chain
         if chain.index not in made:
             made[chain.index] = kept.addChain(chain.id)
-        added = kept.addResidue(residue.name, made[chain.index], residue.id)
+        name = named[residue.index]  # OpenMM makes HIS of HID and HIP, ASP of ASH, and so on
+        added = kept.addResidue(name if name in _KNOWN else residue.name, made[chain.index], residue.id)
         index = {atom.name: atom.index for atom in residue.atoms()}
         if kind in ATOMS:
             index = {name: index[name] for name in ATOMS[kind] if name in index}
-        for name, atom in index.items():
-            kept.addAtom(name, app.element.carbon, added)
+        for bead, atom in index.items():
+            kept.addAtom(bead, app.element.carbon, added)
             chosen.append(atom)
     if kind == "ca":
         return whole, kept, chosen, kind

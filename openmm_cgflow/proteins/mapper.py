@@ -111,7 +111,7 @@ class ProteinBackmapper:
             self._parts = self._made([])
 
     def _made(self, disulfides: Sequence[Any]) -> ProteinBuilder:
-        sequence = with_disulfides(self.given, disulfides)
+        sequence = with_disulfides(self.given, disulfides, self.all_atoms is not None)
         layout = ProteinLayout(sequence, self.library, disulfides, self.all_atoms)
         if self._system is None and self.library.provenance.get("forcefield", _AMBER14) != _AMBER14:
             _log.warning("the library is of %s, the System of amber14; give system= of the same force field",

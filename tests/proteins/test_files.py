@@ -199,3 +199,20 @@ def test_a_box_that_is_no_box_moves_nothing(folder, one):
         trace.save(str(folder / "dummy.pdb"))
         source = app.PDBFile(str(folder / "dummy.pdb"))
     np.testing.assert_allclose(mapper.backmap(source, relax=0, refine=0, seed=1).positions, plain, atol=2e-3)
+
+
+def test_protonation_that_a_file_names_is_built(folder, tmp_path, caplog):
+    """OpenMM's reader makes HIS, ASP, GLU and CYS of them."""
+    text = (folder / "ca.pdb").read_text()
+    for name, other in (("GLY", "HID"), ("ALA", "HIP"), ("CYS", "CYX"), ("LYS", "ASH"), ("PRO", "GLH"), ("SER", "HSP")):
+        text = text.replace(name, other)
+    (tmp_path / "ca.pdb").write_text(text)
+    with caplog.at_level("WARNING", "openmm_cgflow"):
+        backmap_protein_file(tmp_path / "ca.pdb", tmp_path / "atoms.pdb", relax=0, seed=0)
+    assert "CYX 7 of chain A is in no disulfide" in caplog.text
+    residues = list(app.PDBFile(str(tmp_path / "atoms.pdb")).topology.residues())
+    told = {"HD1", "HE2", "HD2", "HG"}
+    hydrogens = [{atom.name for atom in residue.atoms()} & told for residue in residues]
+    assert [residue.name for residue in residues] == ["HIS", "HIS", "CYS", "ASP", "GLU", "HIS"]
+    his = {"HD1", "HD2"}
+    assert hydrogens == [his, his | {"HE2"}, {"HG"}, {"HD2"}, {"HE2"}, his | {"HE2"}]

@@ -181,6 +181,16 @@ def test_near_cysteines_are_bonded_unless_it_is_said_otherwise():
             assert bridged_cysteines(of_free, mapper.given, kind) == []
 
 
+def test_cysteines_in_no_disulfide_have_their_hydrogen(caplog):
+    """Without it amber14 takes them for thiolates."""
+    names = ["GLY", "CYX", "ALA", "CYX", "ALA", "ALA", "CYX"]
+    mapper = cgf.ProteinBackmapper(names, disulfides=[(1, 6)])
+    hydrogens = [atom.residue.index for atom in mapper.topology.atoms() if atom.name == "HG"]
+    assert hydrogens == [3]
+    assert caplog.text.count("CYX 4 of chain A is in no disulfide, and is built as CYS") == 1
+    assert cgf.ProteinBackmapper(names, disulfides=[]).topology.getNumBonds() == mapper.topology.getNumBonds() + 1
+
+
 def test_the_order_of_atoms_of_a_topology_is_kept(built):
     trace, result = built
     x = result.positions[0, 0]

@@ -1,5 +1,6 @@
 """Which atom is what: the all-atom Topology of a protein, and the tables by which its parts are placed."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +28,7 @@ __all__ = [
     "with_disulfides",
 ]
 
+_log = logging.getLogger("openmm_cgflow")
 MOST_CHI = 4
 """Torsions of the longest side chain."""
 
@@ -187,8 +189,15 @@ def turned(side: SideChain, chi: Tensor) -> Tensor:
     return x
 
 
-def with_disulfides(sequence: ProteinSequence, pairs: Sequence[tuple[int, int]]) -> ProteinSequence:
-    """The sequence with the residues of these pairs as CYX.
+def with_disulfides(
+    sequence: ProteinSequence, pairs: Sequence[tuple[int, int]], thiolates: bool = False
+) -> ProteinSequence:
+    """The sequence with the residues of these pairs as CYX, and no others.
+
+    Arguments:
+        sequence: of the protein.
+        pairs: of residues, counted from 0.
+        thiolates: leave CYX that are in no pair, which have no hydrogen on the sulfur, instead of making CYS of them.
 
     Raises:
         InvalidInputError: a residue of a pair is no cysteine, or is in two pairs.
@@ -204,6 +213,10 @@ def with_disulfides(sequence: ProteinSequence, pairs: Sequence[tuple[int, int]])
                 )
             seen.add(k)
             residues[k] = replace(residues[k], variant="CYX")
+    for k, residue in enumerate(residues):
+        if residue.variant == "CYX" and k not in seen and not thiolates:
+            _log.warning("%s is in no disulfide, and is built as CYS; disulfides=[...] bonds it", residue.label)
+            residues[k] = replace(residue, variant="CYS")
     return ProteinSequence(tuple(residues))
 
 
