@@ -276,7 +276,8 @@ def _read_structure(
         if chain.index not in made:
             made[chain.index] = kept.addChain(chain.id)
         name = named[residue.index]  # OpenMM makes HIS of HID and HIP, ASP of ASH, and so on
-        added = kept.addResidue(name if name in _KNOWN else residue.name, made[chain.index], residue.id)
+        name = name if name in _KNOWN else residue.name
+        added = kept.addResidue(name, made[chain.index], residue.id, residue.insertionCode)
         index = {atom.name: atom.index for atom in residue.atoms()}
         if kind in ATOMS:
             index = {name: index[name] for name in ATOMS[kind] if name in index}

@@ -216,3 +216,17 @@ def test_protonation_that_a_file_names_is_built(folder, tmp_path, caplog):
     assert [residue.name for residue in residues] == ["HIS", "HIS", "CYS", "ASP", "GLU", "HIS"]
     his = {"HD1", "HD2"}
     assert hydrogens == [his, his | {"HE2"}, {"HG"}, {"HD2"}, {"HE2"}, his | {"HE2"}]
+
+
+def test_insertion_codes_are_kept(folder, tmp_path):
+    """Residues 100, 100A and 100B of an antibody were one in what was written."""
+    lines = (folder / "ca.pdb").read_text().splitlines(keepends=True)
+    codes = dict(zip(NAMES, (" 99 ", "100 ", "100A", "100B", "101 ", "102 "), strict=True))
+    kept = [f"{line[:23]}{codes[line[17:20]]}{line[27:]}" if line.startswith("ATOM") else line for line in lines]
+    (tmp_path / "ca.pdb").write_text("".join(kept))
+    backmap_protein_file(tmp_path / "ca.pdb", tmp_path / "atoms.pdb", relax=0, seed=0)
+    topology = app.PDBFile(str(tmp_path / "atoms.pdb")).topology
+    assert [r.id + r.insertionCode.strip() for r in topology.residues()] == [code.strip() for code in codes.values()]
+    given = app.PDBFile(str(tmp_path / "ca.pdb")).topology
+    built = cgf.ProteinBackmapper(given, disulfides=[]).topology
+    assert [r.insertionCode.strip() for r in built.residues()] == ["", "", "A", "B", "", ""]

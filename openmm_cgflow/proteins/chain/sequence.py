@@ -28,6 +28,7 @@ class Residue:
         label: how messages call it, such as `LYS 12 of chain A`.
         number: of the residue, as text.
         chain_name: of its chain.
+        insertion: code after the number, such as `A` of 100A; empty for none.
     """
 
     variant: str
@@ -35,6 +36,7 @@ class Residue:
     label: str
     number: str
     chain_name: str
+    insertion: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class ProteinSequence:
     @classmethod
     def _named(cls, chains: list[list[str]]) -> "ProteinSequence":
         rows = [
-            (name, k, str(i), _CHAINS[k % 26])
+            (name, k, str(i), _CHAINS[k % 26], "")
             for k, chain in enumerate(chains)
             for i, name in enumerate(chain, start=1)
         ]
@@ -145,7 +147,8 @@ class ProteinSequence:
                     continue
                 number += not begun
                 _refuse_gap(before, residue, chain)
-                rows.append((_with_hydrogens(residue.name, set(names)), number, residue.id, chain.id or "A"))
+                name = _with_hydrogens(residue.name, set(names))
+                rows.append((name, number, residue.id, chain.id or "A", residue.insertionCode.strip()))
                 begun, before = True, residue
         if strange:
             raise InvalidInputError(
@@ -156,10 +159,10 @@ class ProteinSequence:
         return cls._checked(rows)
 
     @classmethod
-    def _checked(cls, rows: list[tuple[str, int, str, str]]) -> "ProteinSequence":
+    def _checked(cls, rows: list[tuple[str, int, str, str, str]]) -> "ProteinSequence":
         residues = []
-        for name, chain, number, chain_name in rows:
-            label = f"{name} {number} of chain {chain_name}"
+        for name, chain, number, chain_name, insertion in rows:
+            label = f"{name} {number}{insertion} of chain {chain_name}"
             if name in REFUSED:
                 raise InvalidInputError(f"{label} is {REFUSED[name]}")
             known = OTHER_NAMES.get(name, name)
@@ -170,7 +173,7 @@ class ProteinSequence:
                 )
             if name in _MET_OF:
                 _log.warning("%s is built as %s", label, known)
-            residues.append(Residue(VARIANTS.get(known, known), chain, label, number, chain_name))
+            residues.append(Residue(VARIANTS.get(known, known), chain, label, number, chain_name, insertion))
         if not residues:
             raise InvalidInputError("the protein has no residues; give at least two of a chain")
         sequence = cls(tuple(residues))

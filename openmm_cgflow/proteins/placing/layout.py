@@ -106,7 +106,7 @@ class ProteinLayout:
             if self.sequence.is_first(k):
                 chain = topology.addChain(residue.chain_name)
             public = PUBLIC_NAMES.get(residue.variant, residue.variant)
-            added = topology.addResidue(public, chain, residue.number)
+            added = topology.addResidue(public, chain, residue.number, residue.insertion)
             for name in names[k]:
                 made[k, name] = topology.addAtom(name, _ELEMENTS[name[0]], added)
         topology.createStandardBonds()
