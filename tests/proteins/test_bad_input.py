@@ -46,6 +46,12 @@ def test_sequences_are_refused_by_residue(source, message):
         ProteinSequence.of(source)
 
 
+def test_a_sequence_on_several_lines_is_one_chain():
+    sequence = ProteinSequence.of(" GAS LKE\nGAS\n/ AG\n")
+    assert sequence.lengths == [9, 2]
+    assert sequence == ProteinSequence.of("GASLKEGAS/AG")
+
+
 def test_topologies_are_refused_by_residue():
     with pytest.raises(cgf.InvalidInputError, match="between ALA 2 and GLY 5 of chain B residues are missing"):
         ProteinSequence.of(alpha_carbons(["GLY", "ALA", "GLY"], ["1", "2", "5"]))

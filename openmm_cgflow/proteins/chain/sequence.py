@@ -94,9 +94,9 @@ class ProteinSequence:
         """Read a sequence.
 
         Arguments:
-            source: one-letter codes, chains divided by `/` or spaces; a list of names of three letters, or a list of
-                such lists, one for each chain; an OpenMM or mdtraj Topology, of alpha carbons or of more; or a
-                `ProteinSequence`.
+            source: one-letter codes, chains divided by `/`, on as many lines as there are; a list of names of three
+                letters, or a list of such lists, one for each chain; an OpenMM or mdtraj Topology, of alpha carbons or
+                of more; or a `ProteinSequence`.
 
         Raises:
             InvalidInputError: for what is no residue that can be built, by name, with the way out.
@@ -104,14 +104,15 @@ class ProteinSequence:
         if isinstance(source, cls):
             return source
         if isinstance(source, str):
-            return cls._named([_letters(part) for part in source.replace("/", " ").split()])
+            chains = ["".join(part.split()) for part in source.split("/")]
+            return cls._named([_letters(chain) for chain in chains if chain])
         if hasattr(source, "to_openmm"):
             source = source.to_openmm()
         if hasattr(source, "chains") and hasattr(source, "atoms"):
             return cls._of_topology(source)
         if isinstance(source, Sequence) and source:
-            chains = [source] if isinstance(source[0], str) else source
-            return cls._named([list(map(str, chain)) for chain in chains])
+            lists = [source] if isinstance(source[0], str) else source
+            return cls._named([list(map(str, names)) for names in lists])
         raise InvalidInputError(
             f"a protein is given as {type(source).__name__}; give its sequence in one-letter codes, such as "
             '"GSHMKV", names of residues, or a Topology'
