@@ -160,6 +160,7 @@ def backmap_protein_file(
         _log.warning("%s and %s are near in the first frame: a disulfide is built", *names)
     parts = output.with_name(output.name + ".parts")
     task = _Task(sequence, pairs, None if library is None else str(Path(library).resolve()), n, relax, 0, kind)
+    _mapper.cache_clear()  # a library may have been trained anew, and every file is told what is odd about it
     with locked(output):
         total = count_frames(frames_of, stride, *frames)
         described = _described(task, (structure, frames_of), stride, frames)
@@ -311,7 +312,7 @@ def _described(task: _Task, files: tuple[Path, Path], stride: int, frames: tuple
 def _mapper(
     sequence: ProteinSequence, disulfides: tuple[tuple[int, int], ...], library: str | None, beads: BeadKind
 ) -> Any:  # noqa: ANN401
-    """The mapper of a task, once in each process."""
+    """The mapper of a task, once in each process of a run."""
     return ProteinBackmapper(sequence, FragmentLibrary.load(library), disulfides=disulfides, beads=beads)
 
 

@@ -1,11 +1,13 @@
 """The command line, files in pieces and processes, and a run that goes on where it was ended."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import mdtraj
 import numpy as np
 import pytest
+import torch
 from openmm import app
 from traces import helix, noisy
 from typer.testing import CliRunner
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 import openmm_cgflow as cgf
 from openmm_cgflow.cli import app as command
 from openmm_cgflow.proteins import backmap_protein_file, files
+from openmm_cgflow.proteins.builder import ProteinBuilder
 from openmm_cgflow.proteins.result import write_pdb
 
 NAMES = ["GLY", "ALA", "CYS", "LYS", "PRO", "SER"]
@@ -230,3 +233,18 @@ def test_insertion_codes_are_kept(folder, tmp_path):
     given = app.PDBFile(str(tmp_path / "ca.pdb")).topology
     built = cgf.ProteinBackmapper(given, disulfides=[]).topology
     assert [r.insertionCode.strip() for r in built.residues()] == ["", "", "A", "B", "", ""]
+
+
+def test_every_run_reads_its_library_and_is_told_of_a_mirrored_trace(folder, tmp_path, monkeypatch, caplog):
+    """The mapper of one file was that of the next one of the process."""
+    monkeypatch.setattr(ProteinBuilder, "log_evidence", lambda *_: torch.tensor([-30.0, -5.0, -29.0]))
+    library, energies = cgf.FragmentLibrary.load(), []
+    for shift in (0, 36):
+        moved = {name: table.roll((shift, shift), (0, 1)) for name, table in library.free_energy.items()}
+        replace(library, free_energy=moved).save(tmp_path / "library.safetensors")
+        found = backmap_protein_file(
+            folder / "ca.pdb", tmp_path / "a.pdb", relax=0, seed=1, library=tmp_path / "library.safetensors"
+        )
+        energies.append(found.energies[0])
+    assert abs(energies[0] - energies[1]) > 1.0  # kJ/mol
+    assert caplog.text.count("likelier as its mirror image") == 2
