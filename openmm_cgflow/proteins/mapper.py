@@ -57,8 +57,9 @@ class ProteinBackmapper:
         system: an OpenMM System of the all-atom protein, for its charges and sizes and to relax in; amber14 with OBC2
             by default.
         temperature: K; that of the library by default.
-        disulfides: pairs of residues counted from 0; `"auto"` takes those of the Topology, or else cysteines that are
-            near in the first trace, if four residues or more are between them (by SC1 of Martini: whatever is between).
+        disulfides: pairs of residues counted from 0; `"auto"` takes those of a Topology that has sulfurs and bonds, or
+            else cysteines that are near in the first trace, if four residues or more are between them (by SC1 of
+            Martini: whatever is between).
         beads: `"ca"`; `"n-ca-c"`, `"backbone"` (N, CA, C, O): atoms, which are kept; `"martini2"`, `"martini3"` (BB,
             SC1, ...), `"com"` (of whole residues): centres of mass, as martinize2 has them. `"auto"`: what the names in
             a Topology of beads tell, or else alpha carbons.
@@ -105,8 +106,8 @@ class ProteinBackmapper:
         self._doubted = False
         if disulfides != "auto":
             self._parts = self._made([tuple(pair) for pair in disulfides])
-        elif self.all_atoms is not None:
-            self._parts = self._made(_bonded_cysteines(self.all_atoms))
+        elif (bonded := _bonded_cysteines(protein)) is not None or self.all_atoms is not None:
+            self._parts = self._made(bonded or [])
         elif not _near_is_possible(self.given):
             self._parts = self._made([])
 
@@ -283,19 +284,28 @@ class ProteinBackmapper:
 
 def _all_atom_topology(protein: Any) -> app.Topology | None:  # noqa: ANN401
     """The Topology that was given, if it has all atoms."""
+    topology = _openmm_topology(protein)
+    if topology is None:
+        return None
+    hydrogens = any(atom.element is not None and atom.element.symbol == "H" for atom in topology.atoms())
+    return topology if hydrogens else None
+
+
+def _openmm_topology(protein: Any) -> app.Topology | None:  # noqa: ANN401
     if hasattr(protein, "to_openmm"):
         protein = protein.to_openmm()
-    if not isinstance(protein, app.Topology):
-        return None
-    hydrogens = any(atom.element is not None and atom.element.symbol == "H" for atom in protein.atoms())
-    return protein if hydrogens else None
+    return protein if isinstance(protein, app.Topology) else None
 
 
 def _number_of_atoms(topology: Any) -> int:  # noqa: ANN401
     return int(topology.n_atoms if hasattr(topology, "n_atoms") else topology.getNumAtoms())
 
 
-def _bonded_cysteines(topology: app.Topology) -> list[tuple[int, int]]:
+def _bonded_cysteines(protein: Any) -> list[tuple[int, int]] | None:  # noqa: ANN401
+    """Disulfides by the bonds of a Topology; None where there are no bonds, or no sulfurs, that would tell."""
+    topology = _openmm_topology(protein)
+    if topology is None or not topology.getNumBonds() or all(atom.name != "SG" for atom in topology.atoms()):
+        return None
     return [
         (min(a.residue.index, b.residue.index), max(a.residue.index, b.residue.index))
         for a, b in topology.bonds()

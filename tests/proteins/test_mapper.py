@@ -191,6 +191,15 @@ def test_cysteines_in_no_disulfide_have_their_hydrogen(caplog):
     assert cgf.ProteinBackmapper(names, disulfides=[]).topology.getNumBonds() == mapper.topology.getNumBonds() + 1
 
 
+@pytest.mark.parametrize("pairs", [[(2, 9)], []], ids=["bonded", "free"])
+def test_disulfides_of_a_topology_of_heavy_atoms_are_taken(pairs):
+    made = cgf.ProteinBackmapper("GACAAG/GAACAG", disulfides=pairs).topology
+    heavy = app.Modeller(made, np.zeros((made.getNumAtoms(), 3)) * unit.nanometer)
+    heavy.delete([atom for atom in heavy.topology.atoms() if atom.element.symbol == "H"])
+    for topology in (heavy.topology, mdtraj.Topology.from_openmm(heavy.topology)):
+        assert cgf.ProteinBackmapper(topology)._known().layout.disulfides == tuple(pairs)
+
+
 def test_the_order_of_atoms_of_a_topology_is_kept(built):
     trace, result = built
     x = result.positions[0, 0]
