@@ -6,11 +6,13 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mdtraj
 import numpy as np
 from mdtraj.utils import in_units_of
 
+from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.text_files import check_encoding
 
@@ -18,6 +20,7 @@ __all__ = [
     "WRITTEN",
     "ascii_path",
     "blocks",
+    "checked_range",
     "count_frames",
     "frame_range",
     "names_atoms",
@@ -97,6 +100,27 @@ def frame_range(text: str | None) -> tuple[int, int | None]:
     if not colon or not whole or (stop is not None and stop <= start):
         raise InvalidInputError(f"frames are {text!r}; give FIRST:LAST, such as 100:200, 100: or :200")
     return start, stop
+
+
+def checked_range(frames: Any, what: str) -> tuple[int, int | None]:  # noqa: ANN401
+    """The first frame and the one after the last, numpy's integers too.
+
+    Raises:
+        InvalidInputError: something else; frames from the end; none in between. `what` begins the message.
+
+    Example:
+        >>> checked_range((np.int64(3), None), "backmap_file")
+        (3, None)
+    """
+    try:
+        start, stop = frames
+        first = whole_number(start, "the first", 0)
+        return first, None if stop is None else whole_number(stop, "the one after the last", first + 1)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{what}: frames is {frames!r}; give the first and the one after the last, from 0, such as (0, 100), or "
+            "(100, None) for all from there on"
+        ) from error
 
 
 def count_frames(path: Path, stride: int = 1, start: int = 0, stop: int | None = None) -> int | None:

@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -34,12 +34,21 @@ from openmm_cgflow.proteins.chain.residues import CHI, ONE_LETTER, OTHER_NAMES, 
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
 from openmm_cgflow.proteins.fragments.library import FragmentLibrary
 from openmm_cgflow.proteins.mapper import ProteinBackmapper
+from openmm_cgflow.proteins.placing.layout import disulfide_pairs
 from openmm_cgflow.proteins.result import write_pdb
 from openmm_cgflow.storage import locked
 from openmm_cgflow.structure_checks import StructureChecks
 from openmm_cgflow.structures import given_structures
 from openmm_cgflow.text_files import check_encoding
-from openmm_cgflow.trajectory_files import WRITTEN, count_frames, names_atoms, read_pieces, save_arrays, write_frames
+from openmm_cgflow.trajectory_files import (
+    WRITTEN,
+    checked_range,
+    count_frames,
+    names_atoms,
+    read_pieces,
+    save_arrays,
+    write_frames,
+)
 from openmm_cgflow.version import __version__
 
 __all__ = ["BackmappedProteinFile", "backmap_protein_file"]
@@ -98,7 +107,7 @@ def backmap_protein_file(
     frames: tuple[int, int | None] = (0, None),
     workers: int = 1,
     library: str | Path | None = None,
-    disulfides: bool = True,
+    disulfides: bool | Sequence[tuple[int, int]] = True,
     progress: bool = False,
     beads: Literal["auto"] | BeadKind = "auto",
 ) -> BackmappedProteinFile:
@@ -120,7 +129,7 @@ def backmap_protein_file(
         workers: processes on this machine, one thread each. With more than one, a script has to make the call under
             `if __name__ == "__main__":`, for each process reads the script.
         library: file of a `FragmentLibrary`; the shipped one by default.
-        disulfides: whether cysteines that are near in the first frame are bonded.
+        disulfides: whether cysteines that are near in the first frame are bonded; or pairs of residues counted from 0.
         progress: show a bar with the time that is left.
         beads: their kind, see `ProteinBackmapper`; `"auto"` takes what the names of the protein's atoms tell.
 
@@ -146,6 +155,8 @@ def backmap_protein_file(
         if not path.is_file():
             raise InvalidInputError(f"there is no file {path}")
     checked_kind(beads)
+    frames = checked_range(frames, "backmap_protein_file")
+    given = None if isinstance(disulfides, bool) else disulfide_pairs(disulfides)
     outputs = outputs_beside(output, read)
     whole, kept, chosen, kind = _read_structure(structure, beads)
     sequence = ProteinSequence.of(kept)
@@ -154,13 +165,15 @@ def backmap_protein_file(
     first = next(source.pieces(1, 1, *frames), None)
     if first is None:
         raise InvalidInputError(f"there are no frames in {frames_of} from {frames[0]} on")
-    pairs = tuple(bridged_cysteines(checked_beads(first, sequence, kind), sequence, kind)) if disulfides else ()
-    for a, b in pairs:
+    near = bridged_cysteines(checked_beads(first, sequence, kind), sequence, kind) if disulfides is True else []
+    for a, b in near:
         names = sequence.residues[a].label, sequence.residues[b].label
         _log.warning("%s and %s are near in the first frame: a disulfide is built", *names)
+    pairs = tuple(near if given is None else given)
     parts = output.with_name(output.name + ".parts")
     task = _Task(sequence, pairs, None if library is None else str(Path(library).resolve()), n, relax, 0, kind)
     _mapper.cache_clear()  # a library may have been trained anew, and every file is told what is odd about it
+    _mapper(sequence, pairs, task.library, kind)
     with locked(output):
         total = count_frames(frames_of, stride, *frames)
         described = _described(task, (structure, frames_of), stride, frames)

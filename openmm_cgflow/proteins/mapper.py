@@ -26,7 +26,7 @@ from openmm_cgflow.proteins.builder import Assemble, ProteinBuilder
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
 from openmm_cgflow.proteins.chain.trace import warn_of_near
 from openmm_cgflow.proteins.fragments.library import FragmentLibrary
-from openmm_cgflow.proteins.placing.layout import ProteinLayout, with_disulfides
+from openmm_cgflow.proteins.placing.layout import ProteinLayout, disulfide_pairs, with_disulfides
 from openmm_cgflow.proteins.placing.planes import CIS_BELOW
 from openmm_cgflow.proteins.relaxing.bead_minimiser import BeadMinimiser
 from openmm_cgflow.proteins.relaxing.force_field import amber14
@@ -104,8 +104,8 @@ class ProteinBackmapper:
         self._system = system
         self._parts: ProteinBuilder | None = None
         self._doubted = False
-        if disulfides != "auto":
-            self._parts = self._made([tuple(pair) for pair in disulfides])
+        if not isinstance(disulfides, str) or disulfides != "auto":
+            self._parts = self._made(disulfide_pairs(disulfides))
         elif (bonded := _bonded_cysteines(protein)) is not None or self.all_atoms is not None:
             self._parts = self._made(bonded or [])
         elif not _near_is_possible(self.given):

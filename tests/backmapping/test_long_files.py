@@ -173,6 +173,8 @@ def test_a_file_beside_the_output_that_is_read_is_not_written_over(flow, tmp_pat
         ({"beads": "absent.xtc"}, "no file absent"),
         ({"frames": (1000, None)}, "no frames"),
         ({"frames": (-2, None)}, "frames is"),
+        ({"frames": None}, "frames is None"),
+        ({"frames": "0:5"}, "frames is '0:5'"),
         ({"seed": -1}, "seed is -1"),
     ],
 )

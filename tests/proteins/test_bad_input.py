@@ -116,6 +116,12 @@ def test_numbers_that_cannot_be_are_refused(mapper, options, message):
         mapper.backmap(helix(5), **options)
 
 
+@pytest.mark.parametrize("pairs", [False, None, [0, 5], [("CYS 1", "CYS 6")], [(0, 5, 3)]])
+def test_disulfides_that_are_no_pairs_are_refused(pairs):
+    with pytest.raises(cgf.InvalidInputError, match="disulfides are"):
+        cgf.ProteinBackmapper("CGAGAC", disulfides=pairs)
+
+
 def test_systems_and_topologies_of_other_molecules_are_refused(mapper):
     system = openmm.System()
     system.addParticle(1.0)

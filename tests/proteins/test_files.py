@@ -115,6 +115,25 @@ def test_a_run_that_was_ended_goes_on(folder, tmp_path, monkeypatch):
     assert not output.with_name("atoms.dcd.parts").exists()
 
 
+@pytest.mark.parametrize("frames", [(-2, None), (3, 3), None, "0:5", (0.0, 2.0)])
+def test_frames_that_cannot_be_are_refused(folder, tmp_path, frames):
+    with pytest.raises(cgf.InvalidInputError, match="backmap_protein_file: frames is"):
+        backmap_protein_file(folder / "ca.pdb", tmp_path / "a.xtc", folder / "ca.xtc", relax=0, frames=frames)
+
+
+def test_pairs_of_disulfides_are_taken(folder, tmp_path):
+    """They were taken for True."""
+    text = (folder / "ca.pdb").read_text()
+    (tmp_path / "ca.pdb").write_text(text.replace("GLY", "CYS").replace("SER", "CYS"))
+    pairs = [(np.int64(2), np.int64(5))]
+    backmap_protein_file(tmp_path / "ca.pdb", tmp_path / "atoms.pdb", relax=0, seed=0, disulfides=pairs)
+    residues = app.PDBFile(str(tmp_path / "atoms.pdb")).topology.residues()
+    hydrogens = ["HG" in {atom.name for atom in r.atoms()} for r in residues if r.name == "CYS"]
+    assert hydrogens == [True, False, False]
+    with pytest.raises(cgf.InvalidInputError, match="ALA 6 of chain A to be a cysteine"):
+        backmap_protein_file(tmp_path / "ca.pdb", tmp_path / "b.pdb", relax=0, disulfides=[(1, 2)])
+
+
 def test_a_run_that_did_nothing_leaves_nothing_and_writes_over_no_input(folder, tmp_path):
     structure = tmp_path / "x.topology.pdb"
     structure.write_text((folder / "ca.pdb").read_text())

@@ -12,6 +12,7 @@ import torch
 from openmm import app
 from torch import Tensor
 
+from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError, ModelFileError
 from openmm_cgflow.proteins.chain.geometry import dihedrals
 from openmm_cgflow.proteins.chain.residues import CHI, PUBLIC_NAMES, hydrogens_of_n
@@ -23,6 +24,7 @@ __all__ = [
     "ProteinLayout",
     "SideChain",
     "backbone_of_template",
+    "disulfide_pairs",
     "greasy_hydrogens",
     "turned",
     "with_disulfides",
@@ -187,6 +189,21 @@ def turned(side: SideChain, chi: Tensor) -> Tensor:
         rotated = point + along + torch.cos(angle) * (rest - along) + torch.sin(angle) * around
         x = torch.where((side.depth > k)[:, None], rotated, x)
     return x
+
+
+def disulfide_pairs(pairs: Any) -> list[tuple[int, int]]:  # noqa: ANN401
+    """Pairs of residues, counted from 0; numpy's integers too.
+
+    Raises:
+        InvalidInputError: they are something else.
+    """
+    try:
+        return [(whole_number(a, "a residue", 0), whole_number(b, "a residue", 0)) for a, b in pairs]
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"disulfides are {pairs!r}; give pairs of the numbers of cysteines, counted from 0, such as [(2, 9)], or "
+            "[] for none"
+        ) from error
 
 
 def with_disulfides(
