@@ -11,6 +11,7 @@ import torch
 from openmm import app
 
 from openmm_cgflow.compute import plain_torch, seeded
+from openmm_cgflow.copies import copied_system, copied_topology
 from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.proteins.beads.door import checked_beads, whole_beads
@@ -66,8 +67,8 @@ class ProteinBackmapper:
 
     Attributes:
         beads: their kind.
-        topology: OpenMM Topology of all atoms; not there before the first trace where it decides on disulfides.
-        system: the System that energies are taken from; as above.
+        topology: OpenMM Topology of all atoms, a copy; not there before the first trace where it decides on disulfides.
+        system: the System that energies are taken from; as above, a copy.
 
     Raises:
         InvalidInputError: for residues that cannot be built, by name.
@@ -101,7 +102,7 @@ class ProteinBackmapper:
                 "free energies of residues are of %g K, all else is done at %g K: a mixture of both",
                 self.library.temperature, self.temperature,
             )  # fmt: skip
-        self._system = system
+        self._system = None if system is None else copied_system(system)
         self._parts: ProteinBuilder | None = None
         self._doubted = False
         if not isinstance(disulfides, str) or disulfides != "auto":
@@ -163,7 +164,7 @@ class ProteinBackmapper:
         """
         x = in_nm(positions)
         x = x[None] if x.ndim == 2 else x
-        n = self.topology.getNumAtoms()
+        n = self._known().layout.n_atoms
         if x.ndim != 3 or x.shape[1:] != (n, 3):
             raise MismatchError(f"positions have the shape {x.shape}; give (frames, {n}, 3), of all atoms")
         return self._known().mapping_of(self.beads).beads_of(torch.as_tensor(x)).numpy()
@@ -175,17 +176,17 @@ class ProteinBackmapper:
 
     @property
     def topology(self) -> app.Topology:
-        """OpenMM Topology of all atoms; while disulfides are open until a trace is seen, there is none.
+        """OpenMM Topology of all atoms, a copy; while disulfides are open until a trace is seen, there is none.
 
         Raises:
             InvalidInputError: a trace must be seen first.
         """
-        return self._known().layout.topology
+        return copied_topology(self._known().layout.topology)
 
     @property
     def system(self) -> openmm.System:
-        """The System that energies are taken from."""
-        return self._known().system
+        """The System that energies are taken from, a copy."""
+        return copied_system(self._known().system)
 
     @plain_torch
     def backmap(
@@ -276,7 +277,7 @@ class ProteinBackmapper:
             ess=ess.reshape(*shape, -1),
             relaxed=bool(relax),
             temperature=self.temperature,
-            topology=parts.layout.topology,
+            topology=copied_topology(parts.layout.topology),
             bond_lengths=parts.bond_lengths,
             bead_error=error.reshape(shape),
         )
@@ -288,7 +289,7 @@ def _all_atom_topology(protein: Any) -> app.Topology | None:  # noqa: ANN401
     if topology is None:
         return None
     hydrogens = any(atom.element is not None and atom.element.symbol == "H" for atom in topology.atoms())
-    return topology if hydrogens else None
+    return copied_topology(topology) if hydrogens else None
 
 
 def _openmm_topology(protein: Any) -> app.Topology | None:  # noqa: ANN401

@@ -347,3 +347,23 @@ def test_the_map_of_glycine_is_its_own_mirror_image():
 def test_a_density_is_given_for_what_has_one(mapper):
     assert mapper.backmap(helix(20), relax=1, assemble="chain", seed=1).log_density is None
     assert np.isfinite(mapper.backmap(helix(20), relax=0, assemble="chain", seed=1).log_density).all()
+
+
+def test_what_a_mapper_gives_is_a_copy():
+    trace, topology = helix(3), cgf.ProteinBackmapper("GAS").topology
+    system = amber14(topology)
+    mapper = cgf.ProteinBackmapper(topology, system=system)
+    before = mapper.backmap(trace, relax=0, refine=0, seed=0)
+    force = openmm.CustomExternalForce("1000")
+    force.addParticle(0, [])
+    for given in (system, mapper.system):
+        given.addForce(openmm.XmlSerializer.clone(force))
+    for given in (topology, mapper.topology, before.topology):
+        given.setPeriodicBoxVectors(np.eye(3) * unit.nanometer)
+    cgf.FragmentLibrary.load().free_energy["ALA"].zero_()
+    parts = cgf.ProteinBackmapper(topology, system=mapper.system)
+    after = mapper.backmap(trace, relax=0, refine=0, seed=0)
+    assert after.topology.getPeriodicBoxVectors() is None
+    for again in (after, parts.backmap(trace, relax=0, refine=0, seed=0)):
+        np.testing.assert_array_equal(again.positions, before.positions)
+        np.testing.assert_array_equal(again.energies, before.energies)

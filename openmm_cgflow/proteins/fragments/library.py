@@ -16,6 +16,7 @@ The file is one of `storage` (safetensors), kind `fragments`:
 Flows of side chains given the backbone are in a file beside it (`flow_file`): tables are read without networks.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -178,13 +179,14 @@ class FragmentLibrary:
     @classmethod
     @plain_torch
     def load(cls, path: str | Path | None = None) -> "FragmentLibrary":
-        """The library of a file, or the one that is shipped.
+        """The library of a file, or the one that is shipped, a copy of its own.
 
         Raises:
             ModelFileError: if there is no such file, or it is damaged or of another kind.
         """
         chosen = Path(path).resolve() if path is not None else _SHIPPED
-        return _load(chosen, chosen.stat().st_mtime_ns if chosen.is_file() else 0)
+        kept = _load(chosen, chosen.stat().st_mtime_ns if chosen.is_file() else 0)
+        return copy.deepcopy(kept)
 
 
 def local_template(places: dict[str, np.ndarray], on_n: bool) -> tuple[list[str], Tensor]:
