@@ -234,7 +234,7 @@ class ProteinBackmapper:
         given = given_structures(trace)
         x = given.x
         kind = _BY_ATOMS.get(x.shape[2], self.beads) if x.ndim == 4 else self.beads
-        if self._order is not None and x.ndim < 4 and x.shape[-2] == self._n_given:
+        if self._order is not None and x.ndim in (2, 3) and x.shape[-2] == self._n_given:
             x = x[..., self._order, :]
         if x.ndim < 4:
             x = x[None] if x.ndim == 2 else x

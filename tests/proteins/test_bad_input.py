@@ -94,12 +94,24 @@ def test_selenomethionine_is_built_as_methionine_and_that_is_told(caplog):
         (lambda x: x[:, :2], cgf.InvalidInputError, "has the shape"),
         (lambda x: x[[0, 1, 2, 1, 0]] + 1e-3, cgf.InvalidInputError, "nearer than 0.2 nm"),
         (lambda x: x[None][:0], cgf.InvalidInputError, "has the shape"),
+        (lambda x: x.ravel(), cgf.InvalidInputError, "has the shape"),
+        (lambda _: [], cgf.InvalidInputError, "has the shape"),
+        (lambda _: 3.0, cgf.InvalidInputError, "has the shape"),
         (lambda x: x * unit.kelvin, cgf.InvalidInputError, "given in"),
     ],
 )
 def test_traces_are_refused_by_residue(mapper, change, error, message):
     with pytest.raises(error, match=message):
         mapper.backmap(change(helix(5)), relax=0)
+
+
+@pytest.mark.parametrize("kind", ["n-ca-c", "backbone"])
+def test_a_trace_in_place_of_a_backbone_is_refused(kind):
+    """After all had been built, numpy said that shapes differ."""
+    mapper = cgf.ProteinBackmapper("GAS", beads=kind)
+    for trace in (helix(3), helix(3)[None], helix(3).ravel()):
+        with pytest.raises(cgf.MismatchError, match=f"those of kind '{kind}' are N, CA, C"):
+            mapper.backmap(trace, relax=0)
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ _FAR = 1.0  # nm, of a side chain's beads from the first one of the residue
 def whole_beads(x: np.ndarray, box: np.ndarray | None, sequence: ProteinSequence, kind: BeadKind) -> np.ndarray:
     """Beads `(frames, beads, 3)`, nm, each chain put together where its box `(frames, 3, 3)` splits it, if it is known.
 
-    Another number of beads than these residues have, and values that are not finite, are left as they are.
+    What has another shape, and values that are not finite, are left as they are.
     """
     owner = _residue_of(sequence, kind)
-    if x.shape[1] != len(owner) or not np.isfinite(x).all():
+    if x.shape[1:] != (len(owner), 3) or not np.isfinite(x).all():
         return x
     first = first_beads(sequence, kind)
     chain = [(first[k], first[k + 1]) for k in np.flatnonzero(sequence.followed)]
@@ -51,6 +51,11 @@ def checked_beads(beads: PositionsLike, sequence: ProteinSequence, kind: BeadKin
         n, k = len(sequence), len(ATOMS[kind])
         if k > 1 and (x.shape == (n, k, 3) or (x.ndim in (2, 3) and x.shape[-2:] == (n * k, 3))):
             x = x.reshape(-1, n, k, 3)
+        elif k > 1 and x.ndim != 4:
+            raise MismatchError(
+                f"the beads have the shape {x.shape}, and those of kind {kind!r} are {', '.join(ATOMS[kind])} of each "
+                f"residue: give (frames, {n}, {k}, 3), or see whether beads= is right"
+            )
         return checked_trace(x, sequence)
     names = [(r.label, name) for r in sequence.residues for name in bead_names(kind, r.variant)]
     x = x[None] if x.ndim == 2 else x
