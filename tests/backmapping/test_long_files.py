@@ -12,7 +12,7 @@ import pytest
 from molecules import MODELS
 
 import openmm_cgflow as cgf
-from openmm_cgflow.backmapping import backmap_file, long_files
+from openmm_cgflow.backmapping import backmap_file, long_files, outputs_beside
 from openmm_cgflow.forcematching import BeadModel
 from openmm_cgflow.trajectory_files import WRITTEN, count_frames, frame_range, read_pieces, whole_file, write_frames
 
@@ -182,6 +182,17 @@ def test_what_cannot_be_is_refused(flow, beads, tmp_path, monkeypatch, change, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(cgf.InvalidInputError, match=message):
         backmap_file(**({"flow": flow, "beads": beads, "output": "atoms.xtc"} | change))
+
+
+def test_numbers_of_an_input_are_not_written_over(tmp_path):
+    """Those of `atoms.xtc` were, by `backmap atoms.xtc -o atoms.pdb`."""
+    read, output = tmp_path / "atoms.xtc", tmp_path / "atoms.pdb"
+    assert outputs_beside(output, [read])[1] == tmp_path / "atoms.npz"
+    (tmp_path / "atoms.npz").touch()
+    with pytest.raises(cgf.InvalidInputError, match=r"atoms\.npz would be written, and is of a file that is read"):
+        outputs_beside(output, [read])
+    output.touch()  # a run is made again, whose numbers these are
+    outputs_beside(output, [read])
 
 
 def test_a_model_that_was_saved_anew_is_read_anew(beads, tmp_path):
