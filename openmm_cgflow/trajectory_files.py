@@ -1,6 +1,7 @@
 """Trajectory files of any length: frames read and written piece by piece, in any format of mdtraj's."""
 
 import glob
+import os
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -274,16 +275,15 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of `path` when all went well."""
-    temporary = path.with_name(f".{secrets.token_hex(4)}.{_ascii(path.name)}")
+    """A file to write, which takes the place of `path`, or of what a link there leads to, when all went well."""
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{secrets.token_hex(4)}.{_ascii(path.name)}")  # writers go by the suffix
     made_files = f"{glob.escape(temporary.name)}*"
     try:
-        with ascii_path(path.parent) as folder:
+        with ascii_path(target.parent) as folder:
             yield folder / temporary.name
-        for made in path.parent.glob(
-            f"{glob.escape(temporary.name)}*"
-        ):  # some formats are a file for each frame, with a number
-            made.replace(path.with_name(path.name + made.name[len(temporary.name) :]))
+        for made in target.parent.glob(made_files):  # some formats are a file for each frame, with a number
+            made.replace(target.with_name(target.name + made.name[len(temporary.name) :]))
     except CGFlowError:
         raise
     except Exception as error:  # mdtraj's writers raise whatever they meet, also where a disk is full
@@ -294,5 +294,5 @@ def whole_file(path: Path) -> Iterator[Path]:
             "there stays."
         ) from error
     finally:
-        for made in path.parent.glob(made_files):
+        for made in target.parent.glob(made_files):
             made.unlink()

@@ -14,7 +14,15 @@ from molecules import MODELS
 import openmm_cgflow as cgf
 from openmm_cgflow.backmapping import backmap_file, long_files, outputs_beside
 from openmm_cgflow.forcematching import BeadModel
-from openmm_cgflow.trajectory_files import WRITTEN, count_frames, frame_range, read_pieces, whole_file, write_frames
+from openmm_cgflow.trajectory_files import (
+    WRITTEN,
+    count_frames,
+    frame_range,
+    read_pieces,
+    save_arrays,
+    whole_file,
+    write_frames,
+)
 
 MODEL = MODELS / "alanine_dipeptide.cgflow"
 FRAMES = 23
@@ -326,6 +334,18 @@ def test_a_file_with_brackets_in_its_name_is_written(tmp_path):
         temporary.write_text("here")
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
     assert path.read_text() == "here"
+
+
+def test_a_link_stays_one_and_the_file_it_leads_to_is_written(tmp_path):
+    place, link = tmp_path / "scratch" / "store", tmp_path / "o.npz"
+    place.parent.mkdir()
+    link.symlink_to(place)
+    for value in (1, 2):
+        save_arrays(link, {"a": np.array(value)})
+    assert link.is_symlink()
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+    with np.load(place) as data:
+        assert data["a"] == 2
 
 
 def test_cif_files_are_read(flow, tmp_path):
