@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from openmm import app
-from traces import helix, noisy
+from traces import helix, noisy, strand
 from typer.testing import CliRunner
 
 import openmm_cgflow as cgf
 from openmm_cgflow.cli import app as command
 from openmm_cgflow.proteins import backmap_protein_file, files
+from openmm_cgflow.proteins.beads.door import whole_beads
 from openmm_cgflow.proteins.builder import ProteinBuilder
+from openmm_cgflow.proteins.chain.sequence import ProteinSequence
 from openmm_cgflow.proteins.result import write_pdb
 
 NAMES = ["GLY", "ALA", "CYS", "LYS", "PRO", "SER"]
@@ -207,6 +209,28 @@ def test_elements_that_readers_guess_do_not_matter(folder, tmp_path):
     whole.save(str(tmp_path / "ion.gro"))
     found = backmap_protein_file(tmp_path / "ion.pdb", tmp_path / "ion.trr", tmp_path / "ion.gro", relax=0, seed=1)
     assert found.frames == 1
+
+
+def test_chains_in_other_images_are_brought_together():
+    """Two chains with a disulfide between them were built as if they were apart."""
+    trace = np.concatenate([strand(6), strand(6)[::-1], strand(6)]) + np.repeat([0.0, 0.55, 1.2], 6)[:, None] * [
+        0,
+        1,
+        0,
+    ]
+    sequence = ProteinSequence.of("GACAAG/GAACAG/GAAAAG")
+    box = np.array([[5.0, 0.0, 0.0], [1.0, 5.0, 0.0], [-2.0, 2.0, 5.0]])
+    wrapped = np.stack([trace, trace])
+    wrapped[1, 6:12] += box[1] - box[2]
+    wrapped[1, 12:] -= 2 * box[0]
+    np.testing.assert_allclose(whole_beads(wrapped, box, sequence, "ca"), [trace, trace], atol=1e-12)
+    split = wrapped.copy()
+    split[1, 3:6] += box[0]
+    split[1, 8:] -= box[2]
+    np.testing.assert_allclose(whole_beads(split, box, sequence, "ca"), [trace, trace], atol=1e-12)
+    np.testing.assert_array_equal(whole_beads(wrapped, box / 50, sequence, "ca"), wrapped)  # as of PDB files of models
+    apart = trace + np.repeat([0.0, 2.0, 4.0], 6)[:, None] * [0, 1, 0]
+    np.testing.assert_array_equal(whole_beads(apart[None], 4 * box, sequence, "ca"), apart[None])
 
 
 @pytest.mark.parametrize("one", [False, True], ids=["frames", "one structure"])
