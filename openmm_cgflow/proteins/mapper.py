@@ -203,9 +203,10 @@ class ProteinBackmapper:
 
         Arguments:
             trace: beads `(beads, 3)` or `(frames, beads, 3)`, Quantity or nm, or whatever holds positions (what has its
-                box is made whole, with chains side by side): alpha carbons, or those of the kind `beads`, residue by residue, or as the Topology
-                has them. What is `(frames, residues, 3, 3)` is N, CA and C of each residue whatever the kind;
-                `(frames, residues, 4, 3)` has O too.
+                box is made whole, with chains side by side): alpha carbons, or those of the kind `beads`, residue by
+                residue, or as the Topology has them. What is
+                `(frames, residues, 3, 3)` is N, CA and C of each residue whatever the kind; `(frames, residues, 4, 3)`
+                has O too.
             n: structures for each frame.
             relax: iterations of minimisation with the beads held; 0 for none, which leaves centres of mass some
                 hundredths of a nm off.

@@ -230,7 +230,8 @@ def test_chains_in_other_images_are_brought_together():
     np.testing.assert_allclose(whole_beads(split, box, sequence, "ca"), [trace, trace], atol=1e-12)
     np.testing.assert_array_equal(whole_beads(wrapped, box / 50, sequence, "ca"), wrapped)  # as of PDB files of models
     apart = trace + np.repeat([0.0, 2.0, 4.0], 6)[:, None] * [0, 1, 0]
-    np.testing.assert_array_equal(whole_beads(apart[None], 4 * box, sequence, "ca"), apart[None])
+    for other in (4 * box, 2 * np.eye(3)):  # the latter is of States of Systems without a box
+        np.testing.assert_array_equal(whole_beads(apart[None], other, sequence, "ca"), apart[None])
 
 
 @pytest.mark.parametrize("one", [False, True], ids=["frames", "one structure"])

@@ -20,6 +20,7 @@ _SPLIT = {"atoms": 0.6, "means": 1.4}  # nm, longer than any distance of neighbo
 _FAR = 1.0  # nm, of a side chain's beads from the first one of the residue
 _NEAR = 1.0  # nm, of the nearest beads of chains that are beside one another
 _ROOM = 0.1  # nm^3, which a residue has at least in a box that is one
+_NO_BOX = 2.0 * np.eye(3)  # nm, what OpenMM's States of Systems without a box have
 
 
 def whole_beads(x: np.ndarray, box: np.ndarray | None, sequence: ProteinSequence, kind: BeadKind) -> np.ndarray:
@@ -44,7 +45,7 @@ def whole_beads(x: np.ndarray, box: np.ndarray | None, sequence: ProteinSequence
     joined[far] = whole_frames(x[far], pairs, box[far])
     sound = distances(joined, pairs).max(1, initial=0.0) <= longest
     joined[~sound] = x[~sound]
-    roomy = sound & (np.abs(np.linalg.det(box)) > _ROOM * len(sequence))
+    roomy = sound & (np.abs(np.linalg.det(box)) > _ROOM * len(sequence)) & (box != _NO_BOX).any((1, 2))
     moved = [_brought_near(joined[frame], box[frame], chains) for frame in np.flatnonzero(roomy)]
     if any(moved):
         _log.info("in %d of %d frames chains are put at the nearest of their periodic images", sum(moved), len(x))
