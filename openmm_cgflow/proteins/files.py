@@ -16,7 +16,6 @@ import numpy as np
 from openmm import app
 from openmm.app.internal.pdbstructure import PdbStructure
 
-from openmm_cgflow.atom_matching import order_by_names
 from openmm_cgflow.backmapping import Joined, all_pieces, in_processes, kept_pieces, outputs_beside, progress_bar
 from openmm_cgflow.compute import plain_torch
 from openmm_cgflow.counts import seed_number, whole_number
@@ -30,6 +29,7 @@ from openmm_cgflow.proteins.beads.kinds import (
     checked_kind,
     kind_of_names,
 )
+from openmm_cgflow.proteins.beads.names import order_of_beads
 from openmm_cgflow.proteins.chain.residues import CHI, ONE_LETTER, OTHER_NAMES, REFUSED
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
 from openmm_cgflow.proteins.fragments.library import FragmentLibrary
@@ -232,7 +232,7 @@ class _Beads:
             carbons = piece.topology.select("name CA")
             piece = piece.atom_slice(carbons) if len(carbons) else piece
         if atoms == self.whole.n_atoms:
-            piece = self._by_names(piece, self.whole, named).atom_slice(sorted(self.chosen))
+            piece = self._by_names(piece, self.whole, named, self.chosen).atom_slice(sorted(self.chosen))
         elif piece.n_atoms == self.kept.n_atoms:
             piece = self._by_names(piece, self.whole.subset(sorted(self.chosen)), named)
         else:
@@ -240,10 +240,13 @@ class _Beads:
         piece.xyz = piece.xyz[:, self.ranks]
         return piece
 
-    def _by_names(self, piece: mdtraj.Trajectory, ours: mdtraj.Topology, named: bool) -> mdtraj.Trajectory:
+    def _by_names(
+        self, piece: mdtraj.Trajectory, ours: mdtraj.Topology, named: bool, used: list[int] | None = None
+    ) -> mdtraj.Trajectory:
         """The piece with its atoms in our order, if the file has names, and these tell it."""
-        order = order_by_names(list(ours.atoms), list(piece.topology.atoms)) if named else None
-        if order is None or (order == np.arange(len(order))).all():
+        theirs = list(piece.topology.atoms)
+        order = order_of_beads(list(ours.atoms), theirs, True, str(self.path), used) if named else None
+        if order is None:
             return piece
         if not self.told:
             _log.info(

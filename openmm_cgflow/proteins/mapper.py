@@ -23,6 +23,7 @@ from openmm_cgflow.proteins.beads.kinds import (
     bridged_cysteines,
     checked_kind,
 )
+from openmm_cgflow.proteins.beads.names import named_beads, order_of_beads
 from openmm_cgflow.proteins.builder import Assemble, ProteinBuilder
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
 from openmm_cgflow.proteins.chain.trace import warn_of_near
@@ -95,6 +96,7 @@ class ProteinBackmapper:
         self.given = ProteinSequence.of(protein)
         self.all_atoms = _all_atom_topology(protein)
         self.beads, self._order = beads_in(protein, self.given, beads, self.all_atoms is not None)
+        self._numbered = hasattr(protein, "atoms")
         self._n_given = _number_of_atoms(protein) if self._order is not None else 0
         self.temperature = self.library.temperature if temperature is None else in_kelvin(temperature)
         if abs(self.temperature - self.library.temperature) > _SAME:
@@ -153,6 +155,22 @@ class ProteinBackmapper:
                 likelier - as_it_is,
             )
 
+    def _in_order(self, x: np.ndarray, atoms: Sequence[Any] | None) -> np.ndarray:
+        """Beads `(beads, 3)` or `(frames, beads, 3)`, residue by residue, by the Topology and by their own names."""
+        if x.ndim not in (2, 3):
+            return x
+        if self._order is not None and x.shape[-2] == self._n_given:
+            x = x[..., self._order, :]
+            atoms = None if atoms is None else [atoms[k] for k in self._order]
+        ours = named_beads(self.given, self.beads)
+        if atoms is None or not len(atoms) == x.shape[-2] == len(ours):
+            return x
+        order = order_of_beads(ours, atoms, self._numbered, "the trace")
+        if order is None:
+            return x
+        _log.info("the trace has its beads in another order than the protein; they are found by their names")
+        return x[..., order, :]
+
     def beadsOf(self, positions: PositionsLike) -> np.ndarray:
         """Beads of this kind of all-atom structures.
 
@@ -204,7 +222,7 @@ class ProteinBackmapper:
         Arguments:
             trace: beads `(beads, 3)` or `(frames, beads, 3)`, Quantity or nm, or whatever holds positions (what has its
                 box is made whole, with chains side by side): alpha carbons, or those of the kind `beads`, residue by
-                residue, or as the Topology has them. What is
+                residue, or as the Topology has them; names that come with them decide. What is
                 `(frames, residues, 3, 3)` is N, CA and C of each residue whatever the kind; `(frames, residues, 4, 3)`
                 has O too.
             n: structures for each frame.
@@ -221,7 +239,7 @@ class ProteinBackmapper:
 
         Raises:
             InvalidInputError: for beads that cannot be, by residue, with the way out.
-            MismatchError: another number of beads than this kind has.
+            MismatchError: another number of beads than this kind has, or names of other residues.
         """
         for name, value, least in (
             ("n", n, 1),
@@ -235,9 +253,8 @@ class ProteinBackmapper:
         given = given_structures(trace)
         x = given.x
         kind = _BY_ATOMS.get(x.shape[2], self.beads) if x.ndim == 4 else self.beads
-        if self._order is not None and x.ndim in (2, 3) and x.shape[-2] == self._n_given:
-            x = x[..., self._order, :]
         if x.ndim < 4:
+            x = self._in_order(x, given.atoms)
             x = x[None] if x.ndim == 2 else x
             x = whole_beads(x, given.box, self.given, kind)
         beads = checked_beads(x, self.given, kind)

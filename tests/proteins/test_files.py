@@ -196,6 +196,15 @@ def test_residues_in_another_order_are_found_by_their_names(folder, tmp_path):
     np.testing.assert_allclose(atoms.xyz[:, atoms.topology.select("name CA")], frames.xyz, atol=1e-3)
 
 
+def test_frames_of_another_protein_are_refused_by_name(folder, tmp_path):
+    frames = mdtraj.load(str(folder / "ca.xtc"), top=str(folder / "ca.pdb"))[:1]
+    for residue, name in zip(frames.topology.residues, ("GLY", "TRP", "CYS", "LYS", "PRO", "SER"), strict=True):
+        residue.name = name
+    frames.save(str(tmp_path / "other.gro"))
+    with pytest.raises(cgf.MismatchError, match=r"other.gro has TRP6:CA where ALA6:CA is expected"):
+        backmap_protein_file(folder / "ca.pdb", tmp_path / "a.pdb", tmp_path / "other.gro", relax=0)
+
+
 def test_elements_that_readers_guess_do_not_matter(folder, tmp_path):
     """OpenMM takes a lone CA without an element for calcium, mdtraj for carbon; NA for sodium, mdtraj for nitrogen."""
     lines = (folder / "ca.pdb").read_text().splitlines()
