@@ -38,6 +38,7 @@ from openmm_cgflow.trajectory_files import (
     save_trajectory,
     write_frames,
 )
+from openmm_cgflow.version import __version__
 
 __all__ = ["BackmappedFile", "backmap_file"]
 
@@ -214,7 +215,8 @@ def _weights(flow: TrainedFlow) -> str:
 def _identity(weights: str, beads: Path, stride: int, frames: tuple[int, int | None], chunk: int) -> str:
     """By which a run knows its pieces again."""
     sha, stat = hashlib.sha256(weights.encode()), beads.stat()
-    sha.update(json.dumps([str(beads.resolve()), stat.st_size, stat.st_mtime_ns, stride, frames, chunk]).encode())
+    parts = [str(beads.resolve()), stat.st_size, stat.st_mtime_ns, stride, frames, chunk, __version__]
+    sha.update(json.dumps(parts).encode())
     return sha.hexdigest()
 
 

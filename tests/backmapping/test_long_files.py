@@ -203,6 +203,20 @@ def test_numbers_of_an_input_are_not_written_over(tmp_path):
     outputs_beside(output, [read])
 
 
+def test_pieces_of_another_version_are_not_taken(flow, beads, tmp_path, monkeypatch):
+    output = tmp_path / "atoms.dcd"
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(long_files, "_join", dies)
+    with pytest.raises(KeyboardInterrupt):
+        backmap_file(flow, beads, output, seed=0)
+    monkeypatch.setattr(long_files, "__version__", "0.0")
+    with pytest.raises(cgf.InvalidInputError, match="or of another version"):
+        backmap_file(flow, beads, output, seed=0)
+
+
 def test_a_model_that_was_saved_anew_is_read_anew(beads, tmp_path):
     model, found = tmp_path / "model.cgflow", []
     for name in ("alanine_dipeptide", "aldp_vacuum"):
