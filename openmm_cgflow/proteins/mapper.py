@@ -12,7 +12,7 @@ from openmm import app
 
 from openmm_cgflow.compute import plain_torch, seeded
 from openmm_cgflow.copies import copied_system, copied_topology
-from openmm_cgflow.counts import whole_number
+from openmm_cgflow.counts import fits_memory, whole_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.proteins.beads.door import checked_beads, whole_beads
 from openmm_cgflow.proteins.beads.kinds import (
@@ -92,6 +92,12 @@ class ProteinBackmapper:
         beads: Literal["auto"] | BeadKind = "auto",
     ) -> None:
         checked_kind(beads)
+        if not isinstance(library, FragmentLibrary | None):
+            raise InvalidInputError(
+                f"library is a {type(library).__name__}; give a FragmentLibrary, such as FragmentLibrary.load(path)"
+            )
+        if not isinstance(system, openmm.System | None):
+            raise InvalidInputError(f"system is a {type(system).__name__}; give an openmm.System")
         self.library = library if library is not None else FragmentLibrary.load()
         self.given = ProteinSequence.of(protein)
         self.all_atoms = _all_atom_topology(protein)
@@ -264,6 +270,7 @@ class ProteinBackmapper:
         if kind == "ca":
             warn_of_near(beads, self.given, CIS_BELOW)
         parts = self._of_beads(beads, kind)
+        fits_memory(n, 3 * parts.layout.n_atoms * len(beads), "backmap: n")
         if kind == "ca":
             self._doubt(parts, beads[0])
         generator = seeded(seed)

@@ -118,6 +118,7 @@ def test_a_trace_in_place_of_a_backbone_is_refused(kind):
     ("options", "message"),
     [
         ({"n": 0}, "n is 0"),
+        ({"n": 10**10}, "n is 10,000,000,000, which takes"),
         ({"relax": -1}, "relax is -1"),
         ({"assemble": "all"}, "assemble is 'all'"),
         ({"particles": True}, "particles is True"),
@@ -137,6 +138,10 @@ def test_disulfides_that_are_no_pairs_are_refused(pairs):
 def test_systems_and_topologies_of_other_molecules_are_refused(mapper):
     system = openmm.System()
     system.addParticle(1.0)
+    with pytest.raises(cgf.InvalidInputError, match="library is a str; give a FragmentLibrary"):
+        cgf.ProteinBackmapper("GA", library="fragments.safetensors")
+    with pytest.raises(cgf.InvalidInputError, match=r"system is a Topology; give an openmm.System"):
+        cgf.ProteinBackmapper("GA", system=app.Topology())
     with pytest.raises(cgf.MismatchError, match="the System has 1 particles"):
         cgf.ProteinBackmapper("GA", system=system)
     odd = app.Modeller(mapper.topology, np.zeros((mapper.topology.getNumAtoms(), 3)) * unit.nanometer)

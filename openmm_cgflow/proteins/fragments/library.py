@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from openmm import unit
 from torch import Tensor
 
 from openmm_cgflow.compute import plain_torch
@@ -33,7 +34,7 @@ from openmm_cgflow.proteins.chain.geometry import residue_frames
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
 from openmm_cgflow.proteins.fragments.grid import BINS, CAP
 from openmm_cgflow.storage import read_as, read_file, reading, write_file
-from openmm_cgflow.units import KB
+from openmm_cgflow.units import KB, in_kelvin
 
 __all__ = ["FragmentLibrary", "local_template"]
 
@@ -119,7 +120,7 @@ class FragmentLibrary:
         solvent: str | None,
         out: str | Path,
         fragments: Iterable[str] | None = None,
-        temperature: float = 300.0,
+        temperature: unit.Quantity | float = 300.0,
         share: float = 1.0,
         progress: bool = True,
     ) -> "FragmentLibrary":
@@ -134,12 +135,13 @@ class FragmentLibrary:
             solvent: that of an implicit solvent, such as `"implicit/obc2.xml"`; None for vacuum.
             out: the library's file.
             fragments: names of fragments, ALA, GLY and PRO among them; all by default.
-            temperature: K.
+            temperature: Quantity or K.
             share: of the usual number of energies.
             progress: draw a bar.
 
         Raises:
-            InvalidInputError: for an unknown fragment, or one that the force field lacks.
+            InvalidInputError: for an unknown fragment, or one that the force field lacks; for files that cannot be
+                read.
             MismatchError: the folder is of another force field, temperature or number of energies.
 
         Example:
@@ -149,10 +151,10 @@ class FragmentLibrary:
         from openmm_cgflow.proteins.fragments.report import report_fragments
         from openmm_cgflow.proteins.fragments.training import train_fragments
 
-        path = Path(out)
+        path, kelvin = Path(out), in_kelvin(temperature)
         parts = path.with_name(f"{path.stem}.parts")
         lessons, provenance = train_fragments(
-            forcefield, solvent, parts, fragments, temperature, share, progress
+            forcefield, solvent, parts, fragments, kelvin, share, progress
         )  # fmt: skip
         templates, atoms = {}, {}
         for lesson in lessons:
@@ -165,7 +167,7 @@ class FragmentLibrary:
             {lesson.fragment.name: lesson.mean_angle for lesson in lessons},
             templates,
             atoms,
-            temperature,
+            kelvin,
             provenance,
         ).save(path)
         # the side chain of a disulfide has another residue to it; charged ends are built as the residue itself
