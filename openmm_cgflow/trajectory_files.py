@@ -1,16 +1,19 @@
 """Trajectory files of any length: frames read and written piece by piece, in any format of mdtraj's."""
 
 import glob
+import os
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mdtraj
 import numpy as np
 from mdtraj.utils import in_units_of
 
+from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.text_files import check_encoding
 
@@ -18,6 +21,7 @@ __all__ = [
     "WRITTEN",
     "ascii_path",
     "blocks",
+    "checked_range",
     "count_frames",
     "frame_range",
     "names_atoms",
@@ -97,6 +101,27 @@ def frame_range(text: str | None) -> tuple[int, int | None]:
     if not colon or not whole or (stop is not None and stop <= start):
         raise InvalidInputError(f"frames are {text!r}; give FIRST:LAST, such as 100:200, 100: or :200")
     return start, stop
+
+
+def checked_range(frames: Any, what: str) -> tuple[int, int | None]:  # noqa: ANN401
+    """The first frame and the one after the last, numpy's integers too.
+
+    Raises:
+        InvalidInputError: something else; frames from the end; none in between. `what` begins the message.
+
+    Example:
+        >>> checked_range((np.int64(3), None), "backmap_file")
+        (3, None)
+    """
+    try:
+        start, stop = frames
+        first = whole_number(start, "the first", 0)
+        return first, None if stop is None else whole_number(stop, "the one after the last", first + 1)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{what}: frames is {frames!r}; give the first and the one after the last, from 0, such as (0, 100), or "
+            "(100, None) for all from there on"
+        ) from error
 
 
 def count_frames(path: Path, stride: int = 1, start: int = 0, stop: int | None = None) -> int | None:
@@ -256,16 +281,15 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of `path` when all went well."""
-    temporary = path.with_name(f".{secrets.token_hex(4)}.{_ascii(path.name)}")
+    """A file to write, which takes the place of `path`, or of what a link there leads to, when all went well."""
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{secrets.token_hex(4)}.{_ascii(path.name)}")  # writers go by the suffix
     made_files = f"{glob.escape(temporary.name)}*"
     try:
-        with ascii_path(path.parent) as folder:
+        with ascii_path(target.parent) as folder:
             yield folder / temporary.name
-        for made in path.parent.glob(
-            f"{glob.escape(temporary.name)}*"
-        ):  # some formats are a file for each frame, with a number
-            made.replace(path.with_name(path.name + made.name[len(temporary.name) :]))
+        for made in target.parent.glob(made_files):  # some formats are a file for each frame, with a number
+            made.replace(target.with_name(target.name + made.name[len(temporary.name) :]))
     except CGFlowError:
         raise
     except Exception as error:  # mdtraj's writers raise whatever they meet, also where a disk is full
@@ -276,5 +300,5 @@ def whole_file(path: Path) -> Iterator[Path]:
             "there stays."
         ) from error
     finally:
-        for made in path.parent.glob(made_files):
+        for made in target.parent.glob(made_files):
             made.unlink()

@@ -24,19 +24,21 @@ from openmm_cgflow.backmapping.pieces import (
     progress_bar,
 )
 from openmm_cgflow.compute import plain_torch
-from openmm_cgflow.counts import whole_number
+from openmm_cgflow.counts import seed_number, whole_number
 from openmm_cgflow.errors import CGFlowError, InvalidInputError
 from openmm_cgflow.storage import locked
 from openmm_cgflow.structure_checks import StructureChecks
 from openmm_cgflow.trained import TrainedFlow
 from openmm_cgflow.trajectory_files import (
     WRITTEN,
+    checked_range,
     count_frames,
     read_pieces,
     save_arrays,
     save_trajectory,
     write_frames,
 )
+from openmm_cgflow.version import __version__
 
 __all__ = ["BackmappedFile", "backmap_file"]
 
@@ -123,11 +125,8 @@ def backmap_file(
         raise InvalidInputError(f"{output}: structures are written as {', '.join(WRITTEN)}; choose one of these")
     if not beads.is_file():
         raise InvalidInputError(f"backmap_file: there is no file {beads}")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-        raise InvalidInputError(f"backmap_file: seed is {seed!r}; give a whole number of 0 or more, or none")
-    first, last = frames
-    if first < 0 or (last is not None and last <= first):
-        raise InvalidInputError(f"backmap_file: frames is {frames}; give the first and the one after the last, from 0")
+    seed = None if seed is None else seed_number(seed)
+    frames = checked_range(frames, "backmap_file")
     model = None if isinstance(flow, TrainedFlow) else Path(flow)
     if model is None and (workers > 1 or scheduler is not None):
         raise InvalidInputError("backmap_file: several workers each read the model: give the path of its file")
@@ -216,7 +215,8 @@ def _weights(flow: TrainedFlow) -> str:
 def _identity(weights: str, beads: Path, stride: int, frames: tuple[int, int | None], chunk: int) -> str:
     """By which a run knows its pieces again."""
     sha, stat = hashlib.sha256(weights.encode()), beads.stat()
-    sha.update(json.dumps([str(beads.resolve()), stat.st_size, stat.st_mtime_ns, stride, frames, chunk]).encode())
+    parts = [str(beads.resolve()), stat.st_size, stat.st_mtime_ns, stride, frames, chunk, __version__]
+    sha.update(json.dumps(parts).encode())
     return sha.hexdigest()
 
 

@@ -52,12 +52,15 @@ def outputs_beside(output: Path, inputs: Sequence[Path]) -> tuple[Path, Path, Pa
     """The files that a run writes: structures, numbers, and a Topology where the format has none.
 
     Raises:
-        InvalidInputError: one of them is a file that is read, or two are one.
+        InvalidInputError: one of them is a file that is read, or is beside one and of it: its Topology, or its numbers
+            (which are this output's own where that is there already).
     """
     topology = None if output.suffix.lower() == ".pdb" else output.with_suffix(".topology.pdb")
     files = output, output.with_suffix(".npz"), topology
     read = [path.resolve() for path in inputs]
     needed = [path.with_suffix(".topology.pdb").resolve() for path in inputs if not names_atoms(path)]
+    if not output.exists():
+        needed += [path.with_suffix(".npz").resolve() for path in inputs]
     for path in filter(None, files):
         if path.resolve() in read:
             raise InvalidInputError(f"{path} would be written, and is a file that is read: choose another output")

@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Any, Literal
 import mdtraj
 import numpy as np
 from openmm import app
+from openmm.app.internal.pdbstructure import PdbStructure
 
-from openmm_cgflow.atom_matching import order_by_names
 from openmm_cgflow.backmapping import Joined, all_pieces, in_processes, kept_pieces, outputs_beside, progress_bar
 from openmm_cgflow.compute import plain_torch
 from openmm_cgflow.counts import seed_number, whole_number
@@ -29,16 +29,26 @@ from openmm_cgflow.proteins.beads.kinds import (
     checked_kind,
     kind_of_names,
 )
+from openmm_cgflow.proteins.beads.names import order_of_beads
 from openmm_cgflow.proteins.chain.residues import CHI, ONE_LETTER, OTHER_NAMES, REFUSED
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
 from openmm_cgflow.proteins.fragments.library import FragmentLibrary
 from openmm_cgflow.proteins.mapper import ProteinBackmapper
+from openmm_cgflow.proteins.placing.layout import disulfide_pairs
 from openmm_cgflow.proteins.result import write_pdb
 from openmm_cgflow.storage import locked
 from openmm_cgflow.structure_checks import StructureChecks
 from openmm_cgflow.structures import given_structures
 from openmm_cgflow.text_files import check_encoding
-from openmm_cgflow.trajectory_files import WRITTEN, count_frames, names_atoms, read_pieces, save_arrays, write_frames
+from openmm_cgflow.trajectory_files import (
+    WRITTEN,
+    checked_range,
+    count_frames,
+    names_atoms,
+    read_pieces,
+    save_arrays,
+    write_frames,
+)
 from openmm_cgflow.version import __version__
 
 __all__ = ["BackmappedProteinFile", "backmap_protein_file"]
@@ -97,7 +107,7 @@ def backmap_protein_file(
     frames: tuple[int, int | None] = (0, None),
     workers: int = 1,
     library: str | Path | None = None,
-    disulfides: bool = True,
+    disulfides: bool | Sequence[tuple[int, int]] = True,
     progress: bool = False,
     beads: Literal["auto"] | BeadKind = "auto",
 ) -> BackmappedProteinFile:
@@ -119,7 +129,7 @@ def backmap_protein_file(
         workers: processes on this machine, one thread each. With more than one, a script has to make the call under
             `if __name__ == "__main__":`, for each process reads the script.
         library: file of a `FragmentLibrary`; the shipped one by default.
-        disulfides: whether cysteines that are near in the first frame are bonded.
+        disulfides: whether cysteines that are near in the first frame are bonded; or pairs of residues counted from 0.
         progress: show a bar with the time that is left.
         beads: their kind, see `ProteinBackmapper`; `"auto"` takes what the names of the protein's atoms tell.
 
@@ -145,6 +155,8 @@ def backmap_protein_file(
         if not path.is_file():
             raise InvalidInputError(f"there is no file {path}")
     checked_kind(beads)
+    frames = checked_range(frames, "backmap_protein_file")
+    given = None if isinstance(disulfides, bool) else disulfide_pairs(disulfides)
     outputs = outputs_beside(output, read)
     whole, kept, chosen, kind = _read_structure(structure, beads)
     sequence = ProteinSequence.of(kept)
@@ -153,12 +165,15 @@ def backmap_protein_file(
     first = next(source.pieces(1, 1, *frames), None)
     if first is None:
         raise InvalidInputError(f"there are no frames in {frames_of} from {frames[0]} on")
-    pairs = tuple(bridged_cysteines(checked_beads(first, sequence, kind), sequence, kind)) if disulfides else ()
-    for a, b in pairs:
+    near = bridged_cysteines(checked_beads(first, sequence, kind), sequence, kind) if disulfides is True else []
+    for a, b in near:
         names = sequence.residues[a].label, sequence.residues[b].label
         _log.warning("%s and %s are near in the first frame: a disulfide is built", *names)
+    pairs = tuple(near if given is None else given)
     parts = output.with_name(output.name + ".parts")
     task = _Task(sequence, pairs, None if library is None else str(Path(library).resolve()), n, relax, 0, kind)
+    _mapper.cache_clear()  # a library may have been trained anew, and every file is told what is odd about it
+    _mapper(sequence, pairs, task.library, kind)
     with locked(output):
         total = count_frames(frames_of, stride, *frames)
         described = _described(task, (structure, frames_of), stride, frames)
@@ -217,7 +232,7 @@ class _Beads:
             carbons = piece.topology.select("name CA")
             piece = piece.atom_slice(carbons) if len(carbons) else piece
         if atoms == self.whole.n_atoms:
-            piece = self._by_names(piece, self.whole, named).atom_slice(sorted(self.chosen))
+            piece = self._by_names(piece, self.whole, named, self.chosen).atom_slice(sorted(self.chosen))
         elif piece.n_atoms == self.kept.n_atoms:
             piece = self._by_names(piece, self.whole.subset(sorted(self.chosen)), named)
         else:
@@ -225,10 +240,13 @@ class _Beads:
         piece.xyz = piece.xyz[:, self.ranks]
         return piece
 
-    def _by_names(self, piece: mdtraj.Trajectory, ours: mdtraj.Topology, named: bool) -> mdtraj.Trajectory:
+    def _by_names(
+        self, piece: mdtraj.Trajectory, ours: mdtraj.Topology, named: bool, used: list[int] | None = None
+    ) -> mdtraj.Trajectory:
         """The piece with its atoms in our order, if the file has names, and these tell it."""
-        order = order_by_names(list(ours.atoms), list(piece.topology.atoms)) if named else None
-        if order is None or (order == np.arange(len(order))).all():
+        theirs = list(piece.topology.atoms)
+        order = order_of_beads(list(ours.atoms), theirs, True, str(self.path), used) if named else None
+        if order is None:
             return piece
         if not self.told:
             _log.info(
@@ -245,7 +263,9 @@ def _read_structure(
     """Topology of all atoms of a file, that of its beads, where these are among the atoms, and their kind."""
     check_encoding(path)
     try:
-        whole = app.PDBFile(str(path)).topology
+        with path.open(encoding="utf-8") as file:
+            read = PdbStructure(file, load_all_models=True)
+        whole = app.PDBFile(read).topology
     except Exception as error:  # OpenMM raises whatever it meets
         raise InvalidInputError(
             f"{path} cannot be read as a PDB file ({type(error).__name__}: {error}); save the structure as one; "
@@ -264,6 +284,7 @@ def _read_structure(
             f"{path} has no atoms named CA of amino acids: give a file of alpha carbons, or of other beads and their "
             "kind (beads=, --beads)"
         )
+    named = [residue.name for chain in read.iter_chains() for residue in chain.iter_residues()]
     names = [(residue.name, [atom.name for atom in residue.atoms()]) for residue in protein]
     kind = kind_of_names(names) if beads == "auto" else beads
     kept, made, chosen = app.Topology(), {}, []
@@ -271,12 +292,14 @@ def _read_structure(
         chain = residue.chain
         if chain.index not in made:
             made[chain.index] = kept.addChain(chain.id)
-        added = kept.addResidue(residue.name, made[chain.index], residue.id)
+        name = named[residue.index]  # OpenMM makes HIS of HID and HIP, ASP of ASH, and so on
+        name = name if name in _KNOWN else residue.name
+        added = kept.addResidue(name, made[chain.index], residue.id, residue.insertionCode)
         index = {atom.name: atom.index for atom in residue.atoms()}
         if kind in ATOMS:
             index = {name: index[name] for name in ATOMS[kind] if name in index}
-        for name, atom in index.items():
-            kept.addAtom(name, app.element.carbon, added)
+        for bead, atom in index.items():
+            kept.addAtom(bead, app.element.carbon, added)
             chosen.append(atom)
     if kind == "ca":
         return whole, kept, chosen, kind
@@ -305,7 +328,7 @@ def _described(task: _Task, files: tuple[Path, Path], stride: int, frames: tuple
 def _mapper(
     sequence: ProteinSequence, disulfides: tuple[tuple[int, int], ...], library: str | None, beads: BeadKind
 ) -> Any:  # noqa: ANN401
-    """The mapper of a task, once in each process."""
+    """The mapper of a task, once in each process of a run."""
     return ProteinBackmapper(sequence, FragmentLibrary.load(library), disulfides=disulfides, beads=beads)
 
 

@@ -11,7 +11,8 @@ import torch
 from openmm import app
 
 from openmm_cgflow.compute import plain_torch, seeded
-from openmm_cgflow.counts import whole_number
+from openmm_cgflow.copies import copied_system, copied_topology
+from openmm_cgflow.counts import fits_memory, whole_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError
 from openmm_cgflow.proteins.beads.door import checked_beads, whole_beads
 from openmm_cgflow.proteins.beads.kinds import (
@@ -22,11 +23,12 @@ from openmm_cgflow.proteins.beads.kinds import (
     bridged_cysteines,
     checked_kind,
 )
+from openmm_cgflow.proteins.beads.names import named_beads, order_of_beads
 from openmm_cgflow.proteins.builder import Assemble, ProteinBuilder
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
 from openmm_cgflow.proteins.chain.trace import warn_of_near
 from openmm_cgflow.proteins.fragments.library import FragmentLibrary
-from openmm_cgflow.proteins.placing.layout import ProteinLayout, with_disulfides
+from openmm_cgflow.proteins.placing.layout import ProteinLayout, disulfide_pairs, with_disulfides
 from openmm_cgflow.proteins.placing.planes import CIS_BELOW
 from openmm_cgflow.proteins.relaxing.bead_minimiser import BeadMinimiser
 from openmm_cgflow.proteins.relaxing.force_field import amber14
@@ -57,16 +59,17 @@ class ProteinBackmapper:
         system: an OpenMM System of the all-atom protein, for its charges and sizes and to relax in; amber14 with OBC2
             by default.
         temperature: K; that of the library by default.
-        disulfides: pairs of residues counted from 0; `"auto"` takes those of the Topology, or else cysteines that are
-            near in the first trace, if four residues or more are between them (by SC1 of Martini: whatever is between).
+        disulfides: pairs of residues counted from 0; `"auto"` takes those of a Topology that has sulfurs and bonds, or
+            else cysteines that are near in the first trace, if four residues or more are between them (by SC1 of
+            Martini: whatever is between).
         beads: `"ca"`; `"n-ca-c"`, `"backbone"` (N, CA, C, O): atoms, which are kept; `"martini2"`, `"martini3"` (BB,
             SC1, ...), `"com"` (of whole residues): centres of mass, as martinize2 has them. `"auto"`: what the names in
             a Topology of beads tell, or else alpha carbons.
 
     Attributes:
         beads: their kind.
-        topology: OpenMM Topology of all atoms; not there before the first trace where it decides on disulfides.
-        system: the System that energies are taken from; as above.
+        topology: OpenMM Topology of all atoms, a copy; not there before the first trace where it decides on disulfides.
+        system: the System that energies are taken from; as above, a copy.
 
     Raises:
         InvalidInputError: for residues that cannot be built, by name.
@@ -89,10 +92,17 @@ class ProteinBackmapper:
         beads: Literal["auto"] | BeadKind = "auto",
     ) -> None:
         checked_kind(beads)
+        if not isinstance(library, FragmentLibrary | None):
+            raise InvalidInputError(
+                f"library is a {type(library).__name__}; give a FragmentLibrary, such as FragmentLibrary.load(path)"
+            )
+        if not isinstance(system, openmm.System | None):
+            raise InvalidInputError(f"system is a {type(system).__name__}; give an openmm.System")
         self.library = library if library is not None else FragmentLibrary.load()
         self.given = ProteinSequence.of(protein)
         self.all_atoms = _all_atom_topology(protein)
         self.beads, self._order = beads_in(protein, self.given, beads, self.all_atoms is not None)
+        self._numbered = hasattr(protein, "atoms")
         self._n_given = _number_of_atoms(protein) if self._order is not None else 0
         self.temperature = self.library.temperature if temperature is None else in_kelvin(temperature)
         if abs(self.temperature - self.library.temperature) > _SAME:
@@ -100,18 +110,18 @@ class ProteinBackmapper:
                 "free energies of residues are of %g K, all else is done at %g K: a mixture of both",
                 self.library.temperature, self.temperature,
             )  # fmt: skip
-        self._system = system
+        self._system = None if system is None else copied_system(system)
         self._parts: ProteinBuilder | None = None
         self._doubted = False
-        if disulfides != "auto":
-            self._parts = self._made([tuple(pair) for pair in disulfides])
-        elif self.all_atoms is not None:
-            self._parts = self._made(_bonded_cysteines(self.all_atoms))
+        if not isinstance(disulfides, str) or disulfides != "auto":
+            self._parts = self._made(disulfide_pairs(disulfides))
+        elif (bonded := _bonded_cysteines(protein)) is not None or self.all_atoms is not None:
+            self._parts = self._made(bonded or [])
         elif not _near_is_possible(self.given):
             self._parts = self._made([])
 
     def _made(self, disulfides: Sequence[Any]) -> ProteinBuilder:
-        sequence = with_disulfides(self.given, disulfides)
+        sequence = with_disulfides(self.given, disulfides, self.all_atoms is not None)
         layout = ProteinLayout(sequence, self.library, disulfides, self.all_atoms)
         if self._system is None and self.library.provenance.get("forcefield", _AMBER14) != _AMBER14:
             _log.warning("the library is of %s, the System of amber14; give system= of the same force field",
@@ -151,6 +161,22 @@ class ProteinBackmapper:
                 likelier - as_it_is,
             )
 
+    def _in_order(self, x: np.ndarray, atoms: Sequence[Any] | None) -> np.ndarray:
+        """Beads `(beads, 3)` or `(frames, beads, 3)`, residue by residue, by the Topology and by their own names."""
+        if x.ndim not in (2, 3):
+            return x
+        if self._order is not None and x.shape[-2] == self._n_given:
+            x = x[..., self._order, :]
+            atoms = None if atoms is None else [atoms[k] for k in self._order]
+        ours = named_beads(self.given, self.beads)
+        if atoms is None or not len(atoms) == x.shape[-2] == len(ours):
+            return x
+        order = order_of_beads(ours, atoms, self._numbered, "the trace")
+        if order is None:
+            return x
+        _log.info("the trace has its beads in another order than the protein; they are found by their names")
+        return x[..., order, :]
+
     def beadsOf(self, positions: PositionsLike) -> np.ndarray:
         """Beads of this kind of all-atom structures.
 
@@ -162,7 +188,7 @@ class ProteinBackmapper:
         """
         x = in_nm(positions)
         x = x[None] if x.ndim == 2 else x
-        n = self.topology.getNumAtoms()
+        n = self._known().layout.n_atoms
         if x.ndim != 3 or x.shape[1:] != (n, 3):
             raise MismatchError(f"positions have the shape {x.shape}; give (frames, {n}, 3), of all atoms")
         return self._known().mapping_of(self.beads).beads_of(torch.as_tensor(x)).numpy()
@@ -174,17 +200,17 @@ class ProteinBackmapper:
 
     @property
     def topology(self) -> app.Topology:
-        """OpenMM Topology of all atoms; while disulfides are open until a trace is seen, there is none.
+        """OpenMM Topology of all atoms, a copy; while disulfides are open until a trace is seen, there is none.
 
         Raises:
             InvalidInputError: a trace must be seen first.
         """
-        return self._known().layout.topology
+        return copied_topology(self._known().layout.topology)
 
     @property
     def system(self) -> openmm.System:
-        """The System that energies are taken from."""
-        return self._known().system
+        """The System that energies are taken from, a copy."""
+        return copied_system(self._known().system)
 
     @plain_torch
     def backmap(
@@ -201,9 +227,10 @@ class ProteinBackmapper:
 
         Arguments:
             trace: beads `(beads, 3)` or `(frames, beads, 3)`, Quantity or nm, or whatever holds positions (what has its
-                box is made whole): alpha carbons, or those of the kind `beads`, residue by residue, or as the Topology
-                has them. What is `(frames, residues, 3, 3)` is N, CA and C of each residue whatever the kind;
-                `(frames, residues, 4, 3)` has O too.
+                box is made whole, with chains side by side): alpha carbons, or those of the kind `beads`, residue by
+                residue, or as the Topology has them; names that come with them decide. What is
+                `(frames, residues, 3, 3)` is N, CA and C of each residue whatever the kind; `(frames, residues, 4, 3)`
+                has O too.
             n: structures for each frame.
             relax: iterations of minimisation with the beads held; 0 for none, which leaves centres of mass some
                 hundredths of a nm off.
@@ -218,7 +245,7 @@ class ProteinBackmapper:
 
         Raises:
             InvalidInputError: for beads that cannot be, by residue, with the way out.
-            MismatchError: another number of beads than this kind has.
+            MismatchError: another number of beads than this kind has, or names of other residues.
         """
         for name, value, least in (
             ("n", n, 1),
@@ -232,9 +259,8 @@ class ProteinBackmapper:
         given = given_structures(trace)
         x = given.x
         kind = _BY_ATOMS.get(x.shape[2], self.beads) if x.ndim == 4 else self.beads
-        if self._order is not None and x.ndim < 4 and x.shape[-2] == self._n_given:
-            x = x[..., self._order, :]
         if x.ndim < 4:
+            x = self._in_order(x, given.atoms)
             x = x[None] if x.ndim == 2 else x
             x = whole_beads(x, given.box, self.given, kind)
         beads = checked_beads(x, self.given, kind)
@@ -244,6 +270,7 @@ class ProteinBackmapper:
         if kind == "ca":
             warn_of_near(beads, self.given, CIS_BELOW)
         parts = self._of_beads(beads, kind)
+        fits_memory(n, 3 * parts.layout.n_atoms * len(beads), "backmap: n")
         if kind == "ca":
             self._doubt(parts, beads[0])
         generator = seeded(seed)
@@ -275,7 +302,7 @@ class ProteinBackmapper:
             ess=ess.reshape(*shape, -1),
             relaxed=bool(relax),
             temperature=self.temperature,
-            topology=parts.layout.topology,
+            topology=copied_topology(parts.layout.topology),
             bond_lengths=parts.bond_lengths,
             bead_error=error.reshape(shape),
         )
@@ -283,19 +310,28 @@ class ProteinBackmapper:
 
 def _all_atom_topology(protein: Any) -> app.Topology | None:  # noqa: ANN401
     """The Topology that was given, if it has all atoms."""
+    topology = _openmm_topology(protein)
+    if topology is None:
+        return None
+    hydrogens = any(atom.element is not None and atom.element.symbol == "H" for atom in topology.atoms())
+    return copied_topology(topology) if hydrogens else None
+
+
+def _openmm_topology(protein: Any) -> app.Topology | None:  # noqa: ANN401
     if hasattr(protein, "to_openmm"):
         protein = protein.to_openmm()
-    if not isinstance(protein, app.Topology):
-        return None
-    hydrogens = any(atom.element is not None and atom.element.symbol == "H" for atom in protein.atoms())
-    return protein if hydrogens else None
+    return protein if isinstance(protein, app.Topology) else None
 
 
 def _number_of_atoms(topology: Any) -> int:  # noqa: ANN401
     return int(topology.n_atoms if hasattr(topology, "n_atoms") else topology.getNumAtoms())
 
 
-def _bonded_cysteines(topology: app.Topology) -> list[tuple[int, int]]:
+def _bonded_cysteines(protein: Any) -> list[tuple[int, int]] | None:  # noqa: ANN401
+    """Disulfides by the bonds of a Topology; None where there are no bonds, or no sulfurs, that would tell."""
+    topology = _openmm_topology(protein)
+    if topology is None or not topology.getNumBonds() or all(atom.name != "SG" for atom in topology.atoms()):
+        return None
     return [
         (min(a.residue.index, b.residue.index), max(a.residue.index, b.residue.index))
         for a, b in topology.bonds()

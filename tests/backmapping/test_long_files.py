@@ -12,9 +12,17 @@ import pytest
 from molecules import MODELS
 
 import openmm_cgflow as cgf
-from openmm_cgflow.backmapping import backmap_file, long_files
+from openmm_cgflow.backmapping import backmap_file, long_files, outputs_beside
 from openmm_cgflow.forcematching import BeadModel
-from openmm_cgflow.trajectory_files import WRITTEN, count_frames, frame_range, read_pieces, whole_file, write_frames
+from openmm_cgflow.trajectory_files import (
+    WRITTEN,
+    count_frames,
+    frame_range,
+    read_pieces,
+    save_arrays,
+    whole_file,
+    write_frames,
+)
 
 MODEL = MODELS / "alanine_dipeptide.cgflow"
 FRAMES = 23
@@ -173,6 +181,8 @@ def test_a_file_beside_the_output_that_is_read_is_not_written_over(flow, tmp_pat
         ({"beads": "absent.xtc"}, "no file absent"),
         ({"frames": (1000, None)}, "no frames"),
         ({"frames": (-2, None)}, "frames is"),
+        ({"frames": None}, "frames is None"),
+        ({"frames": "0:5"}, "frames is '0:5'"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
@@ -180,6 +190,31 @@ def test_what_cannot_be_is_refused(flow, beads, tmp_path, monkeypatch, change, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(cgf.InvalidInputError, match=message):
         backmap_file(**({"flow": flow, "beads": beads, "output": "atoms.xtc"} | change))
+
+
+def test_numbers_of_an_input_are_not_written_over(tmp_path):
+    """Those of `atoms.xtc` were, by `backmap atoms.xtc -o atoms.pdb`."""
+    read, output = tmp_path / "atoms.xtc", tmp_path / "atoms.pdb"
+    assert outputs_beside(output, [read])[1] == tmp_path / "atoms.npz"
+    (tmp_path / "atoms.npz").touch()
+    with pytest.raises(cgf.InvalidInputError, match=r"atoms\.npz would be written, and is of a file that is read"):
+        outputs_beside(output, [read])
+    output.touch()  # a run is made again, whose numbers these are
+    outputs_beside(output, [read])
+
+
+def test_pieces_of_another_version_are_not_taken(flow, beads, tmp_path, monkeypatch):
+    output = tmp_path / "atoms.dcd"
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(long_files, "_join", dies)
+    with pytest.raises(KeyboardInterrupt):
+        backmap_file(flow, beads, output, seed=0)
+    monkeypatch.setattr(long_files, "__version__", "0.0")
+    with pytest.raises(cgf.InvalidInputError, match="or of another version"):
+        backmap_file(flow, beads, output, seed=0)
 
 
 def test_a_model_that_was_saved_anew_is_read_anew(beads, tmp_path):
@@ -313,6 +348,18 @@ def test_a_file_with_brackets_in_its_name_is_written(tmp_path):
         temporary.write_text("here")
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
     assert path.read_text() == "here"
+
+
+def test_a_link_stays_one_and_the_file_it_leads_to_is_written(tmp_path):
+    place, link = tmp_path / "scratch" / "store", tmp_path / "o.npz"
+    place.parent.mkdir()
+    link.symlink_to(place)
+    for value in (1, 2):
+        save_arrays(link, {"a": np.array(value)})
+    assert link.is_symlink()
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+    with np.load(place) as data:
+        assert data["a"] == 2
 
 
 def test_cif_files_are_read(flow, tmp_path):

@@ -46,6 +46,12 @@ def test_sequences_are_refused_by_residue(source, message):
         ProteinSequence.of(source)
 
 
+def test_a_sequence_on_several_lines_is_one_chain():
+    sequence = ProteinSequence.of(" GAS LKE\nGAS\n/ AG\n")
+    assert sequence.lengths == [9, 2]
+    assert sequence == ProteinSequence.of("GASLKEGAS/AG")
+
+
 def test_topologies_are_refused_by_residue():
     with pytest.raises(cgf.InvalidInputError, match="between ALA 2 and GLY 5 of chain B residues are missing"):
         ProteinSequence.of(alpha_carbons(["GLY", "ALA", "GLY"], ["1", "2", "5"]))
@@ -88,6 +94,9 @@ def test_selenomethionine_is_built_as_methionine_and_that_is_told(caplog):
         (lambda x: x[:, :2], cgf.InvalidInputError, "has the shape"),
         (lambda x: x[[0, 1, 2, 1, 0]] + 1e-3, cgf.InvalidInputError, "nearer than 0.2 nm"),
         (lambda x: x[None][:0], cgf.InvalidInputError, "has the shape"),
+        (lambda x: x.ravel(), cgf.InvalidInputError, "has the shape"),
+        (lambda _: [], cgf.InvalidInputError, "has the shape"),
+        (lambda _: 3.0, cgf.InvalidInputError, "has the shape"),
         (lambda x: x * unit.kelvin, cgf.InvalidInputError, "given in"),
     ],
 )
@@ -96,10 +105,20 @@ def test_traces_are_refused_by_residue(mapper, change, error, message):
         mapper.backmap(change(helix(5)), relax=0)
 
 
+@pytest.mark.parametrize("kind", ["n-ca-c", "backbone"])
+def test_a_trace_in_place_of_a_backbone_is_refused(kind):
+    """After all had been built, numpy said that shapes differ."""
+    mapper = cgf.ProteinBackmapper("GAS", beads=kind)
+    for trace in (helix(3), helix(3)[None], helix(3).ravel()):
+        with pytest.raises(cgf.MismatchError, match=f"those of kind '{kind}' are N, CA, C"):
+            mapper.backmap(trace, relax=0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"n": 0}, "n is 0"),
+        ({"n": 10**10}, "n is 10,000,000,000, which takes"),
         ({"relax": -1}, "relax is -1"),
         ({"assemble": "all"}, "assemble is 'all'"),
         ({"particles": True}, "particles is True"),
@@ -110,9 +129,19 @@ def test_numbers_that_cannot_be_are_refused(mapper, options, message):
         mapper.backmap(helix(5), **options)
 
 
+@pytest.mark.parametrize("pairs", [False, None, [0, 5], [("CYS 1", "CYS 6")], [(0, 5, 3)]])
+def test_disulfides_that_are_no_pairs_are_refused(pairs):
+    with pytest.raises(cgf.InvalidInputError, match="disulfides are"):
+        cgf.ProteinBackmapper("CGAGAC", disulfides=pairs)
+
+
 def test_systems_and_topologies_of_other_molecules_are_refused(mapper):
     system = openmm.System()
     system.addParticle(1.0)
+    with pytest.raises(cgf.InvalidInputError, match="library is a str; give a FragmentLibrary"):
+        cgf.ProteinBackmapper("GA", library="fragments.safetensors")
+    with pytest.raises(cgf.InvalidInputError, match=r"system is a Topology; give an openmm.System"):
+        cgf.ProteinBackmapper("GA", system=app.Topology())
     with pytest.raises(cgf.MismatchError, match="the System has 1 particles"):
         cgf.ProteinBackmapper("GA", system=system)
     odd = app.Modeller(mapper.topology, np.zeros((mapper.topology.getNumAtoms(), 3)) * unit.nanometer)

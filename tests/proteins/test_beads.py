@@ -287,3 +287,35 @@ def test_files_of_martini_are_read_whatever_the_order_and_what_is_beside(known, 
     )
     assert result.exit_code == 2
     assert "lacks the bead SC5" in result.output
+
+
+def named(rows: list[tuple[str, int, list[str]]], x: np.ndarray) -> mdtraj.Trajectory:
+    """Positions with the names of residues, their numbers, and names of beads."""
+    topology = mdtraj.Topology()
+    chain = topology.add_chain()
+    for residue, number, beads in rows:
+        added = topology.add_residue(residue, chain, number)
+        for bead in beads:
+            topology.add_atom(bead, mdtraj.element.virtual, added)
+    return mdtraj.Trajectory(x, topology)
+
+
+def test_beads_of_a_trajectory_are_found_by_their_names():
+    mapper = cgf.ProteinBackmapper("GKG", beads="martini3", disulfides=[])
+    beads = mapper.beadsOf(cgf.ProteinBackmapper("GKG").backmap(helix(3), relax=0, refine=0, seed=0).positions[0])
+    turned = named(
+        [("GLY", 5, ["BB"]), ("LYS", 6, ["SC2", "SC1", "BB"]), ("GLY", 7, ["BB"])], beads[:, [0, 3, 2, 1, 4]]
+    )
+    np.testing.assert_array_equal(mapper._in_order(turned.xyz, list(turned.topology.atoms)), beads.astype(np.float32))
+    three = [(name, k + 1, ["CA"]) for k, name in enumerate(("GLY", "ALA", "GLY", "SER"))]
+    moved = [three[k] for k in (2, 3, 0, 1)]
+    x = helix(4)[None]
+    of_topology = cgf.ProteinBackmapper(named(three, x).topology)
+    atoms = list(named(moved, x).topology.atoms)
+    np.testing.assert_array_equal(of_topology._in_order(x, atoms), x[:, [2, 3, 0, 1]])
+    of_sequence = cgf.ProteinBackmapper("GAGS")
+    with pytest.raises(cgf.MismatchError, match="the trace has SER4:CA where ALA2:CA is expected"):
+        of_sequence.backmap(named(moved, x), relax=0)
+    for number in (5, -1):  # numbers of a sequence are none of the trajectory's, nor are unknown names
+        renamed = named([("ALA" if k == 1 else "BEA", number + k, ["B"]) for k in range(4)], x)
+        np.testing.assert_array_equal(of_sequence._in_order(x, list(renamed.topology.atoms)), x)

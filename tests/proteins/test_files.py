@@ -1,18 +1,23 @@
 """The command line, files in pieces and processes, and a run that goes on where it was ended."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import mdtraj
 import numpy as np
 import pytest
+import torch
 from openmm import app
-from traces import helix, noisy
+from traces import helix, noisy, strand
 from typer.testing import CliRunner
 
 import openmm_cgflow as cgf
 from openmm_cgflow.cli import app as command
 from openmm_cgflow.proteins import backmap_protein_file, files
+from openmm_cgflow.proteins.beads.door import whole_beads
+from openmm_cgflow.proteins.builder import ProteinBuilder
+from openmm_cgflow.proteins.chain.sequence import ProteinSequence
 from openmm_cgflow.proteins.result import write_pdb
 
 NAMES = ["GLY", "ALA", "CYS", "LYS", "PRO", "SER"]
@@ -112,6 +117,25 @@ def test_a_run_that_was_ended_goes_on(folder, tmp_path, monkeypatch):
     assert not output.with_name("atoms.dcd.parts").exists()
 
 
+@pytest.mark.parametrize("frames", [(-2, None), (3, 3), None, "0:5", (0.0, 2.0)])
+def test_frames_that_cannot_be_are_refused(folder, tmp_path, frames):
+    with pytest.raises(cgf.InvalidInputError, match="backmap_protein_file: frames is"):
+        backmap_protein_file(folder / "ca.pdb", tmp_path / "a.xtc", folder / "ca.xtc", relax=0, frames=frames)
+
+
+def test_pairs_of_disulfides_are_taken(folder, tmp_path):
+    """They were taken for True."""
+    text = (folder / "ca.pdb").read_text()
+    (tmp_path / "ca.pdb").write_text(text.replace("GLY", "CYS").replace("SER", "CYS"))
+    pairs = [(np.int64(2), np.int64(5))]
+    backmap_protein_file(tmp_path / "ca.pdb", tmp_path / "atoms.pdb", relax=0, seed=0, disulfides=pairs)
+    residues = app.PDBFile(str(tmp_path / "atoms.pdb")).topology.residues()
+    hydrogens = ["HG" in {atom.name for atom in r.atoms()} for r in residues if r.name == "CYS"]
+    assert hydrogens == [True, False, False]
+    with pytest.raises(cgf.InvalidInputError, match="ALA 6 of chain A to be a cysteine"):
+        backmap_protein_file(tmp_path / "ca.pdb", tmp_path / "b.pdb", relax=0, disulfides=[(1, 2)])
+
+
 def test_a_run_that_did_nothing_leaves_nothing_and_writes_over_no_input(folder, tmp_path):
     structure = tmp_path / "x.topology.pdb"
     structure.write_text((folder / "ca.pdb").read_text())
@@ -172,6 +196,15 @@ def test_residues_in_another_order_are_found_by_their_names(folder, tmp_path):
     np.testing.assert_allclose(atoms.xyz[:, atoms.topology.select("name CA")], frames.xyz, atol=1e-3)
 
 
+def test_frames_of_another_protein_are_refused_by_name(folder, tmp_path):
+    frames = mdtraj.load(str(folder / "ca.xtc"), top=str(folder / "ca.pdb"))[:1]
+    for residue, name in zip(frames.topology.residues, ("GLY", "TRP", "CYS", "LYS", "PRO", "SER"), strict=True):
+        residue.name = name
+    frames.save(str(tmp_path / "other.gro"))
+    with pytest.raises(cgf.MismatchError, match=r"other.gro has TRP6:CA where ALA6:CA is expected"):
+        backmap_protein_file(folder / "ca.pdb", tmp_path / "a.pdb", tmp_path / "other.gro", relax=0)
+
+
 def test_elements_that_readers_guess_do_not_matter(folder, tmp_path):
     """OpenMM takes a lone CA without an element for calcium, mdtraj for carbon; NA for sodium, mdtraj for nitrogen."""
     lines = (folder / "ca.pdb").read_text().splitlines()
@@ -187,6 +220,29 @@ def test_elements_that_readers_guess_do_not_matter(folder, tmp_path):
     assert found.frames == 1
 
 
+def test_chains_in_other_images_are_brought_together():
+    """Two chains with a disulfide between them were built as if they were apart."""
+    trace = np.concatenate([strand(6), strand(6)[::-1], strand(6)]) + np.repeat([0.0, 0.55, 1.2], 6)[:, None] * [
+        0,
+        1,
+        0,
+    ]
+    sequence = ProteinSequence.of("GACAAG/GAACAG/GAAAAG")
+    box = np.array([[5.0, 0.0, 0.0], [1.0, 5.0, 0.0], [-2.0, 2.0, 5.0]])
+    wrapped = np.stack([trace, trace])
+    wrapped[1, 6:12] += box[1] - box[2]
+    wrapped[1, 12:] -= 2 * box[0]
+    np.testing.assert_allclose(whole_beads(wrapped, box, sequence, "ca"), [trace, trace], atol=1e-12)
+    split = wrapped.copy()
+    split[1, 3:6] += box[0]
+    split[1, 8:] -= box[2]
+    np.testing.assert_allclose(whole_beads(split, box, sequence, "ca"), [trace, trace], atol=1e-12)
+    np.testing.assert_array_equal(whole_beads(wrapped, box / 50, sequence, "ca"), wrapped)  # as of PDB files of models
+    apart = trace + np.repeat([0.0, 2.0, 4.0], 6)[:, None] * [0, 1, 0]
+    for other in (4 * box, 2 * np.eye(3)):  # the latter is of States of Systems without a box
+        np.testing.assert_array_equal(whole_beads(apart[None], other, sequence, "ca"), apart[None])
+
+
 @pytest.mark.parametrize("one", [False, True], ids=["frames", "one structure"])
 def test_a_box_that_is_no_box_moves_nothing(folder, one):
     """PDB files of models have a box of one Angstrom, into which whole traces were folded."""
@@ -199,3 +255,49 @@ def test_a_box_that_is_no_box_moves_nothing(folder, one):
         trace.save(str(folder / "dummy.pdb"))
         source = app.PDBFile(str(folder / "dummy.pdb"))
     np.testing.assert_allclose(mapper.backmap(source, relax=0, refine=0, seed=1).positions, plain, atol=2e-3)
+
+
+def test_protonation_that_a_file_names_is_built(folder, tmp_path, caplog):
+    """OpenMM's reader makes HIS, ASP, GLU and CYS of them."""
+    text = (folder / "ca.pdb").read_text()
+    for name, other in (("GLY", "HID"), ("ALA", "HIP"), ("CYS", "CYX"), ("LYS", "ASH"), ("PRO", "GLH"), ("SER", "HSP")):
+        text = text.replace(name, other)
+    (tmp_path / "ca.pdb").write_text(text)
+    with caplog.at_level("WARNING", "openmm_cgflow"):
+        backmap_protein_file(tmp_path / "ca.pdb", tmp_path / "atoms.pdb", relax=0, seed=0)
+    assert "CYX 7 of chain A is in no disulfide" in caplog.text
+    residues = list(app.PDBFile(str(tmp_path / "atoms.pdb")).topology.residues())
+    told = {"HD1", "HE2", "HD2", "HG"}
+    hydrogens = [{atom.name for atom in residue.atoms()} & told for residue in residues]
+    assert [residue.name for residue in residues] == ["HIS", "HIS", "CYS", "ASP", "GLU", "HIS"]
+    his = {"HD1", "HD2"}
+    assert hydrogens == [his, his | {"HE2"}, {"HG"}, {"HD2"}, {"HE2"}, his | {"HE2"}]
+
+
+def test_insertion_codes_are_kept(folder, tmp_path):
+    """Residues 100, 100A and 100B of an antibody were one in what was written."""
+    lines = (folder / "ca.pdb").read_text().splitlines(keepends=True)
+    codes = dict(zip(NAMES, (" 99 ", "100 ", "100A", "100B", "101 ", "102 "), strict=True))
+    kept = [f"{line[:23]}{codes[line[17:20]]}{line[27:]}" if line.startswith("ATOM") else line for line in lines]
+    (tmp_path / "ca.pdb").write_text("".join(kept))
+    backmap_protein_file(tmp_path / "ca.pdb", tmp_path / "atoms.pdb", relax=0, seed=0)
+    topology = app.PDBFile(str(tmp_path / "atoms.pdb")).topology
+    assert [r.id + r.insertionCode.strip() for r in topology.residues()] == [code.strip() for code in codes.values()]
+    given = app.PDBFile(str(tmp_path / "ca.pdb")).topology
+    built = cgf.ProteinBackmapper(given, disulfides=[]).topology
+    assert [r.insertionCode.strip() for r in built.residues()] == ["", "", "A", "B", "", ""]
+
+
+def test_every_run_reads_its_library_and_is_told_of_a_mirrored_trace(folder, tmp_path, monkeypatch, caplog):
+    """The mapper of one file was that of the next one of the process."""
+    monkeypatch.setattr(ProteinBuilder, "log_evidence", lambda *_: torch.tensor([-30.0, -5.0, -29.0]))
+    library, energies = cgf.FragmentLibrary.load(), []
+    for shift in (0, 36):
+        moved = {name: table.roll((shift, shift), (0, 1)) for name, table in library.free_energy.items()}
+        replace(library, free_energy=moved).save(tmp_path / "library.safetensors")
+        found = backmap_protein_file(
+            folder / "ca.pdb", tmp_path / "a.pdb", relax=0, seed=1, library=tmp_path / "library.safetensors"
+        )
+        energies.append(found.energies[0])
+    assert abs(energies[0] - energies[1]) > 1.0  # kJ/mol
+    assert caplog.text.count("likelier as its mirror image") == 2

@@ -18,7 +18,7 @@ from openmm_cgflow.proteins.fragments.learned import Lesson, TrainedFragment, an
 
 # isort: off
 import openmm
-from openmm import app
+from openmm import app, unit
 
 # isort: on
 
@@ -91,6 +91,24 @@ def test_mirror_images_and_unknown_fragments_are_refused():
         fragment_named("XYZ")
     with pytest.raises(InvalidInputError, match="needs the fragments PRO too"):
         FragmentLibrary.train("amber14-all.xml", None, "never.safetensors", ["ALA", "GLY"])
+    with pytest.raises(InvalidInputError, match=r"amber15-all.xml cannot be read as a force field"):
+        FragmentLibrary.train("amber15-all.xml", None, "never.safetensors")
+
+
+def test_a_temperature_with_a_unit_is_taken(monkeypatch):
+    asked = []
+
+    def train_fragments(*arguments: object) -> None:
+        asked.append(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train_fragments", train_fragments)
+    for temperature in (310 * unit.kelvin, 310):
+        with pytest.raises(KeyboardInterrupt):
+            FragmentLibrary.train("amber14-all.xml", None, "never.safetensors", temperature=temperature)
+    assert [arguments[4] for arguments in asked] == [310.0, 310.0]
+    with pytest.raises(InvalidInputError, match="temperature is given in nanometer"):
+        FragmentLibrary.train("amber14-all.xml", None, "never.safetensors", temperature=310 * unit.nanometer)
 
 
 def test_all_residues_and_variants_are_there():

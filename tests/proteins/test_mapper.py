@@ -181,6 +181,25 @@ def test_near_cysteines_are_bonded_unless_it_is_said_otherwise():
             assert bridged_cysteines(of_free, mapper.given, kind) == []
 
 
+def test_cysteines_in_no_disulfide_have_their_hydrogen(caplog):
+    """Without it amber14 takes them for thiolates."""
+    names = ["GLY", "CYX", "ALA", "CYX", "ALA", "ALA", "CYX"]
+    mapper = cgf.ProteinBackmapper(names, disulfides=[(1, 6)])
+    hydrogens = [atom.residue.index for atom in mapper.topology.atoms() if atom.name == "HG"]
+    assert hydrogens == [3]
+    assert caplog.text.count("CYX 4 of chain A is in no disulfide, and is built as CYS") == 1
+    assert cgf.ProteinBackmapper(names, disulfides=[]).topology.getNumBonds() == mapper.topology.getNumBonds() + 1
+
+
+@pytest.mark.parametrize("pairs", [[(2, 9)], []], ids=["bonded", "free"])
+def test_disulfides_of_a_topology_of_heavy_atoms_are_taken(pairs):
+    made = cgf.ProteinBackmapper("GACAAG/GAACAG", disulfides=pairs).topology
+    heavy = app.Modeller(made, np.zeros((made.getNumAtoms(), 3)) * unit.nanometer)
+    heavy.delete([atom for atom in heavy.topology.atoms() if atom.element.symbol == "H"])
+    for topology in (heavy.topology, mdtraj.Topology.from_openmm(heavy.topology)):
+        assert cgf.ProteinBackmapper(topology)._known().layout.disulfides == tuple(pairs)
+
+
 def test_the_order_of_atoms_of_a_topology_is_kept(built):
     trace, result = built
     x = result.positions[0, 0]
@@ -328,3 +347,23 @@ def test_the_map_of_glycine_is_its_own_mirror_image():
 def test_a_density_is_given_for_what_has_one(mapper):
     assert mapper.backmap(helix(20), relax=1, assemble="chain", seed=1).log_density is None
     assert np.isfinite(mapper.backmap(helix(20), relax=0, assemble="chain", seed=1).log_density).all()
+
+
+def test_what_a_mapper_gives_is_a_copy():
+    trace, topology = helix(3), cgf.ProteinBackmapper("GAS").topology
+    system = amber14(topology)
+    mapper = cgf.ProteinBackmapper(topology, system=system)
+    before = mapper.backmap(trace, relax=0, refine=0, seed=0)
+    force = openmm.CustomExternalForce("1000")
+    force.addParticle(0, [])
+    for given in (system, mapper.system):
+        given.addForce(openmm.XmlSerializer.clone(force))
+    for given in (topology, mapper.topology, before.topology):
+        given.setPeriodicBoxVectors(np.eye(3) * unit.nanometer)
+    cgf.FragmentLibrary.load().free_energy["ALA"].zero_()
+    parts = cgf.ProteinBackmapper(topology, system=mapper.system)
+    after = mapper.backmap(trace, relax=0, refine=0, seed=0)
+    assert after.topology.getPeriodicBoxVectors() is None
+    for again in (after, parts.backmap(trace, relax=0, refine=0, seed=0)):
+        np.testing.assert_array_equal(again.positions, before.positions)
+        np.testing.assert_array_equal(again.energies, before.energies)

@@ -1,5 +1,8 @@
 """Beads at the door: put together where a box splits them, refused by name where they are not what they should be."""
 
+import logging
+from itertools import product
+
 import numpy as np
 
 from openmm_cgflow.errors import InvalidInputError, MismatchError
@@ -11,18 +14,23 @@ from openmm_cgflow.units import PositionsLike, in_nm
 
 __all__ = ["checked_beads", "whole_beads"]
 
+_log = logging.getLogger("openmm_cgflow")
 _REACH = {"martini2": (0.2, 0.5), "martini3": (0.2, 0.5), "com": (0.1, 1.3)}  # nm, first beads of neighbours
 _SPLIT = {"atoms": 0.6, "means": 1.4}  # nm, longer than any distance of neighbours: a box is between them
 _FAR = 1.0  # nm, of a side chain's beads from the first one of the residue
+_NEAR = 1.0  # nm, of the nearest beads of chains that are beside one another
+_ROOM = 0.1  # nm^3, which a residue has at least in a box that is one
+_NO_BOX = 2.0 * np.eye(3)  # nm, what OpenMM's States of Systems without a box have
 
 
 def whole_beads(x: np.ndarray, box: np.ndarray | None, sequence: ProteinSequence, kind: BeadKind) -> np.ndarray:
     """Beads `(frames, beads, 3)`, nm, each chain put together where its box `(frames, 3, 3)` splits it, if it is known.
 
-    Another number of beads than these residues have, and values that are not finite, are left as they are.
+    A chain that is near none of those before it is put at the image that is nearest to them.
+    What has another shape, and values that are not finite, are left as they are.
     """
     owner = _residue_of(sequence, kind)
-    if x.shape[1] != len(owner) or not np.isfinite(x).all():
+    if x.shape[1:] != (len(owner), 3) or not np.isfinite(x).all():
         return x
     first = first_beads(sequence, kind)
     chain = [(first[k], first[k + 1]) for k in np.flatnonzero(sequence.followed)]
@@ -30,13 +38,45 @@ def whole_beads(x: np.ndarray, box: np.ndarray | None, sequence: ProteinSequence
     pairs = np.array([*chain, *inner]).reshape(-1, 2)
     longest = _SPLIT["atoms" if kind in ATOMS else "means"]
     far = distances(x, pairs).max(1, initial=0.0) > longest
-    if box is None or not far.any():
+    chains = np.array([residue.chain for residue in sequence.residues])[owner]
+    if box is None or not (far.any() or chains[-1]):
         return x
-    joined = x.copy()
-    joined[far] = whole_frames(x[far], pairs, np.broadcast_to(box, (len(x), 3, 3))[far])
+    joined, box = x.copy(), np.broadcast_to(box, (len(x), 3, 3))
+    joined[far] = whole_frames(x[far], pairs, box[far])
     sound = distances(joined, pairs).max(1, initial=0.0) <= longest
     joined[~sound] = x[~sound]
+    roomy = sound & (np.abs(np.linalg.det(box)) > _ROOM * len(sequence)) & (box != _NO_BOX).any((1, 2))
+    moved = [_brought_near(joined[frame], box[frame], chains) for frame in np.flatnonzero(roomy)]
+    if any(moved):
+        _log.info("in %d of %d frames chains are put at the nearest of their periodic images", sum(moved), len(x))
     return joined
+
+
+def _brought_near(x: np.ndarray, box: np.ndarray, chains: np.ndarray) -> bool:
+    """Move chains of one frame `(beads, 3)`, nm, to the images nearest to the chains before them; whether any was.
+
+    Arguments:
+        x: beads, which are written over.
+        box: `(3, 3)`, nm, rows are the box vectors.
+        chains: `(beads,)`, the chain of each.
+    """
+    from scipy.spatial import cKDTree
+
+    moved = False
+    for k in range(1, chains[-1] + 1):
+        own, before = x[chains == k], cKDTree(x[chains < k])
+        nearest = before.query(own)[0].min()
+        if nearest < _NEAR:
+            continue
+        centres = np.array([x[chains == j].mean(0) for j in range(k)])
+        images = np.round((own.mean(0) - centres) @ np.linalg.inv(box))
+        shifts = np.unique(np.concatenate([images + step for step in product((-1, 0, 1), repeat=3)]), axis=0) @ box
+        found = [before.query(own - shift)[0].min() for shift in shifts]
+        best = int(np.argmin(found))
+        if found[best] < nearest:
+            x[chains == k] -= shifts[best]
+            moved = True
+    return moved
 
 
 def checked_beads(beads: PositionsLike, sequence: ProteinSequence, kind: BeadKind) -> np.ndarray:
@@ -51,6 +91,11 @@ def checked_beads(beads: PositionsLike, sequence: ProteinSequence, kind: BeadKin
         n, k = len(sequence), len(ATOMS[kind])
         if k > 1 and (x.shape == (n, k, 3) or (x.ndim in (2, 3) and x.shape[-2:] == (n * k, 3))):
             x = x.reshape(-1, n, k, 3)
+        elif k > 1 and x.ndim != 4:
+            raise MismatchError(
+                f"the beads have the shape {x.shape}, and those of kind {kind!r} are {', '.join(ATOMS[kind])} of each "
+                f"residue: give (frames, {n}, {k}, 3), or see whether beads= is right"
+            )
         return checked_trace(x, sequence)
     names = [(r.label, name) for r in sequence.residues for name in bead_names(kind, r.variant)]
     x = x[None] if x.ndim == 2 else x

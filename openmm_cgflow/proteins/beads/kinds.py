@@ -33,6 +33,7 @@ __all__ = [
     "checked_kind",
     "first_beads",
     "kind_of_names",
+    "public_name",
     "rough_trace",
 ]
 
@@ -88,7 +89,8 @@ def checked_kind(beads: str) -> Literal["auto"] | BeadKind:
     return beads  # type: ignore[return-value]
 
 
-def _public(residue: str) -> str:
+def public_name(residue: str) -> str:
+    """The name in a PDB file of a residue that is named by its variant, or by another program."""
     known = OTHER_NAMES.get(residue, residue)
     return PUBLIC_NAMES.get(known, known)
 
@@ -99,7 +101,7 @@ def bead_names(kind: str, residue: str) -> list[str]:
         return list(ATOMS[kind])
     if kind == "com":
         return ["COM"]
-    sides = (_MARTINI2 if kind == "martini2" else _MARTINI3)[_public(VARIANTS.get(residue, residue))]
+    sides = (_MARTINI2 if kind == "martini2" else _MARTINI3)[public_name(VARIANTS.get(residue, residue))]
     return ["BB", *(f"SC{k}" for k in range(1, len(sides) + 1))]
 
 
@@ -119,9 +121,9 @@ def kind_of_names(residues: Sequence[tuple[str, Sequence[str]]]) -> BeadKind:
             "say beads='martini2'"
         )
     if "BB" in every:
-        if any((_public(name), len(names) - 1) in _TOLD for name, names in residues):
+        if any((public_name(name), len(names) - 1) in _TOLD for name, names in residues):
             return "martini3"
-        if any(_public(name) in _TELLING for name, _ in residues):
+        if any(public_name(name) in _TELLING for name, _ in residues):
             return "martini2"
         raise InvalidInputError(
             "these residues have the same beads in Martini 2 and 3 (ALA, TYR and TRP differ, and there is none); say "
@@ -194,7 +196,7 @@ def _parts(kind: BeadKind, variant: str, atoms: list[str]) -> list[tuple[str, li
         return [(name, [(name, 1.0)]) for name in ATOMS[kind]]
     if kind == "com":
         return [("COM", [(name, 1.0) for name in atoms])]
-    public = _public(variant)
+    public = public_name(variant)
     sides = (_MARTINI2 if kind == "martini2" else _MARTINI3)[public]
     first = f"{_BB} CB" if public == "ALA" and kind == "martini2" else _BB
     return [

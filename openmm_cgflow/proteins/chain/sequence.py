@@ -28,6 +28,7 @@ class Residue:
         label: how messages call it, such as `LYS 12 of chain A`.
         number: of the residue, as text.
         chain_name: of its chain.
+        insertion: code after the number, such as `A` of 100A; empty for none.
     """
 
     variant: str
@@ -35,6 +36,7 @@ class Residue:
     label: str
     number: str
     chain_name: str
+    insertion: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,9 @@ class ProteinSequence:
         """Read a sequence.
 
         Arguments:
-            source: one-letter codes, chains divided by `/` or spaces; a list of names of three letters, or a list of
-                such lists, one for each chain; an OpenMM or mdtraj Topology, of alpha carbons or of more; or a
-                `ProteinSequence`.
+            source: one-letter codes, chains divided by `/`, on as many lines as there are; a list of names of three
+                letters, or a list of such lists, one for each chain; an OpenMM or mdtraj Topology, of alpha carbons or
+                of more; or a `ProteinSequence`.
 
         Raises:
             InvalidInputError: for what is no residue that can be built, by name, with the way out.
@@ -102,14 +104,15 @@ class ProteinSequence:
         if isinstance(source, cls):
             return source
         if isinstance(source, str):
-            return cls._named([_letters(part) for part in source.replace("/", " ").split()])
+            chains = ["".join(part.split()) for part in source.split("/")]
+            return cls._named([_letters(chain) for chain in chains if chain])
         if hasattr(source, "to_openmm"):
             source = source.to_openmm()
         if hasattr(source, "chains") and hasattr(source, "atoms"):
             return cls._of_topology(source)
         if isinstance(source, Sequence) and source:
-            chains = [source] if isinstance(source[0], str) else source
-            return cls._named([list(map(str, chain)) for chain in chains])
+            lists = [source] if isinstance(source[0], str) else source
+            return cls._named([list(map(str, names)) for names in lists])
         raise InvalidInputError(
             f"a protein is given as {type(source).__name__}; give its sequence in one-letter codes, such as "
             '"GSHMKV", names of residues, or a Topology'
@@ -118,7 +121,7 @@ class ProteinSequence:
     @classmethod
     def _named(cls, chains: list[list[str]]) -> "ProteinSequence":
         rows = [
-            (name, k, str(i), _CHAINS[k % 26])
+            (name, k, str(i), _CHAINS[k % 26], "")
             for k, chain in enumerate(chains)
             for i, name in enumerate(chain, start=1)
         ]
@@ -145,7 +148,8 @@ class ProteinSequence:
                     continue
                 number += not begun
                 _refuse_gap(before, residue, chain)
-                rows.append((_with_hydrogens(residue.name, set(names)), number, residue.id, chain.id or "A"))
+                name = _with_hydrogens(residue.name, set(names))
+                rows.append((name, number, residue.id, chain.id or "A", residue.insertionCode.strip()))
                 begun, before = True, residue
         if strange:
             raise InvalidInputError(
@@ -156,10 +160,10 @@ class ProteinSequence:
         return cls._checked(rows)
 
     @classmethod
-    def _checked(cls, rows: list[tuple[str, int, str, str]]) -> "ProteinSequence":
+    def _checked(cls, rows: list[tuple[str, int, str, str, str]]) -> "ProteinSequence":
         residues = []
-        for name, chain, number, chain_name in rows:
-            label = f"{name} {number} of chain {chain_name}"
+        for name, chain, number, chain_name, insertion in rows:
+            label = f"{name} {number}{insertion} of chain {chain_name}"
             if name in REFUSED:
                 raise InvalidInputError(f"{label} is {REFUSED[name]}")
             known = OTHER_NAMES.get(name, name)
@@ -170,7 +174,7 @@ class ProteinSequence:
                 )
             if name in _MET_OF:
                 _log.warning("%s is built as %s", label, known)
-            residues.append(Residue(VARIANTS.get(known, known), chain, label, number, chain_name))
+            residues.append(Residue(VARIANTS.get(known, known), chain, label, number, chain_name, insertion))
         if not residues:
             raise InvalidInputError("the protein has no residues; give at least two of a chain")
         sequence = cls(tuple(residues))

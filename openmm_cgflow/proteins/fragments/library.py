@@ -16,6 +16,7 @@ The file is one of `storage` (safetensors), kind `fragments`:
 Flows of side chains given the backbone are in a file beside it (`flow_file`): tables are read without networks.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from openmm import unit
 from torch import Tensor
 
 from openmm_cgflow.compute import plain_torch
@@ -32,7 +34,7 @@ from openmm_cgflow.proteins.chain.geometry import residue_frames
 from openmm_cgflow.proteins.chain.sequence import ProteinSequence
 from openmm_cgflow.proteins.fragments.grid import BINS, CAP
 from openmm_cgflow.storage import read_as, read_file, reading, write_file
-from openmm_cgflow.units import KB
+from openmm_cgflow.units import KB, in_kelvin
 
 __all__ = ["FragmentLibrary", "local_template"]
 
@@ -118,7 +120,7 @@ class FragmentLibrary:
         solvent: str | None,
         out: str | Path,
         fragments: Iterable[str] | None = None,
-        temperature: float = 300.0,
+        temperature: unit.Quantity | float = 300.0,
         share: float = 1.0,
         progress: bool = True,
     ) -> "FragmentLibrary":
@@ -133,12 +135,13 @@ class FragmentLibrary:
             solvent: that of an implicit solvent, such as `"implicit/obc2.xml"`; None for vacuum.
             out: the library's file.
             fragments: names of fragments, ALA, GLY and PRO among them; all by default.
-            temperature: K.
+            temperature: Quantity or K.
             share: of the usual number of energies.
             progress: draw a bar.
 
         Raises:
-            InvalidInputError: for an unknown fragment, or one that the force field lacks.
+            InvalidInputError: for an unknown fragment, or one that the force field lacks; for files that cannot be
+                read.
             MismatchError: the folder is of another force field, temperature or number of energies.
 
         Example:
@@ -148,10 +151,10 @@ class FragmentLibrary:
         from openmm_cgflow.proteins.fragments.report import report_fragments
         from openmm_cgflow.proteins.fragments.training import train_fragments
 
-        path = Path(out)
+        path, kelvin = Path(out), in_kelvin(temperature)
         parts = path.with_name(f"{path.stem}.parts")
         lessons, provenance = train_fragments(
-            forcefield, solvent, parts, fragments, temperature, share, progress
+            forcefield, solvent, parts, fragments, kelvin, share, progress
         )  # fmt: skip
         templates, atoms = {}, {}
         for lesson in lessons:
@@ -164,7 +167,7 @@ class FragmentLibrary:
             {lesson.fragment.name: lesson.mean_angle for lesson in lessons},
             templates,
             atoms,
-            temperature,
+            kelvin,
             provenance,
         ).save(path)
         # the side chain of a disulfide has another residue to it; charged ends are built as the residue itself
@@ -178,13 +181,14 @@ class FragmentLibrary:
     @classmethod
     @plain_torch
     def load(cls, path: str | Path | None = None) -> "FragmentLibrary":
-        """The library of a file, or the one that is shipped.
+        """The library of a file, or the one that is shipped, a copy of its own.
 
         Raises:
             ModelFileError: if there is no such file, or it is damaged or of another kind.
         """
         chosen = Path(path).resolve() if path is not None else _SHIPPED
-        return _load(chosen, chosen.stat().st_mtime_ns if chosen.is_file() else 0)
+        kept = _load(chosen, chosen.stat().st_mtime_ns if chosen.is_file() else 0)
+        return copy.deepcopy(kept)
 
 
 def local_template(places: dict[str, np.ndarray], on_n: bool) -> tuple[list[str], Tensor]:

@@ -56,7 +56,7 @@ def train_fragments(
         what was learned of each, and what describes all of it.
 
     Raises:
-        InvalidInputError: for an unknown fragment, or one that the force field lacks.
+        InvalidInputError: for an unknown fragment, or one that the force field lacks; for files that cannot be read.
         MismatchError: parts in the folder are of another force field, temperature or number of energies.
     """
     chosen = [fragment_named(name) for name in (FRAGMENTS if fragments is None else fragments)]
@@ -64,7 +64,14 @@ def train_fragments(
     if missing:
         raise InvalidInputError(f"a library needs the fragments {', '.join(missing)} too; name them as well")
     files = [forcefield] if isinstance(forcefield, str) else list(forcefield)
-    field = app.ForceField(*files, *([solvent] if solvent else []))
+    every = [*files, *([solvent] if solvent else [])]
+    try:
+        field = app.ForceField(*every)
+    except Exception as error:  # OpenMM raises whatever it meets
+        raise InvalidInputError(
+            f"{', '.join(map(str, every))} cannot be read as a force field ({' '.join(str(error).split())[:300]}); "
+            "give XML files of OpenMM, such as amber14-all.xml and implicit/obc2.xml"
+        ) from error
     folder.mkdir(parents=True, exist_ok=True)
     described = {"forcefield": files, "solvent": solvent, "temperature": temperature, "share": share}
     lessons: list[Lesson] = []

@@ -1,5 +1,6 @@
 """Which atom is what: the all-atom Topology of a protein, and the tables by which its parts are placed."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +12,7 @@ import torch
 from openmm import app
 from torch import Tensor
 
+from openmm_cgflow.counts import whole_number
 from openmm_cgflow.errors import InvalidInputError, MismatchError, ModelFileError
 from openmm_cgflow.proteins.chain.geometry import dihedrals
 from openmm_cgflow.proteins.chain.residues import CHI, PUBLIC_NAMES, hydrogens_of_n
@@ -22,11 +24,13 @@ __all__ = [
     "ProteinLayout",
     "SideChain",
     "backbone_of_template",
+    "disulfide_pairs",
     "greasy_hydrogens",
     "turned",
     "with_disulfides",
 ]
 
+_log = logging.getLogger("openmm_cgflow")
 MOST_CHI = 4
 """Torsions of the longest side chain."""
 
@@ -104,7 +108,7 @@ class ProteinLayout:
             if self.sequence.is_first(k):
                 chain = topology.addChain(residue.chain_name)
             public = PUBLIC_NAMES.get(residue.variant, residue.variant)
-            added = topology.addResidue(public, chain, residue.number)
+            added = topology.addResidue(public, chain, residue.number, residue.insertion)
             for name in names[k]:
                 made[k, name] = topology.addAtom(name, _ELEMENTS[name[0]], added)
         topology.createStandardBonds()
@@ -187,8 +191,30 @@ def turned(side: SideChain, chi: Tensor) -> Tensor:
     return x
 
 
-def with_disulfides(sequence: ProteinSequence, pairs: Sequence[tuple[int, int]]) -> ProteinSequence:
-    """The sequence with the residues of these pairs as CYX.
+def disulfide_pairs(pairs: Any) -> list[tuple[int, int]]:  # noqa: ANN401
+    """Pairs of residues, counted from 0; numpy's integers too.
+
+    Raises:
+        InvalidInputError: they are something else.
+    """
+    try:
+        return [(whole_number(a, "a residue", 0), whole_number(b, "a residue", 0)) for a, b in pairs]
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"disulfides are {pairs!r}; give pairs of the numbers of cysteines, counted from 0, such as [(2, 9)], or "
+            "[] for none"
+        ) from error
+
+
+def with_disulfides(
+    sequence: ProteinSequence, pairs: Sequence[tuple[int, int]], thiolates: bool = False
+) -> ProteinSequence:
+    """The sequence with the residues of these pairs as CYX, and no others.
+
+    Arguments:
+        sequence: of the protein.
+        pairs: of residues, counted from 0.
+        thiolates: leave CYX that are in no pair, which have no hydrogen on the sulfur, instead of making CYS of them.
 
     Raises:
         InvalidInputError: a residue of a pair is no cysteine, or is in two pairs.
@@ -204,6 +230,10 @@ def with_disulfides(sequence: ProteinSequence, pairs: Sequence[tuple[int, int]])
                 )
             seen.add(k)
             residues[k] = replace(residues[k], variant="CYX")
+    for k, residue in enumerate(residues):
+        if residue.variant == "CYX" and k not in seen and not thiolates:
+            _log.warning("%s is in no disulfide, and is built as CYS; disulfides=[...] bonds it", residue.label)
+            residues[k] = replace(residue, variant="CYS")
     return ProteinSequence(tuple(residues))
 
 
