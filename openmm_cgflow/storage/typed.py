@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
-from openmm_cgflow.errors import ModelFileError
+from openmm_cgflow.errors import InvalidInputError, ModelFileError
 
 __all__ = ["read_as"]
 
@@ -176,4 +176,7 @@ def _record(declared: Any, value: Any, where: str, finite: bool) -> Any:  # noqa
     for name, entry in value.items():
         hint, _, must_be_finite = fields[name]
         read[name] = read_as(hint, entry, f"{where}.{name}", finite and must_be_finite)
-    return declared(**read)
+    try:
+        return declared(**read)
+    except InvalidInputError as error:  # of settings, which check what a user gives
+        raise ModelFileError(f"{where}: {error}") from error

@@ -72,7 +72,7 @@ def test_hostile_tests_begin_with_a_file_that_is_fine(tmp_path, good):
         (put("settings", "rank", value=10**9), "larger networks than it holds"),
         (put("settings", "harmonics", value=10**9), "larger networks than it holds"),
         (put("settings", "hidden", value=8), "belongs there"),
-        (put("settings", "hidden", value=-4), "hidden = -4"),
+        (put("settings", "hidden", value=-4), "hidden is -4"),
         (put("settings", "hidden", value=4.0), "not a whole number"),
         (put("settings", "hidden", value=True), "not a whole number"),
         (put("settings", "hidden", value="4"), "not a whole number"),
