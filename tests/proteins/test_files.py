@@ -143,7 +143,7 @@ def test_a_run_that_did_nothing_leaves_nothing_and_writes_over_no_input(folder, 
         backmap_protein_file(structure, tmp_path / "x.dcd", relax=0)
     with pytest.raises(cgf.InvalidInputError, match=r"there is no file .*missing"):
         backmap_protein_file(structure, tmp_path / "y.dcd", relax=0, library=tmp_path / "missing")
-    with pytest.raises(cgf.CGFlowError):  # found by the first piece: a PDB file is no library
+    with pytest.raises(cgf.CGFlowError):  # a PDB file is no library
         backmap_protein_file(structure, tmp_path / "y.dcd", relax=0, library=folder / "ca.pdb")
     assert list(tmp_path.iterdir()) == [structure]
 
@@ -286,6 +286,8 @@ def test_insertion_codes_are_kept(folder, tmp_path):
     given = app.PDBFile(str(tmp_path / "ca.pdb")).topology
     built = cgf.ProteinBackmapper(given, disulfides=[]).topology
     assert [r.insertionCode.strip() for r in built.residues()] == ["", "", "A", "B", "", ""]
+    dropped = mdtraj.load(str(tmp_path / "ca.pdb")).topology
+    assert cgf.ProteinBackmapper(dropped, disulfides=[]).given.residues[3].label == "LYS 100B of chain A"
 
 
 def test_every_run_reads_its_library_and_is_told_of_a_mirrored_trace(folder, tmp_path, monkeypatch, caplog):

@@ -131,7 +131,7 @@ class ProteinSequence:
     def _of_topology(cls, topology: Any) -> "ProteinSequence":  # noqa: ANN401
         rows, strange, number = [], [], -1
         for chain in topology.chains():
-            begun, before = False, None
+            begun, before, repeated = False, None, 0
             for residue in chain.residues():
                 names = [atom.name for atom in residue.atoms()]
                 known = residue.name in _STANDARD or residue.name in OTHER_NAMES or residue.name in REFUSED
@@ -149,7 +149,10 @@ class ProteinSequence:
                 number += not begun
                 _refuse_gap(before, residue, chain)
                 name = _with_hydrogens(residue.name, set(names))
-                rows.append((name, number, residue.id, chain.id or "A", residue.insertionCode.strip()))
+                code = residue.insertionCode.strip()
+                repeated = repeated + 1 if not code and before is not None and before.id == residue.id else 0
+                code = code or ("", *_CHAINS)[repeated % 27]  # mdtraj drops codes: 100, 100A are both 100
+                rows.append((name, number, residue.id, chain.id or "A", code))
                 begun, before = True, residue
         if strange:
             raise InvalidInputError(
