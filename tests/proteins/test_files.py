@@ -238,6 +238,10 @@ def test_chains_in_other_images_are_brought_together():
     split[1, 8:] -= box[2]
     np.testing.assert_allclose(whole_beads(split, box, sequence, "ca"), [trace, trace], atol=1e-12)
     np.testing.assert_array_equal(whole_beads(wrapped, box / 50, sequence, "ca"), wrapped)  # as of PDB files of models
+    row = trace.reshape(3, 6, 3)[[0, 2, 1]].reshape(
+        1, 18, 3
+    )  # the second one is by the third, and by an image of the first
+    np.testing.assert_array_equal(whole_beads(row, np.diag([5.0, 1.95, 5.0]), sequence, "ca"), row)
     apart = trace + np.repeat([0.0, 2.0, 4.0], 6)[:, None] * [0, 1, 0]
     for other in (4 * box, 2 * np.eye(3)):  # the latter is of States of Systems without a box
         np.testing.assert_array_equal(whole_beads(apart[None], other, sequence, "ca"), apart[None])

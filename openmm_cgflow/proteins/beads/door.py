@@ -1,8 +1,9 @@
 """Beads at the door: put together where a box splits them, refused by name where they are not what they should be."""
 
 import logging
-from itertools import product
+from itertools import combinations, product
 
+import networkx
 import numpy as np
 
 from openmm_cgflow.errors import InvalidInputError, MismatchError
@@ -26,7 +27,7 @@ _NO_BOX = 2.0 * np.eye(3)  # nm, what OpenMM's States of Systems without a box h
 def whole_beads(x: np.ndarray, box: np.ndarray | None, sequence: ProteinSequence, kind: BeadKind) -> np.ndarray:
     """Beads `(frames, beads, 3)`, nm, each chain put together where its box `(frames, 3, 3)` splits it, if it is known.
 
-    A chain that is near none of those before it is put at the image that is nearest to them.
+    Chains that are near none of the others are put at their image beside these, if there is one.
     What has another shape, and values that are not finite, are left as they are.
     """
     owner = _residue_of(sequence, kind)
@@ -53,7 +54,9 @@ def whole_beads(x: np.ndarray, box: np.ndarray | None, sequence: ProteinSequence
 
 
 def _brought_near(x: np.ndarray, box: np.ndarray, chains: np.ndarray) -> bool:
-    """Move chains of one frame `(beads, 3)`, nm, to the images nearest to the chains before them; whether any was.
+    """Move groups of chains of one frame `(beads, 3)`, nm, to an image beside the groups before; whether any was.
+
+    A group is of chains that are near one another already. One that no image brings near another stays where it is.
 
     Arguments:
         x: beads, which are written over.
@@ -62,20 +65,24 @@ def _brought_near(x: np.ndarray, box: np.ndarray, chains: np.ndarray) -> bool:
     """
     from scipy.spatial import cKDTree
 
-    moved = False
-    for k in range(1, chains[-1] + 1):
-        own, before = x[chains == k], cKDTree(x[chains < k])
-        nearest = before.query(own)[0].min()
-        if nearest < _NEAR:
-            continue
-        centres = np.array([x[chains == j].mean(0) for j in range(k)])
-        images = np.round((own.mean(0) - centres) @ np.linalg.inv(box))
-        shifts = np.unique(np.concatenate([images + step for step in product((-1, 0, 1), repeat=3)]), axis=0) @ box
+    trees = [cKDTree(x[chains == k]) for k in range(chains[-1] + 1)]
+    near = networkx.Graph()
+    near.add_nodes_from(range(len(trees)))
+    for j, k in combinations(range(len(trees)), 2):
+        if trees[j].query(x[chains == k])[0].min() < _NEAR:
+            near.add_edge(j, k)
+    groups = [np.isin(chains, list(group)) for group in networkx.connected_components(near)]
+    placed, moved = groups[0], False
+    for group in groups[1:]:
+        own, before = x[group], cKDTree(x[placed])
+        images = np.round((own.mean(0) - x[placed].mean(0)) @ np.linalg.inv(box))
+        shifts = (images + list(product((-1, 0, 1), repeat=3))) @ box
         found = [before.query(own - shift)[0].min() for shift in shifts]
         best = int(np.argmin(found))
-        if found[best] < nearest:
-            x[chains == k] -= shifts[best]
+        if found[best] < _NEAR:
+            x[group] -= shifts[best]
             moved = True
+        placed = placed | group
     return moved
 
 
