@@ -69,7 +69,7 @@ def main() -> None:
     modes = f"{(shares > 0.01).sum()} of 3, weights off at most {np.abs(shares - 1 / 3).max():.4f}"
     print(f"figure: {options.figure}")
     rows = [
-        ("modes", float((shares > 0.01).sum()), 3, 0),
+        ("modes found", float((shares > 0.01).sum()), 3, 0),
         *((f"weight of mode {k + 1}", float(shares[k]), 1 / 3, 0.02) for k in range(3)),
         ("log Z", samples.logZ, 0.0, 0.02),
         ("ESS", samples.ess, 0.9, None),

@@ -60,7 +60,7 @@ def main() -> None:
     modes = f"{len(np.unique(mode[near]))} of 40, weights off {off.std():.1%} r.m.s."
     print(f"figure: {options.figure}")
     rows = [
-        ("modes", float(len(np.unique(mode[near]))), 40, 0),
+        ("modes found", float(len(np.unique(mode[near]))), 40, 0),
         ("log Z", samples.logZ, 0.0, 0.02),
         ("ESS", samples.ess, 0.85, None),
     ]
