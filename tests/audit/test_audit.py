@@ -10,7 +10,7 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from molecules import DATA, jiggled, load
+from molecules import DATA, jiggled, load, small_networks
 from typer.testing import CliRunner
 
 import openmm_cgflow as cgf
@@ -285,14 +285,15 @@ def test_audit_is_paid_by_its_own_call(tmp_path, monkeypatch):
     """One below its least came on top of a budget; after a resume it had a tenth of all calls."""
     limits, file = [], tmp_path / "state"
     for module in (model, run):
-        monkeypatch.setattr(module, "LEAST", 500)
+        monkeypatch.setattr(module, "LEAST", 200)
     monkeypatch.setattr(cgf.CGFlow, "audit", lambda flow, limit, seconds: limits.append(limit))
     settings = TrainSettings(points=32, sweeps=1, fit_steps=5, soft_buffers=1, buffer=500)
-    for evaluations in (5_400, 6_000):
-        flow = cgf.CGFlow(*load("vinylether"))
+    for evaluations in (2_150, 2_400):
+        with small_networks():
+            flow = cgf.CGFlow(*load("vinylether"))
         flow.train(evaluations=evaluations, checkpoint=file, settings=settings, progress=False)
-    assert limits[0] < 500  # too few: 5,400 are taken by the training
-    assert 500 <= limits[1] <= 600
+    assert limits[0] < 200  # too few: 2,150 are taken by the training
+    assert 200 <= limits[1] <= 240
 
 
 # -- its parts

@@ -10,7 +10,7 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from molecules import load
+from molecules import load, small_networks
 from openmm import app, unit
 from openmmtools import mcmc, states
 from openmmtools.utils import deserialize, serialize
@@ -27,7 +27,8 @@ def butane(butane_file) -> cgf.CGFlow:
 @pytest.fixture(scope="module")
 def poor(butane) -> cgf.CGFlow:
     """The same with a slow density that was never trained: nearly uniform."""
-    flow = cgf.CGFlow(*load("butane"), seed=1)
+    with small_networks():
+        flow = cgf.CGFlow(*load("butane"), seed=1)
     slow = copy.deepcopy(flow.flow.bead_flow.slow.state_dict())
     flow.flow.load_state_dict(butane.flow.state_dict())
     flow.flow.bead_flow.slow.load_state_dict(slow)
