@@ -150,12 +150,12 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
     ) -> Iterator[tuple[float | None, int | None]]:
         """The audit takes a tenth of what the training takes."""
         share = 1.1 if wanted and (evaluations is None or evaluations // 11 >= LEAST) else 1.0
-        start, before, rows = monotonic(), self.coverage, len(self.history)
+        start, before, spent = monotonic(), self.coverage, self._spent
         self.coverage = Coverage(why_not="the training did not end" if wanted else "no audit was asked for")
         try:
             yield None if seconds is None else seconds / share, evaluations and max(1, int(evaluations / share))
         except BaseException:
-            if len(self.history) == rows:  # nothing was trained
+            if self._spent == spent:  # nothing was trained
                 self.coverage = before
             raise
         if self.ended_early:
@@ -163,7 +163,7 @@ class CGFlow(TrainedFlow, Trainable[InternalCoordinates]):
         elif wanted:
             assert self._trainer is not None
             used = self._trainer.loop.budget.used
-            self._audit_training(max(1, used // (10 if share > 1 else 11)), (monotonic() - start) / 10)
+            self._audit_training(max(1, -(-used // 10) if share > 1 else used // 11), (monotonic() - start) / 10)
 
     def _audit_training(self, evaluations: int, seconds: float) -> None:
         try:

@@ -178,6 +178,13 @@ class Trainable(Trained[Coordinates]):
         self._seconds = trainer.loop.seconds
         self._keep_training(trainer.state_dict(whole=False), here)
 
+    @property
+    def _spent(self) -> int:
+        """Evaluations of all trainings."""
+        if self._trainer is not None:
+            return self._trainer.loop.evaluations
+        return self._training.get("evaluations", self.history[-1]["evaluations"] if self.history else 0)
+
     def _new_trainer(self, settings: TrainSettings | None) -> Trainer:
         """A trainer that goes on from what this flow was loaded with."""
         trainer = Trainer(self.flow, self.target, None, self.seed)

@@ -78,7 +78,6 @@ def test_l_amino_acids():
         assert checked == pdb.topology.getNumResidues() - 2
 
 
-@pytest.mark.slow
 def test_thermal_keeps_constraints():
     molecule = load("ALA3")
     frames = thermal(molecule, 3)

@@ -15,6 +15,7 @@ _T = TypeVar("_T")
 _log = logging.getLogger("openmm_cgflow")
 _RECORDING, _COMPILING = threading.RLock(), threading.RLock()
 _PLAIN = ("avx512", "avx2")
+_HEADERS = ("cpp_cache_precompile_headers", "aot_inductor.precompile_headers")
 
 
 def record(
@@ -75,8 +76,9 @@ def without_trial(compile_and_load: Callable[[], _T]) -> _T:
     from torch._inductor import config, cpu_vec_isa  # seconds, which most programs need not wait
 
     known = cpu_vec_isa.valid_vec_isa_list  # made once for each process
-    headers = ("cpp_cache_precompile_headers", "aot_inductor.precompile_headers")
-    with _COMPILING, config.patch({name: False for name in headers}):  # what is set belongs to the process
+    known_here = config.get_config_copy()
+    headers = {name: False for name in _HEADERS if name in known_here}
+    with _COMPILING, config.patch(headers):  # what is set belongs to the process
         if config.cpp.vec_isa_ok is not None or known.cache_info().currsize:
             return compile_and_load()
         kinds, half = cpu_vec_isa.supported_vec_isa_list, torch.cpu._is_avx512_bf16_supported

@@ -112,11 +112,12 @@ class ProteinBackmapper:
             )  # fmt: skip
         self._system = None if system is None else copied_system(system)
         self._parts: ProteinBuilder | None = None
-        self._doubted = False
+        self._doubted, self._unbonded = False, False
         if not isinstance(disulfides, str) or disulfides != "auto":
             self._parts = self._made(disulfide_pairs(disulfides))
         elif (bonded := _bonded_cysteines(protein)) is not None or self.all_atoms is not None:
             self._parts = self._made(bonded or [])
+            self._unbonded = bonded == [] and _near_is_possible(self.given)
         elif not _near_is_possible(self.given):
             self._parts = self._made([])
 
@@ -142,6 +143,12 @@ class ProteinBackmapper:
                 names = self.given.residues[a].label, self.given.residues[b].label
                 _log.warning("%s and %s are near: a disulfide is built; disulfides=[] leaves it out", *names)
             self._parts = self._made(pairs)
+        elif self._unbonded:
+            self._unbonded = False
+            for a, b in bridged_cysteines(beads, self.given, kind):
+                names = self.given.residues[a].label, self.given.residues[b].label
+                _log.warning("%s and %s are near, and no bond of the Topology joins them: disulfides=[(%d, %d), ...] "
+                             "builds a disulfide", *names, a, b)  # fmt: skip
         return self._parts
 
     def _doubt(self, parts: ProteinBuilder, trace: np.ndarray) -> None:

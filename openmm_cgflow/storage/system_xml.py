@@ -65,7 +65,7 @@ def system_to_xml(system: openmm.System) -> str:
 
 
 def digest_of(parts: Sequence[Any], with_version: bool = False) -> str:
-    """A digest of values, Systems as XML among them: the same whatever version of OpenMM wrote these.
+    """A digest of values, Systems as XML among them, whatever version of OpenMM these name.
 
     Arguments:
         parts: what JSON can hold.

@@ -62,7 +62,7 @@ class Reporter:
 
     def __enter__(self) -> "Reporter":
         if self._path is not None:
-            self._fresh = self._fresh or not self._path.exists()
+            self._fresh = self._fresh or not self._path.is_file() or not self._path.stat().st_size
             try:
                 self._file = self._path.open("a", newline="", encoding="utf-8")
             except OSError as error:
@@ -89,7 +89,7 @@ class Reporter:
         """Write a row, and move the bar to `fraction` (0 to 1)."""
         if self._file is not None:
             if self._fresh:  # not before: a call that is refused leaves the file as it was
-                if self._file.seekable():
+                if self._path is not None and self._path.is_file():
                     self._file.truncate(0)
                 self._writer.writeheader()
                 self._fresh = False

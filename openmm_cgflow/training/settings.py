@@ -123,16 +123,15 @@ class TrainSettings:
             InvalidInputError: if it cannot, and none is given.
         """
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        if (schedule := values["tempering"]) is not None:
-            fields = dict(schedule)
-            kind = fields.pop("kind")
-            if kind in _SCHEDULES:
-                values["tempering"] = _SCHEDULES[kind](**fields)
-            elif given is not None:
-                values["tempering"] = given.tempering
-            else:
+        schedule = dict(values["tempering"] or {})
+        kind = schedule.pop("kind") if schedule else None
+        if kind is not None and kind not in _SCHEDULES:
+            if given is None:
                 raise InvalidInputError(f"train: this training has a schedule {kind}: give its settings again.")
+            values["tempering"] = given.tempering
         try:
+            if kind in _SCHEDULES:
+                values["tempering"] = _SCHEDULES[kind](**schedule)
             return cls(**values)
         except InvalidInputError as error:  # it is not the user who gave them
             raise ValueError(str(error)) from error

@@ -52,7 +52,6 @@ class Trainer:
             self.temper.level = None
         self._take(settings)
         if self.loop.stage in {"tempering", "laplace"} - {_first(settings)}:
-            self.task.begin_anew()
             self.loop.enter(_first(settings))
         self.loop.regroup()
 
@@ -111,7 +110,13 @@ class Trainer:
         """
         # of a schedule that is behind us nothing is needed any more
         given = settings if state["stage"] == "tempering" else settings or TrainSettings()
-        self._take(TrainSettings.from_dict(state["settings"], given))
+        try:
+            stored = TrainSettings.from_dict(state["settings"], given)
+        except ValueError:
+            if settings is None:
+                raise
+            stored = settings
+        self._take(stored)
         if "coordinates" in state:
             fill(self.target.coordinates, state["coordinates"])
             self.loop.history = read_as(list[Metrics], state["history"], "history", finite=False)

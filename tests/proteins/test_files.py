@@ -238,6 +238,9 @@ def test_chains_in_other_images_are_brought_together():
     split[1, 8:] -= box[2]
     np.testing.assert_allclose(whole_beads(split, box, sequence, "ca"), [trace, trace], atol=1e-12)
     np.testing.assert_array_equal(whole_beads(wrapped, box / 50, sequence, "ca"), wrapped)  # as of PDB files of models
+    between = trace.reshape(3, 6, 3)[[0, 2, 1]].reshape(1, 18, 3)  # the third one is beside both
+    moved = between + np.repeat([[0, 0, 0], [0, 5, 0], [0, 5, 5]], 6, axis=0)
+    np.testing.assert_allclose(whole_beads(moved, 5 * np.eye(3), sequence, "ca"), between, atol=1e-12)
     row = trace.reshape(3, 6, 3)[[0, 2, 1]].reshape(
         1, 18, 3
     )  # the second one is by the third, and by an image of the first
@@ -307,3 +310,13 @@ def test_every_run_reads_its_library_and_is_told_of_a_mirrored_trace(folder, tmp
         energies.append(found.energies[0])
     assert abs(energies[0] - energies[1]) > 1.0  # kJ/mol
     assert caplog.text.count("likelier as its mirror image") == 2
+
+
+def test_insertion_codes_before_the_plain_number_stay_as_they_are():
+    """1B, 1A, 1, 2: as of thrombin's light chain."""
+    topology = app.Topology()
+    chain = topology.addChain("A")
+    for number, code in ((1, "B"), (1, "A"), (1, ""), (2, "")):
+        topology.addAtom("CA", app.element.carbon, topology.addResidue("ALA", chain, str(number), code))
+    sequence = ProteinSequence.of(topology)
+    assert [residue.number + residue.insertion for residue in sequence.residues] == ["1B", "1A", "1", "2"]

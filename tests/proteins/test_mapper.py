@@ -192,12 +192,18 @@ def test_cysteines_in_no_disulfide_have_their_hydrogen(caplog):
 
 
 @pytest.mark.parametrize("pairs", [[(2, 9)], []], ids=["bonded", "free"])
-def test_disulfides_of_a_topology_of_heavy_atoms_are_taken(pairs):
+def test_disulfides_of_a_topology_of_heavy_atoms_are_taken(pairs, caplog):
     made = cgf.ProteinBackmapper("GACAAG/GAACAG", disulfides=pairs).topology
     heavy = app.Modeller(made, np.zeros((made.getNumAtoms(), 3)) * unit.nanometer)
     heavy.delete([atom for atom in heavy.topology.atoms() if atom.element.symbol == "H"])
     for topology in (heavy.topology, mdtraj.Topology.from_openmm(heavy.topology)):
-        assert cgf.ProteinBackmapper(topology)._known().layout.disulfides == tuple(pairs)
+        mapper = cgf.ProteinBackmapper(topology)
+        assert mapper._known().layout.disulfides == tuple(pairs)
+        near = np.concatenate([strand(6), strand(6)[::-1] + np.array([0, 0.55, 0])])
+        caplog.clear()
+        for _ in range(2):
+            mapper._of_beads(near[None], "ca")
+        assert caplog.text.count("no bond of the Topology joins them: disulfides=[(2, 9)") == (not pairs)
 
 
 def test_the_order_of_atoms_of_a_topology_is_kept(built):

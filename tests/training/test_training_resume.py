@@ -24,6 +24,7 @@ from openmm_cgflow.potentials import DoubleWell, Potential, TorchPotential, torc
 from openmm_cgflow.storage import read_file, write_file
 from openmm_cgflow.training import AdaptiveTempering, GeometricTempering, Metrics, Parallel, Trainer, TrainSettings
 from openmm_cgflow.training.metrics_file import drop_rows_after
+from openmm_cgflow.training.stages import Start
 
 SMALL = FlowSettings(components=8, slow_hidden=16, hidden=16, atom_couplings=2, rank=2)
 QUICK = TrainSettings(points=64, sweeps=4, fit_steps=20, buffer=1000, buffer_steps=4, soft_buffers=3, batch=256)
@@ -58,20 +59,42 @@ def killed(flow, after: int, **arguments) -> None:
 TEMPERED = dataclasses.replace(QUICK, tempering=AdaptiveTempering(beta=0.01, steps=50), tempering_buffer=500)
 
 
-def test_a_start_after_unfinished_tempering_begins_anew():
+def test_a_start_after_unfinished_tempering_begins_anew(monkeypatch):
     """The couplings, which it takes for the identity, were those of the tempering, and so were samples that it kept."""
     flow = well().train(evaluations=9_000, progress=False, settings=TEMPERED)
-    trainer = flow._trainer
-    assert trainer.loop.stage == "tempering"
-    assert trainer.task.replay.buffers
-    trainer.follow(QUICK)
-    assert trainer.loop.stage == "laplace"
-    assert not trainer.task.replay.buffers
-    noise = flow.flow.draw_noise(50, torch.Generator().manual_seed(0))
-    for made in (flow.flow, trainer.loop.average):
-        with made.gaussian():
-            expected = made.sample_from(noise)[0]
-        torch.testing.assert_close(made.sample_from(noise)[0], expected)
+    task, noise = flow._trainer.task, flow.flow.draw_noise(50, torch.Generator().manual_seed(0))
+    assert flow._trainer.loop.stage == "tempering"
+    assert task.replay.buffers
+    before = flow.flow.sample_from(noise)[0]
+    with pytest.raises(cgf.InvalidInputError, match="Nothing was changed"):
+        flow.train(evaluations=5, progress=False, settings=QUICK)
+    torch.testing.assert_close(flow.flow.sample_from(noise)[0], before, rtol=0, atol=0)
+
+    def look(*_):
+        assert not task.replay.buffers
+        with flow.flow.gaussian():
+            expected = flow.flow.sample_from(noise)[0]
+        torch.testing.assert_close(flow.flow.sample_from(noise)[0], expected)
+        raise Killed
+
+    monkeypatch.setattr(Start, "_laplace", look)
+    with pytest.raises(Killed):
+        flow.train(evaluations=5000, progress=False, settings=QUICK)
+
+
+def test_stored_settings_that_cannot_be_are_replaced_by_those_that_are_given(tmp_path):
+    """Numbers that an earlier version took."""
+    well().train(evaluations=2000, progress=False, settings=QUICK).save(tmp_path / "w")
+    for change, name in (
+        ({"average": 1.0}, "average"),
+        ({"tempering": {"kind": "AdaptiveTempering", "largest": 2.0}}, "largest"),
+    ):
+        flow = cgf.VectorFlow.load(tmp_path / "w", DoubleWell())
+        flow._training["settings"] |= change
+        with pytest.raises(cgf.ModelFileError, match=f"{name} is"):
+            flow.train(evaluations=500, progress=False)
+        flow.train(evaluations=500, progress=False, settings=QUICK)
+        assert flow.history[-1]["stage"] == "refine"
 
 
 def test_factors_and_average_of_settings_are_those_in_use(tmp_path):
@@ -103,6 +126,11 @@ def test_a_call_that_is_refused_leaves_the_metrics_of_before(tmp_path):
     with pytest.raises(cgf.InvalidInputError, match="Nothing was changed"):
         well().train(evaluations=5, metrics=tmp_path / "m.csv", progress=False)
     assert (tmp_path / "m.csv").read_text() == "of before\n"
+    with pytest.raises(cgf.InvalidInputError, match="Nothing was changed"):
+        well().train(evaluations=5, metrics=tmp_path / "n.csv", progress=False)
+    flow = well().train(evaluations=2000, metrics=os.devnull, progress=False, settings=QUICK)
+    flow.train(evaluations=500, metrics=tmp_path / "n.csv", progress=False)  # where nothing but a name was left
+    assert (tmp_path / "n.csv").read_text().startswith("stage,")
     well().train(evaluations=2000, metrics=tmp_path / "m.csv", progress=False, settings=QUICK)
     assert (tmp_path / "m.csv").read_text().startswith("stage,")
 

@@ -71,18 +71,21 @@ def _brought_near(x: np.ndarray, box: np.ndarray, chains: np.ndarray) -> bool:
     for j, k in combinations(range(len(trees)), 2):
         if trees[j].query(x[chains == k])[0].min() < _NEAR:
             near.add_edge(j, k)
-    groups = [np.isin(chains, list(group)) for group in networkx.connected_components(near)]
-    placed, moved = groups[0], False
-    for group in groups[1:]:
-        own, before = x[group], cKDTree(x[placed])
-        images = np.round((own.mean(0) - x[placed].mean(0)) @ np.linalg.inv(box))
-        shifts = (images + list(product((-1, 0, 1), repeat=3))) @ box
-        found = [before.query(own - shift)[0].min() for shift in shifts]
-        best = int(np.argmin(found))
-        if found[best] < _NEAR:
-            x[group] -= shifts[best]
-            moved = True
-        placed = placed | group
+    first, *rest = (np.isin(chains, list(group)) for group in networkx.connected_components(near))
+    placed, moved = first, False
+    while rest:  # the nearest one first, for others may be beside it
+        before, found = cKDTree(x[placed]), []
+        for group in rest:
+            images = np.round((x[group].mean(0) - x[placed].mean(0)) @ np.linalg.inv(box))
+            shifts = (images + list(product((-1, 0, 1), repeat=3))) @ box
+            apart = [before.query(x[group] - shift)[0].min() for shift in shifts]
+            found.append((min(apart), shifts[int(np.argmin(apart))]))
+        k = min(range(len(rest)), key=lambda k: found[k][0])
+        if found[k][0] >= _NEAR:
+            break
+        group = rest.pop(k)
+        x[group] -= found[k][1]
+        placed, moved = placed | group, True
     return moved
 
 

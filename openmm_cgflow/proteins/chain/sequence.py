@@ -150,7 +150,8 @@ class ProteinSequence:
                 _refuse_gap(before, residue, chain)
                 name = _with_hydrogens(residue.name, set(names))
                 code = residue.insertionCode.strip()
-                repeated = repeated + 1 if not code and before is not None and before.id == residue.id else 0
+                same = before is not None and before.id == residue.id and not before.insertionCode.strip()
+                repeated = repeated + 1 if same and not code else 0
                 code = code or ("", *_CHAINS)[repeated % 27]  # mdtraj drops codes: 100, 100A are both 100
                 rows.append((name, number, residue.id, chain.id or "A", code))
                 begun, before = True, residue

@@ -46,6 +46,7 @@ class Start:
     def run(self, loop: Loop) -> None:
         """The start, and the fit."""
         plan = self._plan(loop)
+        self.task.begin_anew()
         mixture, weights = self._laplace(loop, plan)
         loop.report("laplace", self.task.replay.dropped)
         self._fit(loop, mixture, weights)
