@@ -18,6 +18,7 @@ def pytest_collection_finish() -> None:
     """Leave what was imported out of every later collection: a tenth of the time of the tests."""
     gc.enable()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

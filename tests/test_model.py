@@ -13,7 +13,7 @@ import openmm
 import pytest
 import safetensors.torch
 import torch
-from molecules import MODELS, load
+from molecules import MODELS, load, small_networks
 from openmm import app, unit
 
 import openmm_cgflow as cgf
@@ -33,7 +33,8 @@ def butane(butane_file) -> cgf.CGFlow:
 def build(name: str = "butane", **options) -> cgf.CGFlow:
     molecule = load(name)
     arguments = {"topology": molecule.topology, "system": molecule.system, "positions": molecule.positions, **options}
-    return cgf.CGFlow(**arguments)
+    with small_networks():
+        return cgf.CGFlow(**arguments)
 
 
 def test_training_learns_butane(butane):

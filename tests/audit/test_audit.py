@@ -39,8 +39,10 @@ def vacuum() -> cgf.CGFlow:
     return cgf.CGFlow.load(MODELS / "aldp_vacuum.cgflow")
 
 
-def quickly(flow, evaluations=5_000):
-    """The flow, trained for some seconds and without an audit."""
+def quickly(name, evaluations=5_000):
+    """A flow of a molecule, trained for some seconds and without an audit."""
+    with small_networks():
+        flow = cgf.CGFlow(*load(name))
     settings = TrainSettings(points=64, sweeps=4, fit_steps=80)
     return flow.train(evaluations=evaluations, settings=settings, progress=False, audit=False)
 
@@ -62,7 +64,7 @@ def vinylether() -> cgf.CGFlow:
     """Methyl vinyl ether with its torsion stiff, as it was: the other form is 10 kJ/mol lower."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(axes, "TURNING_BARRIER", 0.0)
-        return quickly(cgf.CGFlow(*load("vinylether")))
+        return quickly("vinylether")
 
 
 def test_audit_names_a_form_behind_a_torsion_that_is_kept(vinylether, monkeypatch):
@@ -92,9 +94,8 @@ def test_audit_names_a_form_once_where_descents_are_unfinished(vinylether, monke
 
 
 def test_audit_of_a_flow_that_turns_the_torsion_finds_nothing():
-    flow = cgf.CGFlow(*load("vinylether"))
+    flow = quickly("vinylether")
     assert flow.slow_names == ["LIG1:C1-C2-O1-C3"]
-    quickly(flow)
     coverage = flow.audit(8_000)
     assert coverage.covered, coverage
     assert coverage.kept == []
@@ -106,8 +107,7 @@ def test_audit_finds_the_other_forms_of_a_ring_of_ten():
 
     They are searched for, whatever the dynamics find.
     """
-    flow = cgf.CGFlow(*load("macrolactone"))
-    quickly(flow, 4_000)
+    flow = quickly("macrolactone", 4_000)
     coverage = flow.audit(8_000)
     assert not coverage.covered
     rings = [form for form in coverage.forms if form.what == "ring of 10 atoms"]
@@ -133,7 +133,7 @@ def one_chair() -> cgf.CGFlow:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(perception, "_remembered", OrderedDict())  # other tests perceive this molecule as it is
         patch.setattr(perception, "ring_flip", lambda *_: set())
-        return quickly(cgf.CGFlow(*load("cyclohexanol")))
+        return quickly("cyclohexanol")
 
 
 def test_audit_names_the_other_chair_of_a_ring_of_six(one_chair):
@@ -196,8 +196,7 @@ def test_audit_of_weights_that_spread_too_far_does_not_say_covered(vacuum, monke
 @pytest.mark.slow
 def test_audit_says_nothing_on_proline():
     """Whose ring has two puckers, both of which the flow has."""
-    flow = cgf.CGFlow(*load("PRO"))
-    quickly(flow, 5_000)
+    flow = quickly("PRO")
     coverage = flow.audit(5_000)
     shown = [form for form in coverage.forms if form.weight > 0.05]
     assert not shown, coverage

@@ -236,7 +236,7 @@ def test_dynamics_start_without_a_further_minimisation(mapper):
     context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("CPU"), {"Threads": "1"})
     context.setPositions(result.positions[0, 0].astype(float))
     context.setVelocitiesToTemperature(300, 1)
-    integrator.step(500)
+    integrator.step(250)
     state = context.getState(energy=True, positions=True)
     assert np.isfinite(state.getPotentialEnergy()._value)
     moved = state.getPositions(asNumpy=True)._value - result.positions[0, 0]
