@@ -200,7 +200,7 @@ class Trainable(Trained[Coordinates]):
     def _resume(self, trainer: Trainer, path: Path, settings: TrainSettings | None) -> tuple[float, int]:
         """Go on from a checkpoint that is further than this flow; returns what its last call spent, if unfinished."""
         tensors, header = read_file(path, "checkpoint")
-        if header.get("identity") not in (self._identity(), self._identity(with_version=True)):
+        if all(header.get("identity") != self._identity(with_version) for with_version in (False, True)):
             raise MismatchError(
                 f"{path} is the checkpoint of another System, temperature, choice of slow variables or seed; "
                 "remove it, choose another checkpoint, or start anew with resume=False (--no-resume)."

@@ -63,9 +63,10 @@ class VectorFlow(Trainable[LinearCoordinates]):
         device: Device | None = None,
     ) -> None:
         seed = seed_number(seed)
-        for name, value, kind in (("potential", potential, Potential), ("settings", settings, FlowSettings)):
-            if not isinstance(value, kind) and not (name == "settings" and value is None):
-                raise InvalidInputError(f"VectorFlow: {name} is a {type(value).__name__}; give a {kind.__name__}.")
+        if not isinstance(potential, Potential):
+            raise InvalidInputError(f"VectorFlow: potential is a {type(potential).__name__}; give a Potential.")
+        if not isinstance(settings, FlowSettings | None):
+            raise InvalidInputError(f"VectorFlow: settings is a {type(settings).__name__}; give a FlowSettings.")
         coordinates = LinearCoordinates(potential.n_atoms, slow, width, seed)
         super().__init__(copy.deepcopy(potential), coordinates, 1 / KB, settings or FlowSettings(seed=seed), device)
         self.seed = seed

@@ -324,7 +324,7 @@ def _all_atom_topology(protein: Any) -> app.Topology | None:  # noqa: ANN401
     return copied_topology(topology) if hydrogens else None
 
 
-def _openmm_topology(protein: Any) -> app.Topology | None:  # noqa: ANN401
+def _openmm_topology(protein: object) -> app.Topology | None:
     if hasattr(protein, "to_openmm"):
         protein = protein.to_openmm()
     return protein if isinstance(protein, app.Topology) else None
@@ -334,7 +334,7 @@ def _number_of_atoms(topology: Any) -> int:  # noqa: ANN401
     return int(topology.n_atoms if hasattr(topology, "n_atoms") else topology.getNumAtoms())
 
 
-def _bonded_cysteines(protein: Any) -> list[tuple[int, int]] | None:  # noqa: ANN401
+def _bonded_cysteines(protein: object) -> list[tuple[int, int]] | None:
     """Disulfides by the bonds of a Topology; None where there are no bonds, or no sulfurs, that would tell."""
     topology = _openmm_topology(protein)
     if topology is None or not topology.getNumBonds() or all(atom.name != "SG" for atom in topology.atoms()):

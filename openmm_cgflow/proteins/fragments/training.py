@@ -108,7 +108,7 @@ def _lesson(fragment: Fragment, field: app.ForceField, folder: Path, kelvin: flo
     path, checkpoint = folder / f"{fragment.name}.fragment", folder / f"{fragment.name}.checkpoint"
     if path.exists():
         lesson, of = load_lesson(path)
-        if of not in (identity, _identity(capped, kelvin, evaluations, with_version=True)):
+        if of != identity and of != _identity(capped, kelvin, evaluations, with_version=True):
             raise MismatchError(
                 f"{path} is of another force field, temperature, size or number of energies than what is asked for; "
                 "remove the folder, or give another file for the library"
